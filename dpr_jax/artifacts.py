@@ -1,0 +1,258 @@
+"""What stages leave on disk for each other: where it lies, how it is written whole or not at all, how it is checked.
+
+Every artifact has a JSON manifest, written last. It holds `made_from` (the settings and the inputs' fingerprints that produced the
+artifact) and `files` (sha256 and size of each file). A stage whose `made_from` is unchanged is not run again; a file whose
+checksum is not the manifest's is refused by name.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir:
+    """The folders of one work directory, by what they hold."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    def inside(self, name: str) -> Path:
+        """A folder that a setting names: inside the work directory unless it is absolute."""
+        return self.root / name  # an absolute `name` replaces the root
+
+
+def open_workdir(path: str | Path, config_name: str) -> WorkDir:
+    """Opens (or starts) the work directory of one config.
+
+    Raises:
+      InputError: the folder belongs to a config of another name, or is not a work directory and not empty.
+    """
+    root = Path(path).absolute()
+    label = root / "workdir.json"
+    if label.exists():
+        owner = read_json(label).get("config_name")
+        if owner != config_name:
+            raise InputError(
+                f"work directory {root} belongs to config {owner!r}, not {config_name!r}; give another --workdir"
+            )
+        return WorkDir(root)
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--workdir {root} is a file; give a folder")
+    if root.exists() and any(
+        entry.name != label.name + ".partial" for entry in root.iterdir()
+    ):
+        raise InputError(
+            f"--workdir {root} is not empty and not a work directory (no workdir.json); give a new folder"
+        )
+    write_json(label, {"config_name": config_name})
+    return WorkDir(root)
+
+
+# --- JSON, checksums, atomic writes -------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON aside and renames it, so that a reader sees the old or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that a stage wrote.
+
+    Raises:
+      InputError: missing, or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; run the stage that writes it first"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete its folder and run its stage again"
+        ) from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; it takes the final name only when the block ends well.
+
+    The partial file has one fixed name, so what a killed run left is overwritten, not piled up.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; it replaces `path` only when the block ends well.
+
+    The old folder stays readable until then. A kill between the two renames leaves `path.old`, which the next call puts back.
+    """
+    partial, old = (
+        path.with_name(path.name + ".partial"),
+        path.with_name(path.name + ".old"),
+    )
+    restore_dir(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore_dir(path: Path) -> None:
+    """Undoes the first half of a replacement that was killed between its two renames."""
+    old = path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file, hexadecimal.
+
+    Raises:
+      InputError: the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+# --- manifests ----------------------------------------------------------------------------------------------------------
+
+
+def made_from(
+    stage: str, settings: dict[str, Any], inputs: dict[str, str]
+) -> dict[str, Any]:
+    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs."""
+    return {"stage": stage, "settings": settings, "inputs": inputs}
+
+
+def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
+    """Whether `manifest` exists and was made from just these settings and inputs."""
+    if not manifest.exists():
+        return False
+    return read_json(manifest).get("made_from") == json.loads(json.dumps(origin))
+
+
+def write_manifest(
+    manifest: Path, origin: dict[str, Any], files: list[Path], **facts: Any
+) -> None:
+    """Writes the manifest of an artifact whose files are all in place (below the manifest's folder)."""
+    listed = {
+        file.relative_to(manifest.parent).as_posix(): {
+            "sha256": checksum(file),
+            "bytes": file.stat().st_size,
+        }
+        for file in sorted(files)
+    }
+    write_json(
+        manifest,
+        {**facts, "made_from": origin, "files": listed, "versions": versions()},
+    )
+
+
+def fingerprint(manifest: Path) -> str:
+    """One hash for the content of an artifact: of its files' names and checksums.
+
+    Raises:
+      InputError: the artifact is missing or its manifest damaged.
+    """
+    files = read_json(manifest).get("files")
+    if not files:
+        raise InputError(
+            f"{manifest} lists no files; delete its folder and run its stage again"
+        )
+    lines = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def verify(manifest: Path) -> dict[str, Any]:
+    """Checks every file of an artifact against its manifest, and returns the manifest.
+
+    Raises:
+      InputError: a file is missing or differs, by name.
+    """
+    facts = read_json(manifest)
+    for name, entry in facts.get("files", {}).items():
+        path = manifest.parent / name
+        if not path.exists():
+            raise InputError(
+                f"{path} is missing, though {manifest.name} lists it; delete {manifest} and run its stage again"
+            )
+        if path.stat().st_size != entry["bytes"] or checksum(path) != entry["sha256"]:
+            raise InputError(
+                f"{path} is damaged: its checksum is not the one in {manifest.name}; delete {manifest} and run its stage again"
+            )
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape results, for manifests and reports."""
+    names = (
+        "dpr_jax",
+        "jax",
+        "flax",
+        "optax",
+        "numpy",
+        "tokenizers",
+        "scann",
+        "faiss-cpu",
+        "bm25s",
+    )
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,338 @@
+"""Every setting of every stage, declared once: name, type, unit, default.
+
+A file in configs/ builds one `Config`; the command line overrides single values (`--train.learning-rate 1e-5`). Only the command line
+and each stage's `run` see the whole `Config`; deeper functions take the values they need.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from dpr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The raw files (plain or .gz), read by `dpr prepare`. Relative paths are relative to the current directory."""
+
+    passages: str = ""
+    """Corpus: TSV `id, text, title` with a header (DPR's psgs_w100.tsv layout)."""
+    train: str = ""
+    """Training questions: DPR JSON."""
+    dev: str = ""
+    """Development questions: DPR JSON."""
+    test: str = ""
+    """Test questions: DPR's question/answers file (.csv), `id, question` TSV (.tsv), or DPR JSON."""
+    test_qrels: str = ""
+    """TREC qrels of the test questions (`qid 0 passage_id relevance`); empty: gold passages come from the DPR JSON, if any."""
+    max_train_questions: int = 0
+    """Use only the first so many training questions; 0 uses all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bm25Config:
+    """Okapi BM25 over title and text, English stemming and stop words (bm25s, PyStemmer)."""
+
+    k1: float = 0.9
+    """Term-frequency saturation (0.9 in the DPR paper)."""
+    b: float = 0.4
+    """Length normalization (0.4 in the DPR paper)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MineConfig:
+    """Hard negatives from BM25: best-ranked passages that are neither gold nor contain an answer."""
+
+    enabled: bool = True
+    """Mine hard negatives; when false, those in the data set are used."""
+    depth: int = 8
+    """How many hard negatives to keep a question."""
+    window: int = 100
+    """How many top BM25 passages to look through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The two towers."""
+
+    init: str = "packaged:all-MiniLM-L6-v2"
+    """Where both towers start: a Hugging Face hub id, a folder, or `packaged:all-MiniLM-L6-v2` (needs no network)."""
+    shared_towers: bool = False
+    """Use one set of weights for questions and passages."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """The vector: the last layer's [CLS] state (DPR), or the mean over real tokens."""
+    normalize: bool = False
+    """Scale vectors to unit length."""
+    max_question_tokens: int = 64
+    """Questions are cut at so many tokens, [CLS] and [SEP] included."""
+    max_passage_tokens: int = 256
+    """Passages (title and text) are cut at so many tokens, special tokens included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Training of the dual encoder with in-batch negatives over the global batch."""
+
+    batch_size: int = 128
+    """Questions in the global batch, over all devices."""
+    hard_negatives: int = 1
+    """Hard negatives a question, drawn anew each epoch; the batch has batch_size * (1 + hard_negatives) passages."""
+    shuffle_positives: bool = False
+    """Draw the positive from all positives; otherwise the first is taken (DPR)."""
+    total_steps: int = 1000
+    """Number of updates."""
+    learning_rate: float = 2e-5
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 100
+    """Updates of linear warm-up before the linear decay to zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, not applied to biases and LayerNorm."""
+    adam_eps: float = 1e-8
+    """Epsilon of AdamW."""
+    clip_norm: float = 2.0
+    """Clip the gradient to this global norm; 0 turns clipping off."""
+    dropout: float = 0.1
+    """Dropout rate of hidden states and attention weights."""
+    temperature: float = 1.0
+    """Scores are divided by it: 1 for the paper's dot product, about 0.05 for unit vectors."""
+    mask_duplicates: bool = True
+    """Mask passages of other questions that are a positive of this one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute precision of the towers; weights, scores and loss are always float32."""
+    spmd: Literal["pmap", "shard_map"] = "pmap"
+    """How the per-device step is mapped over devices."""
+    log_every_steps: int = 10
+    """Write a line of metrics every so many steps."""
+    validate_every_steps: int = 0
+    """Validate on the dev set every so many steps; 0: only after the last step."""
+    checkpoint_every_steps: int = 500
+    """Save a checkpoint every so many steps (and always after the last)."""
+    validation_hard_negatives: int = 30
+    """Hard negatives a dev question in the average-rank pool (30 in DPR)."""
+    validation_negatives: int = 30
+    """Other negatives a dev question in the average-rank pool (30 in DPR)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeConfig:
+    """The passage tower over the corpus."""
+
+    model: str = "model"
+    """Encoder: a folder (absolute, or inside the work directory) that holds passage_encoder/, or anything `model.init` takes."""
+    out: str = "embeddings"
+    """Folder for the shards, inside the work directory."""
+    rows_per_shard: int = 65536
+    """Passages a shard; a killed run loses at most the shards being written."""
+    batch_tokens: int = 0
+    """Tokens computed at once on a device, padding included; 0 chooses: 4,096 on CPU, 131,072 on GPU and TPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision; auto: bfloat16. Vectors are stored as float16 either way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+    """The search index over the embeddings; inner product."""
+
+    kind: Literal["auto", "scann", "faiss", "exact"] = "auto"
+    """auto: scann where it can be had and the corpus has at least 5,000 passages, else exact."""
+    embeddings: str = "embeddings"
+    """Folder of the embeddings, inside the work directory."""
+    out: str = "index"
+    """Folder for the index, inside the work directory."""
+    leaves: int = 0
+    """Partitions (ScaNN tree, FAISS IVF); 0: the square root of the number of passages."""
+    leaves_to_search: int = 0
+    """Partitions searched a query; 0: a quarter of the leaves, at least 16."""
+    reorder: int = 400
+    """ScaNN: candidates rescored exactly a query (at least the k asked for)."""
+    dimensions_per_block: int = 2
+    """ScaNN: dimensions a code word of the product quantization."""
+    anisotropic_threshold: float = 0.2
+    """ScaNN: anisotropic quantization threshold."""
+    recall_queries: int = 200
+    """Queries for the measured recall@100 against exact search that index.json states."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieveConfig:
+    """Batch retrieval of questions to a run."""
+
+    kind: Literal["dense", "bm25"] = "dense"
+    """dense: question tower and index; bm25: the lexical baseline on the same passages."""
+    name: str = "trained"
+    """Name of the run: runs/NAME.trec and runs/NAME.json."""
+    split: Literal["test", "dev"] = "test"
+    """Which questions."""
+    model: str = "model"
+    """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or anything `model.init` takes."""
+    index: str = "index"
+    """Folder of the index, inside the work directory."""
+    top_k: int = 100
+    """Passages a question."""
+    batch_size: int = 256
+    """Questions searched at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Metrics of every run and the report."""
+
+    cutoffs: tuple[int, ...] = (1, 5, 20, 100)
+    """The k of top-k accuracy."""
+    answer_match: Literal["string", "regex"] = "string"
+    """How an answer is looked for in a passage: DPR's token match, or regular expressions (CuratedTREC)."""
+    baseline: str = "bm25"
+    """Every run is compared with this one."""
+    bootstrap_samples: int = 2000
+    """Resamplings of the questions for the 95 % intervals."""
+    examples: int = 10
+    """Questions with their top passages side by side in the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run of the pipeline: one part a stage."""
+
+    name: str = "dpr"
+    """Name of the run; a work directory belongs to one name."""
+    seed: int = 13
+    """Seed of data order, dropout and sampling."""
+    compare_untrained: bool = True
+    """The pipeline also encodes, indexes and retrieves with the encoder as it came."""
+    data: DataConfig = DataConfig()
+    bm25: Bm25Config = Bm25Config()
+    mine: MineConfig = MineConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    encode: EncodeConfig = EncodeConfig()
+    index: IndexConfig = IndexConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load(path: str | Path) -> Config:
+    """Runs a Python file of configs/ and returns its `config`.
+
+    Raises:
+      InputError: the file is missing, does not run, or does not define `config = Config(...)`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"config file {path} does not exist; give a file such as configs/quickstart.py"
+        )
+    spec = importlib.util.spec_from_file_location(f"dpr_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(
+            f"config file {path} is not a Python file; it must end in .py and define config = Config(...)"
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (
+        Exception
+    ) as error:  # the file is the user's code: whatever it raises is their input
+        raise InputError(
+            f"config file {path} does not run: {type(error).__name__}: {error}"
+        ) from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise InputError(
+            f"config file {path} must define `config = Config(...)`, found {type(config).__name__}"
+        )
+    validate(config)
+    return config
+
+
+_AT_LEAST = {
+    "train.batch_size": 1,
+    "train.hard_negatives": 0,
+    "train.total_steps": 1,
+    "train.warmup_steps": 0,
+    "train.clip_norm": 0,
+    "train.weight_decay": 0,
+    "train.log_every_steps": 1,
+    "train.validate_every_steps": 0,
+    "train.checkpoint_every_steps": 1,
+    "train.validation_hard_negatives": 0,
+    "train.validation_negatives": 0,
+    "data.max_train_questions": 0,
+    "model.max_question_tokens": 4,
+    "model.max_passage_tokens": 8,
+    "mine.depth": 1,
+    "encode.rows_per_shard": 1,
+    "encode.batch_tokens": 0,
+    "index.leaves": 0,
+    "index.leaves_to_search": 0,
+    "index.reorder": 1,
+    "index.dimensions_per_block": 1,
+    "index.recall_queries": 1,
+    "retrieve.top_k": 1,
+    "retrieve.batch_size": 1,
+    "evaluate.bootstrap_samples": 1,
+    "evaluate.examples": 0,
+}
+
+
+def validate(config: Config) -> None:
+    """Checks what types cannot say.
+
+    Raises:
+      InputError: with the key, its value and the rule.
+    """
+    for key, least in _AT_LEAST.items():
+        _require(
+            config, key, lambda value, least=least: value >= least, f"{least:,} or more"
+        )
+    for key in ("train.learning_rate", "train.temperature", "train.adam_eps"):
+        _require(config, key, lambda value: value > 0, "greater than 0")
+    _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
+    _require(
+        config,
+        "mine.window",
+        lambda value: value >= config.mine.depth,
+        "mine.depth or more",
+    )
+    _require(
+        config,
+        "evaluate.cutoffs",
+        lambda value: value and min(value) >= 1,
+        "one or more numbers, each at least 1",
+    )
+    _require(config, "name", lambda value: value.strip() != "", "a word, not empty")
+    if config.train.batch_size == 1:
+        rule = "1 or more when train.batch_size is 1: a question without any negative has loss 0 and teaches nothing"
+        _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
+
+
+def _require(config: Config, key: str, holds: Callable[[Any], bool], rule: str) -> None:
+    value = functools.reduce(getattr, key.split("."), config)
+    if not holds(value):
+        raise InputError(f"{key} is {value!r}; it must be {rule}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass of settings as nested plain dicts, with lists for tuples, as JSON gives them back."""
+    plain = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def keys(kind: type = Config, prefix: str = "") -> list[str]:
+    """All settings by dotted name, as in `train.learning_rate`."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        names += (
+            keys(hint, f"{prefix}{name}.")
+            if dataclasses.is_dataclass(hint)
+            else [prefix + name]
+        )
+    return names

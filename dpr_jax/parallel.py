@@ -1,0 +1,212 @@
+"""Processes and devices: how this run was started, and how one per-device function is mapped over all devices.
+
+Everything that knows of more than one device or process is here; the step in training/step.py is written for one device and names
+one axis, `AXIS`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dpr_jax.errors import InputError
+
+AXIS = "devices"
+
+
+def initialize() -> None:
+    """Joins the other processes of this run, where the environment says that there are any.
+
+    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (launch/local.sh sets them);
+    otherwise a cluster that JAX recognises (TPU pod, Slurm, Kubernetes, Open MPI) speaks for itself. Without either, one process.
+
+    Raises:
+      InputError: some of the three variables are set and some are not, or one is not a number in range.
+    """
+    names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
+    values = [os.environ.get(name, "") for name in names]
+    if any(values):
+        missing = [name for name, value in zip(names, values, strict=True) if not value]
+        if missing:
+            raise InputError(
+                f"{' and '.join(missing)} not set; a run of several processes needs all of {', '.join(names)}"
+            )
+        try:
+            count, index = int(values[1]), int(values[2])
+        except ValueError:
+            raise InputError(
+                f"DPR_NUM_PROCESSES={values[1]!r}, DPR_PROCESS_ID={values[2]!r}: both must be numbers"
+            ) from None
+        if not 0 <= index < count:
+            raise InputError(
+                f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in 0..{count - 1}"
+            )
+        jax.distributed.initialize(
+            coordinator_address=values[0], num_processes=count, process_id=index
+        )
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """Whether the environment is one that jax.distributed.initialize() reads by itself, with more than one process."""
+    tpu_pod = (
+        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    )
+    slurm = (
+        int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    )
+    open_mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    kubernetes = "JAX_COORDINATOR_ADDRESS" in os.environ
+    return tpu_pod or slurm or open_mpi or kubernetes
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; with one process it returns at once."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Spmd(NamedTuple):
+    """One way of running a per-device function on all devices of all processes.
+
+    Attributes:
+      replicate: tree of host arrays -> the same tree, whole on every device.
+      shard: tree of this process's host arrays [n, ...] -> split along the first axis over this process's devices (n is a
+        multiple of their number); the global array is all processes' parts together.
+      map: `fn(replicated, sharded) -> (replicated, replicated)`, which may use collectives over AXIS -> the function that runs on
+        all devices. The first argument's memory is reused when `donate` is set.
+      fetch: a replicated tree -> host arrays.
+    """
+
+    replicate: Callable[[Any], Any]
+    shard: Callable[[Any], Any]
+    map: Callable[..., Callable[[Any, Any], Any]]
+    fetch: Callable[[Any], Any]
+
+
+def spmd(
+    kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None
+) -> Spmd:
+    """The mapping named by `train.spmd`.
+
+    Args:
+      kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map sums the gradient of replicated
+        weights once more by itself, which makes it W times too large (W devices).
+      devices: all devices of the run, in order; None takes jax.devices().
+    """
+    devices = jax.devices() if devices is None else devices
+    local = [
+        device for device in devices if device.process_index == jax.process_index()
+    ]
+    if kind == "pmap":
+        return _pmap(devices, local)
+    return _shard_map(devices, local)
+
+
+def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
+    stacked = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
+    everywhere = devices if jax.process_count() == 1 else None
+
+    def replicate(tree: Any) -> Any:
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            return jax.device_put(
+                np.broadcast_to(leaf, (len(local), *leaf.shape)), stacked
+            )
+
+        return jax.tree.map(put, tree)
+
+    def shard(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.device_put(_split(leaf, len(local)), stacked), tree
+        )
+
+    def mapped(
+        fn: Callable[[Any, Any], Any], donate: bool = False
+    ) -> Callable[[Any, Any], Any]:
+        return jax.pmap(
+            fn,
+            axis_name=AXIS,
+            devices=everywhere,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    def fetch(tree: Any) -> Any:
+        return jax.device_get(
+            jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+        )
+
+    return Spmd(replicate, shard, mapped, fetch)
+
+
+def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
+    mesh = Mesh(np.array(devices), (AXIS,))
+    whole, split = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec(AXIS)),
+    )
+
+    def replicate(tree: Any) -> Any:
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                leaf.shape, whole, lambda index: leaf[index]
+            )
+
+        return jax.tree.map(put, tree)
+
+    def shard(tree: Any) -> Any:
+        def put(leaf: np.ndarray) -> jax.Array:
+            _split(leaf, len(local))  # the check
+            return jax.make_array_from_process_local_data(split, leaf)
+
+        return jax.tree.map(put, tree)
+
+    def mapped(
+        fn: Callable[[Any, Any], Any], donate: bool = False
+    ) -> Callable[[Any, Any], Any]:
+        body = jax.shard_map(
+            fn,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        return jax.jit(body, donate_argnums=(0,) if donate else ())
+
+    def fetch(tree: Any) -> Any:
+        return jax.device_get(
+            jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
+        )
+
+    return Spmd(replicate, shard, mapped, fetch)
+
+
+def _split(leaf: np.ndarray, parts: int) -> np.ndarray:
+    """[n, ...] -> [parts, n / parts, ...]."""
+    if leaf.shape[0] % parts:
+        raise InputError(
+            f"{leaf.shape[0]} rows cannot be split over {parts} devices; make train.batch_size a multiple of the device count"
+        )
+    return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+
+
+def all_processes(values: np.ndarray) -> np.ndarray:
+    """Concatenates every process's rows, in process order; every process must give the same number of rows."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(
+        multihost_utils.process_allgather(jnp.asarray(values), tiled=True)
+    )
