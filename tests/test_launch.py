@@ -1,0 +1,382 @@
+"""The scripts in launch/: what they would run, what they refuse, and local.sh with real processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("local.sh", "gpu_node.sh", "tpu_vm.sh")
+CLUSTER_VARIABLES = (
+    "NUM_NODES",
+    "NODE_RANK",
+    "COORDINATOR_ADDRESS",
+    "XLA_FLAGS",
+    "JAX_PLATFORMS",
+)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in CLUSTER_VARIABLES}
+    return kept | changes
+
+
+def launch(
+    script: str, *args: str, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "launch" / script, *args],
+        check=False,
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def local_python(
+    tmp_path: Path, *options: str, code: str, args: tuple[str, ...] = (), **env: str
+):
+    return launch(
+        "local.sh",
+        *options,
+        "--log-dir",
+        str(tmp_path / "logs"),
+        "--",
+        sys.executable,
+        "-c",
+        code,
+        *args,
+        **env,
+    )
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which(
+        "shellcheck",
+        path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
+    if shellcheck is None:
+        pytest.skip("no shellcheck; the dev extra brings it")
+    files = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+    result = subprocess.run(
+        [shellcheck, *files], check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_an_example_and_is_executable(script: str):
+    result = launch(script, "--help")
+    assert result.returncode == 0
+    assert (
+        "Example" in result.stdout
+        and f"launch/{script}" in result.stdout
+        and "--dry-run" in result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "env", "message"),
+    [
+        ("local.sh", ["-n", "2"], {}, "no command after --"),
+        ("local.sh", ["--", "true"], {}, "-n N is missing"),
+        (
+            "local.sh",
+            ["-n", "0", "--", "true"],
+            {},
+            "'0' is not a positive whole number",
+        ),
+        (
+            "local.sh",
+            ["-n", "two", "--", "true"],
+            {},
+            "'two' is not a positive whole number",
+        ),
+        ("local.sh", ["-n", "--", "true"], {}, "-n needs a value"),
+        (
+            "local.sh",
+            ["-n", "2", "--cpu-devices", "-1", "--", "true"],
+            {},
+            "'-1' is not a positive whole number",
+        ),
+        (
+            "local.sh",
+            ["-n", "2", "--cpu", "1", "--", "true"],
+            {},
+            "unknown argument '--cpu'",
+        ),
+        (
+            "local.sh",
+            ["-n", "2", "--", "no-such-command"],
+            {},
+            "no command 'no-such-command'",
+        ),
+        ("gpu_node.sh", ["dpr", "info"], {}, "unknown argument 'dpr'"),
+        ("gpu_node.sh", ["--dry-run", "--"], {}, "no command after --"),
+        (
+            "gpu_node.sh",
+            ["--dry-run", "--", "dpr"],
+            {"NUM_NODES": "2"},
+            "NODE_RANK is ''",
+        ),
+        (
+            "gpu_node.sh",
+            ["--dry-run", "--", "dpr"],
+            {"NUM_NODES": "2", "NODE_RANK": "2", "COORDINATOR_ADDRESS": "h:1"},
+            "NODE_RANK 2 must be less than NUM_NODES 2",
+        ),
+        (
+            "gpu_node.sh",
+            ["--dry-run", "--", "dpr"],
+            {"NUM_NODES": "2", "NODE_RANK": "1", "COORDINATOR_ADDRESS": "host"},
+            "COORDINATOR_ADDRESS is 'host', not HOST:PORT",
+        ),
+        ("tpu_vm.sh", ["--zone", "z", "--", "dpr"], {}, "--name is missing"),
+        (
+            "tpu_vm.sh",
+            ["--name", "--zone", "z", "--", "dpr"],
+            {},
+            "--name needs a value",
+        ),
+        ("tpu_vm.sh", ["--name", "n", "--", "dpr"], {}, "--zone is missing"),
+        (
+            "tpu_vm.sh",
+            ["--name", "n", "--zone", "z", "--ref", "v1", "--", "dpr"],
+            {},
+            "--ref belongs to --repo",
+        ),
+        ("tpu_vm.sh", ["--name", "n", "--zone", "z"], {}, "no command after --"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_exit_2(
+    script: str, args: list[str], env: dict[str, str], message: str, tmp_path: Path
+):
+    result = launch(script, *args, cwd=tmp_path, **env)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith(f"launch/{script}: ")
+        and result.stderr.count("\n") == 1
+    )
+    assert message in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_gpu_node_dry_run_prints_each_command():
+    cluster = {
+        "NUM_NODES": "2",
+        "NODE_RANK": "1",
+        "COORDINATOR_ADDRESS": "10.0.0.2:8476",
+    }
+    result = launch("gpu_node.sh", "--dry-run", "--", "dpr", "train", "a b", **cluster)
+    assert result.returncode == 0, result.stderr
+    query, install, run = result.stdout.splitlines()
+    assert query.startswith("nvidia-smi ")
+    assert install.startswith("make ") and "EXTRAS=gpu" in install
+    for setting in (
+        "DPR_COORDINATOR=10.0.0.2:8476",
+        "DPR_NUM_PROCESSES=2",
+        "DPR_PROCESS_ID=1",
+        "JAX_PLATFORMS=cuda,cpu",
+    ):
+        assert f" {setting} " in run
+    assert run.rstrip().endswith("dpr train 'a b'")
+
+
+def fake_command(folder: Path, name: str, script: str) -> str:
+    """Puts a shell script called `name` first on PATH; gives that PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_gpu_node_refuses_an_old_driver(tmp_path: Path):
+    path = fake_command(
+        tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 550.54.15'"
+    )
+    result = launch("gpu_node.sh", "--skip-install", "--", "true", PATH=path)
+    assert result.returncode == 1
+    assert "550.54.15 is too old" in result.stderr
+
+
+def test_gpu_node_runs_the_command_with_its_arguments_intact(tmp_path: Path):
+    path = fake_command(
+        tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 580.65.06'"
+    )
+    code = "import os, sys; print(sys.argv[1:], os.environ['JAX_PLATFORMS'])"
+    result = launch(
+        "gpu_node.sh",
+        "--skip-install",
+        "--",
+        sys.executable,
+        "-c",
+        code,
+        "a b",
+        "$x",
+        PATH=path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "['a b', '$x'] cuda,cpu"
+
+
+def test_tpu_vm_dry_run_installs_and_runs_on_all_workers():
+    where = ("--name", "my-tpu", "--zone", "us-central1-a", "--project", "my-project")
+    result = launch(
+        "tpu_vm.sh",
+        *where,
+        "--repo",
+        "https://example.org/dpr_jax.git",
+        "--dry-run",
+        "--",
+        "dpr",
+        "info",
+    )
+    assert result.returncode == 0, result.stderr
+    fetch, install, run = result.stdout.splitlines()
+    for line in (fetch, install, run):
+        assert line.startswith(
+            "gcloud compute tpus tpu-vm ssh my-tpu --zone=us-central1-a --worker=all "
+        )
+        assert "--project=my-project" in line
+    assert "git fetch -q --depth 1 https://example.org/dpr_jax.git HEAD" in fetch
+    assert "make install EXTRAS=tpu" in install
+    assert run.rstrip().endswith("; dpr info'")
+
+
+def test_tpu_vm_hands_arguments_to_the_workers_shell_intact(tmp_path: Path):
+    """A gcloud that runs --command=... here, as sshd would with the worker's shell."""
+    path = fake_command(
+        tmp_path / "bin",
+        "gcloud",
+        'for a; do case $a in --command=*) exec bash -c "${a#*=}";; esac; done',
+    )
+    (tmp_path / "dpr_jax").mkdir()
+    args = ["a b", "it's", "$HOME", "*"]
+    code = "import sys, json; print(json.dumps(sys.argv[1:])); sys.exit(5)"
+    command = [sys.executable, "-c", code, *args]
+    where = ("--name", "n", "--zone", "z", "--skip-install")
+    result = launch("tpu_vm.sh", *where, "--", *command, PATH=path, HOME=str(tmp_path))
+    assert json.loads(result.stdout.splitlines()[-1]) == args
+    assert result.returncode == 5
+
+
+def test_local_gives_each_process_its_place(tmp_path: Path):
+    code = "import os, sys, json; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+    result = local_python(
+        tmp_path,
+        "-n",
+        "2",
+        "--cpu-devices",
+        "3",
+        code=code,
+        args=("a b", "$x"),
+        XLA_FLAGS="--xla_a=1",
+    )
+    assert result.returncode == 0, result.stderr
+    logs = [(tmp_path / "logs" / f"process-{i}.log").read_text() for i in range(2)]
+    assert result.stdout == logs[0]
+    coordinators = set()
+    for i, log in enumerate(logs):
+        env, args = json.loads(log)
+        assert args == ["a b", "$x"]
+        assert (env["DPR_NUM_PROCESSES"], env["DPR_PROCESS_ID"]) == ("2", str(i))
+        assert env["XLA_FLAGS"] == "--xla_a=1 --xla_force_host_platform_device_count=3"
+        assert env["JAX_PLATFORMS"] == "cpu"
+        coordinators.add(env["DPR_COORDINATOR"])
+    assert len(coordinators) == 1 and coordinators.pop().startswith("127.0.0.1:")
+
+
+def test_local_leaves_the_accelerators_alone_unless_asked(tmp_path: Path):
+    result = launch(
+        "local.sh",
+        "-n",
+        "2",
+        "--port",
+        "23456",
+        "--dry-run",
+        "--",
+        "dpr",
+        "info",
+        cwd=tmp_path,
+    )
+    assert result.stdout.splitlines() == [
+        f"env DPR_COORDINATOR=127.0.0.1:23456 DPR_NUM_PROCESSES=2 DPR_PROCESS_ID={i} dpr info "
+        for i in range(2)
+    ]
+    assert not any(tmp_path.iterdir())
+
+
+WAIT = """
+import os, pathlib, signal, subprocess, sys, time
+folder, mode = pathlib.Path(sys.argv[1]), sys.argv[2]
+me = os.environ["DPR_PROCESS_ID"]
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "saves":
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / f"saved-{me}").touch(), sys.exit(0)))
+child = subprocess.Popen(["sleep", "50"])
+(folder / f"pids-{me}").write_text(f"{os.getpid()} {child.pid}")
+if mode != "saves" and me == "1":
+    while not (folder / "pids-0").exists():
+        time.sleep(0.02)
+    sys.exit(7)
+time.sleep(50)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def assert_all_ended(folder: Path) -> None:
+    pids = [
+        int(pid) for file in folder.glob("pids-*") for pid in file.read_text().split()
+    ]
+    assert len(pids) == 4
+    deadline = time.monotonic() + 5
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if alive(pid)]
+
+
+@pytest.mark.parametrize("mode", ["plain", "deaf"])
+def test_local_ends_all_when_one_fails(mode: str, tmp_path: Path):
+    """Also the processes they started, and those that do not listen to SIGTERM."""
+    start = time.monotonic()
+    result = local_python(
+        tmp_path, "-n", "2", "--grace", "1", code=WAIT, args=(str(tmp_path), mode)
+    )
+    assert result.returncode == 7
+    assert time.monotonic() - start < 30
+    log = tmp_path / "logs" / "process-1.log"
+    failure = "process 1 ended with exit code 7, stopping the others"
+    assert result.stderr == f"launch/local.sh: {failure}; see {log}\n"
+    assert_all_ended(tmp_path)
+
+
+def test_local_passes_signals_on(tmp_path: Path):
+    command = [ROOT / "launch" / "local.sh", "-n", "2", "--log-dir", tmp_path / "logs"]
+    with subprocess.Popen(
+        [*command, "--", sys.executable, "-c", WAIT, tmp_path, "saves"],
+        env=environment(),
+    ) as process:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("pids-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.1)  # a file exists a moment before it is filled
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
+    assert_all_ended(tmp_path)
