@@ -129,21 +129,25 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
     The old folder stays readable until then. A kill between the two renames leaves `path.old`, which the next call puts back.
     """
-    partial, old = (
-        path.with_name(path.name + ".partial"),
-        path.with_name(path.name + ".old"),
-    )
+    partial = path.with_name(path.name + ".partial")
     restore_dir(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_dir(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_dir(finished: Path, path: Path) -> None:
+    """Gives a finished folder its final name; what stood there is deleted only then."""
+    restore_dir(path)
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        path.rename(old)
+    finished.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def restore_dir(path: Path) -> None:
@@ -203,13 +207,18 @@ def write_manifest(
     )
 
 
-def fingerprint(manifest: Path) -> str:
+def fingerprint(manifest: Path, within: str = "") -> str:
     """One hash for the content of an artifact: of its files' names and checksums.
+
+    Args:
+      manifest: the artifact's manifest.
+      within: only files whose path begins so, such as "corpus/".
 
     Raises:
       InputError: the artifact is missing or its manifest damaged.
     """
-    files = read_json(manifest).get("files")
+    listed = read_json(manifest).get("files", {})
+    files = {name: listed[name] for name in listed if name.startswith(within)}
     if not files:
         raise InputError(
             f"{manifest} lists no files; delete its folder and run its stage again"

@@ -1,0 +1,159 @@
+"""The stage that builds the search index and measures, in a fresh process, how much of the exact result it finds."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
+from dpr_jax.errors import InputError
+from dpr_jax.index import embeddings, scann, worker
+from dpr_jax.index.engines import MANIFEST
+from dpr_jax.index.exact import ExactIndex
+from dpr_jax.logging import say
+
+SCANN_FROM_ROWS = 5000
+RECALL_AT = 100
+
+# The settings that matter to each engine: another value of another setting builds nothing anew.
+_SETTINGS_OF = {
+    "exact": (),
+    "faiss": ("leaves", "leaves_to_search"),
+    "scann": (
+        "leaves",
+        "leaves_to_search",
+        "reorder",
+        "dimensions_per_block",
+        "anisotropic_threshold",
+    ),
+}
+
+
+def run(config: Config, workdir: WorkDir) -> None:
+    """Builds, moves, and certifies an index of the embeddings; index.json is written last.
+
+    Raises:
+      InputError: no embeddings, a damaged or unsound shard, an engine that is not installed or that crashed.
+    """
+    settings = config.index
+    source = workdir.inside(settings.embeddings)
+    out = workdir.inside(settings.out)
+
+    # --- is there anything to do? ---
+    artifacts.restore_dir(out)
+    facts = artifacts.read_json(source / "manifest.json")
+    count, dimension = facts["count"], facts["width"]
+    kind, why = choose_kind(settings.kind, count)
+    chosen = {name: getattr(settings, name) for name in _SETTINGS_OF[kind]}
+    origin = artifacts.made_from(
+        "index",
+        {"kind": kind, **chosen, "recall_queries": settings.recall_queries},
+        {"embeddings": artifacts.fingerprint(source / "manifest.json")},
+    )
+    if artifacts.is_fresh(out / MANIFEST, origin):
+        say(f"index: up to date ({out})")
+        return
+    shards, _ = embeddings.open_embeddings(source)
+
+    # --- build ---
+    say(f"index: {kind} ({why})")
+    say(
+        f"index: {count:,} vectors of width {dimension}, {_memory(kind, count, dimension)}"
+    )
+    building = out.with_name(out.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    engine_settings = worker.build(kind, source, building, dataclasses.asdict(settings))
+
+    # --- certify: the folder is moved, then a fresh process answers from it ---
+    with artifacts.atomic_dir(out) as moved:
+        building.replace(moved)
+        recall = measure_recall(
+            kind, moved, engine_settings, shards, settings.recall_queries
+        )
+        artifacts.write_manifest(
+            moved / MANIFEST,
+            origin,
+            [path for path in moved.iterdir() if path.is_file()],
+            kind=kind,
+            metric="inner_product",
+            count=count,
+            dimension=dimension,
+            settings=engine_settings,
+            recall_at_100=round(recall, 6),
+            recall_queries=min(settings.recall_queries, count),
+            recall_queries_from="corpus rows, evenly spaced",
+            model=facts["model"],
+        )
+    say(
+        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on {min(settings.recall_queries, count)} corpus rows"
+    )
+
+
+def choose_kind(asked: str, count: int) -> tuple[str, str]:
+    """The engine to build, and why: (kind, reason).
+
+    Raises:
+      InputError: the one asked for is not installed.
+    """
+    if asked == "scann" and not scann.available():
+        raise InputError(
+            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind exact"
+        )
+    if asked != "auto":
+        return asked, "as index.kind says"
+    if count < SCANN_FROM_ROWS:
+        return "exact", f"auto: fewer than {SCANN_FROM_ROWS:,} passages"
+    if not scann.available():
+        return "exact", "auto: scann is not installed; `pip install scann` on Linux"
+    return "scann", f"auto: {SCANN_FROM_ROWS:,} passages or more, scann is installed"
+
+
+def measure_recall(
+    kind: str,
+    folder: Path,
+    settings: dict[str, Any],
+    shards: list[np.ndarray],
+    queries: int,
+) -> float:
+    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process.
+
+    The queries are corpus rows, evenly spaced. A hit that scores as much as the exact 100th is right, whichever row it is: a corpus
+    with equal passages has more than one exact answer.
+    """
+    count = sum(len(shard) for shard in shards)
+    k = min(RECALL_AT, count)
+    sample_Q = np.unique(np.linspace(0, count - 1, queries).astype(np.int64))
+    queries_QD = _rows(shards, sample_Q)
+    exact_QK, _ = ExactIndex(shards).search(queries_QD, k)
+    rows_QK = worker.ask(kind, folder, settings, queries_QD, k)
+    right = 0
+    for query_D, exact_K, rows_K in zip(queries_QD, exact_QK, rows_QK, strict=True):
+        scores_K = _rows(shards, np.unique(rows_K[rows_K >= 0])) @ query_D
+        rounding = 1e-5 * np.abs(exact_K).max()
+        right += int((scores_K >= exact_K[-1] - rounding).sum())
+    return right / exact_QK.size
+
+
+def _rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:
+    """Single rows of the corpus, float32 [R, D]."""
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    shard_R = np.searchsorted(starts, rows_R, side="right") - 1
+    picked = [
+        shards[shard][row - starts[shard]]
+        for shard, row in zip(shard_R, rows_R, strict=True)
+    ]
+    return np.array(picked, np.float32).reshape(len(rows_R), shards[0].shape[1])
+
+
+def _memory(kind: str, count: int, dimension: int) -> str:
+    """What a build takes at its peak, in words."""
+    if kind == "exact":
+        return "copied as they are"
+    # ScaNN and FAISS keep a copy of the array they are given
+    megabytes = 2 * count * dimension * 4 / 1e6
+    return f"about {megabytes:,.0f} MB of memory (float32, twice)"

@@ -1,0 +1,80 @@
+"""The corpus' embeddings as the encoding stage left them, for those who read them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.errors import InputError
+
+READ_ROWS = 65536
+# ScaNN's tree build aborts the process near 1e20, where a float32 square overflows; float16 shards end at 65,504
+LARGEST_VALUE = 1e9
+
+
+def open_embeddings(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Opens embeddings after checking every file against the manifest.
+
+    Args:
+      folder: holds manifest.json and the shards it lists.
+
+    Returns:
+      The shards in corpus order, memory-mapped, each float16 [rows, D]; and the manifest.
+
+    Raises:
+      InputError: a shard is missing or damaged, by name, or the shards are not what the manifest says.
+    """
+    manifest = artifacts.verify(folder / "manifest.json")
+    shards = open_shards(folder)
+    count = sum(len(shard) for shard in shards)
+    if count != manifest["count"]:
+        raise InputError(
+            f"{folder} holds {count:,} vectors, its manifest says {manifest['count']:,}; delete the folder and run encode again"
+        )
+    return shards, manifest
+
+
+def open_shards(folder: Path) -> list[np.ndarray]:
+    """The shards that a folder's manifest lists, memory-mapped, their checksums not computed again."""
+    names = sorted(artifacts.read_json(folder / "manifest.json")["files"])
+    return [np.load(folder / name, mmap_mode="r") for name in names]
+
+
+def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
+    """Rows start..stop-1 of the corpus, out of however many shards they lie in: float16 [stop - start, D]."""
+    parts, offset = [], 0
+    for shard in shards:
+        if offset < stop and start < offset + len(shard):
+            parts.append(shard[max(start - offset, 0) : stop - offset])
+        offset += len(shard)
+    return np.concatenate(parts)
+
+
+def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors in corpus order, a block at a time: (first row, float32 [rows, D]).
+
+    Raises:
+      InputError: a row holds NaN, infinity or a huge number: such rows crash the engines or make them lie.
+    """
+    count = sum(len(shard) for shard in shards)
+    for start in range(0, count, READ_ROWS):
+        block_BD = read_rows(shards, start, min(start + READ_ROWS, count))
+        block_BD = block_BD.astype(np.float32)
+        good_B = (np.abs(block_BD) < LARGEST_VALUE).all(axis=1)  # false for NaN
+        if not good_B.all():
+            row = start + int(np.argmin(good_B))
+            raise InputError(
+                f"row {row:,} of the embeddings holds NaN, infinity or a number beyond {LARGEST_VALUE:.0e}; delete the embeddings and encode again with a sound model"
+            )
+        yield start, block_BD
+
+
+def as_float32(shards: list[np.ndarray]) -> np.ndarray:
+    """All vectors in one float32 array [N, D], checked by `checked_blocks`."""
+    count = sum(len(shard) for shard in shards)
+    vectors_ND = np.empty((count, shards[0].shape[1]), np.float32)
+    for start, block_BD in checked_blocks(shards):
+        vectors_ND[start : start + len(block_BD)] = block_BD
+    return vectors_ND

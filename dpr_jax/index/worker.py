@@ -1,0 +1,126 @@
+"""Engine work in a fresh process: building an index, and asking one that has just been moved.
+
+ScaNN is C++ that aborts where Python raises, does not start at all on old processors, and writes to stderr what only its authors
+understand. In a process of its own a crash is one line to the user, its memory is given back, and the answers prove that the files
+are complete: nothing in memory can stand in for them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpr_jax.config import IndexConfig
+from dpr_jax.errors import InputError
+from dpr_jax.index import embeddings
+from dpr_jax.index.engines import ENGINES
+
+INPUT_ERROR_STATUS = 2
+
+
+def build(kind: str, vectors: Path, folder: Path, config: dict[str, Any]) -> dict:
+    """Builds an index of the embeddings in `vectors` into the empty `folder`, in a fresh process.
+
+    Returns:
+      The engine's settings, which its `load` needs.
+
+    Raises:
+      InputError: the vectors are unsound, or the engine crashed.
+    """
+    job = {"verb": "build", "kind": kind, "vectors": str(vectors)}
+    return _run({**job, "folder": str(folder), "config": config})
+
+
+def ask(
+    kind: str, folder: Path, settings: dict[str, Any], queries_QD: np.ndarray, k: int
+) -> np.ndarray:
+    """Loads an index in a fresh process and searches it there.
+
+    Returns:
+      rows int64 [Q, k], -1 where there is no hit.
+
+    Raises:
+      InputError: the engine crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpr-index-") as name:
+        queries, rows = Path(name) / "queries.npy", Path(name) / "rows.npy"
+        np.save(queries, queries_QD)
+        job = {"verb": "ask", "kind": kind, "folder": str(folder), "k": k}
+        job |= {"settings": settings, "queries": str(queries), "rows": str(rows)}
+        _run(job)
+        return np.load(rows)
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "dpr_jax.index.worker", json.dumps(job)]
+    package_root = str(Path(__file__).parents[2])
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",  # the accelerator belongs to this process
+        "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]),
+    }
+    with (
+        tempfile.TemporaryFile() as chatter,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process dies, see _end_with_parent
+            stdout=subprocess.PIPE,
+            stderr=chatter,
+            env=environment,
+            text=True,
+        ) as process,
+    ):
+        output = process.stdout.read()
+        status = process.wait()
+        chatter.seek(0)
+        last_words = chatter.read().decode(errors="replace").strip().splitlines()[-1:]
+    if status == 0:
+        return json.loads(output.splitlines()[-1])
+    if status == INPUT_ERROR_STATUS:
+        raise InputError(output.splitlines()[-1])
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    raise InputError(
+        f"the {job['kind']} engine failed in {job['folder']} ({how}: {' '.join(last_words)[-300:]}); try another engine, such as --index.kind exact"
+    )
+
+
+def _main() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = json.loads(sys.argv[1])
+    try:
+        result = {"build": _build, "ask": _ask}[job["verb"]](job)
+    except InputError as error:
+        print(error, flush=True)
+        sys.exit(INPUT_ERROR_STATUS)
+    print(json.dumps(result), flush=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even by SIGKILL."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def _build(job: dict[str, Any]) -> dict[str, Any]:
+    shards = embeddings.open_shards(Path(job["vectors"]))
+    index = ENGINES[job["kind"]].build(shards, IndexConfig(**job["config"]))
+    index.save(Path(job["folder"]))
+    return index.settings
+
+
+def _ask(job: dict[str, Any]) -> dict[str, Any]:
+    index = ENGINES[job["kind"]].load(Path(job["folder"]), job["settings"])
+    _, rows_QK = index.search(np.load(job["queries"]), job["k"])
+    np.save(job["rows"], rows_QK)
+    return {}
+
+
+if __name__ == "__main__":
+    _main()
