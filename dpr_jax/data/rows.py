@@ -1,0 +1,199 @@
+"""Rows of text files, plain or .gz, streamed: lines, tab-separated values, the objects of a JSON list. Errors name file and line."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dpr_jax.errors import InputError
+
+OnRead = Callable[[int], None]  # told how many bytes were just read from disk
+
+CHUNK_CHARS = 1 << 20
+OBJECT_LIMIT_CHARS = 1 << 28  # a JSON object that has not ended by then never will
+CSV_FIELD_LIMIT = 2**31 - 1
+END = "\0"  # follows the last line; found inside a field, a quote was left open
+
+
+def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]]:
+    """Number and text of every line, with its line end.
+
+    Raises:
+      InputError: the file cannot be read, or a line is not UTF-8 or holds a NUL byte.
+    """
+    with _opened(path, on_read) as file:
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if b"\0" in raw:
+                raise InputError(
+                    f"{path}:{number}: holds a NUL byte; the file must be a text in UTF-8"
+                )
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8"
+                ) from None
+
+
+def tsv(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, list[str]]]:
+    """First line and fields of every row that is not blank; a field in quotes (") may hold tabs, line ends and doubled quotes.
+
+    Raises:
+      InputError: as `lines`, or a quote is opened and never closed.
+    """
+
+    def texts() -> Iterator[str]:
+        for _, text in lines(path, on_read):
+            yield text
+        yield END
+
+    csv.field_size_limit(CSV_FIELD_LIMIT)
+    table = csv.reader(texts(), delimiter="\t")
+    while True:
+        line = table.line_num + 1
+        try:
+            row = next(table)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}:{line}: not a row of tab-separated values: {error}"
+            ) from None
+        if row == [END]:
+            return
+        if row and END in row[-1]:
+            raise InputError(
+                f'{path}:{line}: a quote (") is opened and never closed; a field that begins with a quote must end with one'
+            )
+        if row:
+            yield line, row
+
+
+def json_objects(
+    path: Path, on_read: OnRead | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """First line and value of every object in a file that is one JSON list of objects; holds one object at a time.
+
+    Raises:
+      InputError: the file cannot be read, is not such a list, or ends before the list does.
+    """
+    with _opened(path, on_read) as file:
+        text = _JsonText(path, file)
+        text.take("[", "must be one JSON list of questions, [{...}, ...]")
+        if text.peek() == "]":
+            text.take("]", "")
+        else:
+            separator = ","
+            while separator == ",":
+                yield text.take_object()
+                separator = text.take(",]", "a comma or ] must follow a question")
+        if text.peek():
+            raise InputError(f"{path}:{text.line}: more after the list's closing ]")
+
+
+class _JsonText:
+    """A JSON text that is read piece by piece."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.line = 1
+        self._path = path
+        self._file = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        self._decode = json.JSONDecoder().raw_decode
+        self._text, self._at = "", 0
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self.line += self._text[self._at] == "\n"
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._refill():
+                return ""
+
+    def take(self, expected: str, rule: str) -> str:
+        """Passes over one of the expected characters and returns it."""
+        found = self.peek()
+        if not found or found not in expected:
+            self._refuse(found, rule)
+        self._at += 1
+        return found
+
+    def take_object(self) -> tuple[int, dict[str, Any]]:
+        """Passes over one object; its first line and its value."""
+        found = self.peek()
+        if found != "{":
+            self._refuse(found, "a question, {...}, must stand here")
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                break
+            except json.JSONDecodeError as error:
+                if len(self._text) - self._at < OBJECT_LIMIT_CHARS and self._refill():
+                    continue
+                line = self.line + self._text.count("\n", self._at, error.pos)
+                raise InputError(
+                    f"{self._path}:{line}: broken JSON, or the file is truncated: {error.msg}"
+                ) from None
+        line = self.line
+        self.line += self._text.count("\n", self._at, end)
+        self._at = end
+        return line, value
+
+    def _refill(self) -> bool:
+        """Forgets what was taken and reads as much again as is left; whether there was more."""
+        left = self._text[self._at :]
+        try:
+            more = self._file.read(max(CHUNK_CHARS, len(left)))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self._path} after line {self.line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from None
+        self._text, self._at = left + more, 0
+        return more != ""
+
+    def _refuse(self, found: str, rule: str) -> None:
+        what = (
+            f"found {found!r}" if found else "the file ends; it is empty or truncated"
+        )
+        raise InputError(f"{self._path}:{self.line}: {rule}, but {what}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, on_read: OnRead | None) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked if its name ends in .gz."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(io.BufferedReader(_Counted(path, on_read)))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+                file = stack.enter_context(io.BufferedReader(file))
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: truncated or damaged .gz ({error}); copy or download it again"
+        ) from None
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+class _Counted(io.FileIO):
+    """A file that says how many bytes are read of it."""
+
+    def __init__(self, path: Path, on_read: OnRead | None) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        if self._on_read is not None and count:
+            self._on_read(count)
+        return count

@@ -1,0 +1,198 @@
+"""The prepared data sets on disk: TFDS folders of array_record files, read without TensorFlow.
+
+`corpus` holds the passages (row i = i-th passage of the file), `questions` the questions, which name their passages by corpus row. They
+are written with TFDS's SequentialWriter: its builders collect a split in memory first, which 21 million passages do not fit.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.data.formats import Passage
+from dpr_jax.errors import InputError
+
+ROWS_PER_SHARD = 500_000
+ROWS_PER_READ = 1024
+ROWS_PER_WRITE = 1024  # the writer rewrites its metadata at every call
+
+
+class Question(NamedTuple):
+    """A question; its passages are rows of the corpus."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[int, ...]
+    hard_negatives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+class Corpus(Sequence[Passage]):
+    """The passages, read from disk by row; cheap to pickle."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._source = _source(folder, "corpus")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus, (self._folder,)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> Passage:
+        return _passage(self._source[row])
+
+    def rows(self, rows: Sequence[int]) -> list[Passage]:
+        """Several passages at once, in the order of `rows`."""
+        wanted = [int(row) for row in rows]
+        return [_passage(record) for record in self._source.__getitems__(wanted)]
+
+    def ids(self) -> list[str]:
+        """All passage ids; reads the whole corpus."""
+        return [passage.id for passage in self]
+
+    def __iter__(self) -> Iterator[Passage]:
+        for start in range(0, len(self), ROWS_PER_READ):
+            yield from self.rows(range(start, min(start + ROWS_PER_READ, len(self))))
+
+
+class Questions(Sequence[Question]):
+    """The questions of one split, read from disk by row; cheap to pickle."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._source = _source(folder, split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Questions, (self._folder, self._split)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> Question:
+        record = self._source[row]
+        return Question(
+            id=record["id"].decode(),
+            question=record["question"].decode(),
+            answers=tuple(answer.decode() for answer in record["answers"]),
+            positives=tuple(int(row) for row in record["positives"]),
+            hard_negatives=tuple(int(row) for row in record["hard_negatives"]),
+            negatives=tuple(int(row) for row in record["negatives"]),
+        )
+
+
+def open_corpus(workdir: WorkDir) -> Corpus:
+    """The prepared corpus.
+
+    Raises:
+      InputError: it is missing or a file of it has another size than when it was written.
+    """
+    _check(workdir.data / "manifest.json", "corpus", "dpr prepare")
+    return Corpus(workdir.data / "corpus")
+
+
+def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questions:
+    """The prepared questions.
+
+    Args:
+      split: train, dev or test.
+      mined: those with mined hard negatives (train and dev).
+
+    Raises:
+      InputError: they are missing, damaged, or the config names no file for this split.
+    """
+    folder = workdir.data / "mined" if mined else workdir.data
+    stage = "dpr mine" if mined else "dpr prepare"
+    facts = _check(folder / "manifest.json", "questions", stage)
+    if split not in facts["questions"]:
+        raise InputError(
+            f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])}; set data.{split} and run `{stage}`"
+        )
+    return Questions(folder / "questions", split)
+
+
+def _passage(record: dict[str, Any]) -> Passage:
+    return Passage(
+        record["id"].decode(), record["title"].decode(), record["text"].decode()
+    )
+
+
+def _source(folder: Path, split: str) -> Any:
+    return tfds.builder_from_directory(str(folder)).as_data_source(split=split)
+
+
+def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
+    """Refuses what is missing or cut short; bits that flip in a file are found by array_record's own checksums."""
+    if not manifest.exists():
+        raise InputError(f"{manifest} does not exist; run `{stage}` first")
+    facts = artifacts.read_json(manifest)
+    for file, entry in facts["files"].items():
+        path = manifest.parent / file
+        if file.startswith(name + "/") and (
+            not path.exists() or path.stat().st_size != entry["bytes"]
+        ):
+            raise InputError(
+                f"{path} is missing or damaged; delete {manifest} and run `{stage}` again"
+            )
+    return facts
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def write_corpus(folder: Path, passages: Iterable[Passage]) -> list[Path]:
+    """Writes the data set `corpus`, in the order given, in bounded memory; returns its files."""
+    features = {name: tfds.features.Text() for name in Passage._fields}
+    return _write(folder / "corpus", features, {"corpus": passages})
+
+
+def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list[Path]:
+    """Writes the data set `questions`, every split in the order given; returns its files."""
+    features = {
+        "id": tfds.features.Text(),
+        "question": tfds.features.Text(),
+        "answers": tfds.features.Sequence(tfds.features.Text()),
+        "positives": tfds.features.Sequence(np.int64),
+        "hard_negatives": tfds.features.Sequence(np.int64),
+        "negatives": tfds.features.Sequence(np.int64),
+    }
+    return _write(folder / "questions", features, splits)
+
+
+def _write(
+    folder: Path,
+    features: dict[str, Any],
+    splits: dict[str, Iterable[Passage]] | dict[str, Iterable[Question]],
+) -> list[Path]:
+    folder.mkdir(parents=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=folder.name,
+        version=tfds.core.Version("1.0.0"),
+        data_dir=str(folder),
+        module_name=__name__,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict(features),
+        disable_shuffling=True,
+    )
+    writer = tfds.core.SequentialWriter(
+        info, max_examples_per_shard=ROWS_PER_SHARD, file_format="array_record"
+    )
+    for split, rows in splits.items():
+        writer.initialize_splits([split])
+        left = iter(rows)
+        while batch := list(itertools.islice(left, ROWS_PER_WRITE)):
+            writer.add_examples({split: [row._asdict() for row in batch]})
+        writer.close_splits([split])
+    return sorted(folder.iterdir())

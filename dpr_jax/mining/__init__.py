@@ -1,0 +1,1 @@
+"""Hard negatives for the training and development questions."""
