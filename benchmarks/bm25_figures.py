@@ -1,0 +1,74 @@
+"""BM25's share of test questions with a gold passage, or an answer, among the first 1, 5, 20, 100: the line that dense retrieval has to beat.
+
+  python benchmarks/bm25_figures.py FOLDER
+
+FOLDER holds passages.tsv, test.qrels and test.qa.csv or queries.tsv (or test.queries.tsv), plain or .gz. Both settings in use are shown: 0.9/0.4 of
+the DPR paper and 1.2/0.75.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dpr_jax.data import formats
+from dpr_jax.data.answers import has_answer
+from dpr_jax.index import bm25
+
+CUTOFFS = (1, 5, 20, 100)
+SETTINGS = ((0.9, 0.4), (1.2, 0.75))
+READERS = {
+    "test.qa.csv": formats.read_question_answers,
+    "queries.tsv": formats.read_question_ids,
+    "test.queries.tsv": formats.read_question_ids,
+}
+
+
+def main(folder: Path) -> None:
+    passages = [row for _, row in formats.read_passages(find(folder, "passages.tsv"))]
+    name = next(name for name in READERS if find(folder, name).exists())
+    questions = list(READERS[name](find(folder, name), None))
+    gold = formats.read_qrels(folder / "test.qrels").positives
+    print(f"{folder.name}: {len(passages):,} passages, {len(questions):,} questions")
+
+    for k1, b in SETTINGS:
+        start_s = time.monotonic()
+        index = bm25.build((one.title_and_text for one in passages), k1=k1, b=b)
+        built_s = time.monotonic()
+        texts = [one.question for one in questions]
+        _, rows_QK = index.search(texts, max(CUTOFFS))
+        searched_s = time.monotonic()
+        found = [
+            [passages[row] for row in rows if row >= 0] for rows in rows_QK.tolist()
+        ]
+        by_gold = [
+            [hit.id in gold.get(question.id, ()) for hit in hits]
+            for question, hits in zip(questions, found, strict=True)
+        ]
+        print(f"k1 {k1}, b {b}: gold passage {accuracies(by_gold)}")
+        if any(question.answers for question in questions):
+            by_answer = [
+                [has_answer(question.answers, hit.text) for hit in hits]
+                for question, hits in zip(questions, found, strict=True)
+            ]
+            print(f"k1 {k1}, b {b}: answer in passage {accuracies(by_answer)}")
+        print(
+            f"  index {built_s - start_s:.1f} s, {len(texts) / (searched_s - built_s):.0f} questions/s"
+        )
+
+
+def find(folder: Path, name: str) -> Path:
+    packed = folder / f"{name}.gz"
+    return packed if packed.exists() else folder / name
+
+
+def accuracies(hits: list[list[bool]]) -> str:
+    """Share of the questions with a hit in the first k, in percent."""
+    return "/".join(
+        f"{100 * np.mean([any(row[:k]) for row in hits]):.1f}" for k in CUTOFFS
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
