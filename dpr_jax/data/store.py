@@ -90,6 +90,9 @@ class Questions(Sequence[Question]):
             negatives=tuple(int(row) for row in record["negatives"]),
         )
 
+    def __iter__(self) -> Iterator[Question]:
+        return map(self.__getitem__, range(len(self)))
+
 
 def open_corpus(workdir: WorkDir) -> Corpus:
     """The prepared corpus.
