@@ -67,7 +67,13 @@ def run(config: Config, workdir: WorkDir) -> None:
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    engine_settings = worker.build(kind, source, building, dataclasses.asdict(settings))
+    try:
+        engine_settings = worker.build(
+            kind, source, building, dataclasses.asdict(settings)
+        )
+    except InputError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
     # --- certify: the folder is moved, then a fresh process answers from it ---
     with artifacts.atomic_dir(out) as moved:

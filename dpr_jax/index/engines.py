@@ -8,12 +8,27 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
-from dpr_jax.index.exact import ExactIndex
-from dpr_jax.index.faiss import FaissIndex
-from dpr_jax.index.scann import ScannIndex
 
-ENGINES = {"exact": ExactIndex, "faiss": FaissIndex, "scann": ScannIndex}
 MANIFEST = "index.json"
+
+
+def engine(kind: str) -> type:
+    """The class of an engine; only the one asked for is imported, since fresh processes wait for it.
+
+    Raises:
+      InputError: there is no such engine.
+    """
+    if kind == "exact":
+        from dpr_jax.index.exact import ExactIndex as Engine
+    elif kind == "scann":
+        from dpr_jax.index.scann import ScannIndex as Engine
+    elif kind == "faiss":
+        from dpr_jax.index.faiss import FaissIndex as Engine
+    else:
+        raise InputError(
+            f"index kind {kind!r} is unknown; known are exact, scann, faiss"
+        )
+    return Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +60,12 @@ def open_index(folder: Path) -> Index:
       InputError: there is no finished index, a file is missing or damaged (by name), or the engine is not installed.
     """
     facts = artifacts.verify(folder / MANIFEST)
-    if facts["kind"] not in ENGINES:
-        raise InputError(
-            f"{folder / MANIFEST} is of kind {facts['kind']!r}; known are {', '.join(ENGINES)}"
-        )
-    engine = ENGINES[facts["kind"]].load(folder, facts["settings"])
+    loaded = engine(facts["kind"]).load(folder, facts["settings"])
     return Index(
         kind=facts["kind"],
         count=facts["count"],
         dimension=facts["dimension"],
         model_fingerprint=facts["model"],
         recall_at_100=facts["recall_at_100"],
-        search=engine.search,
+        search=loaded.search,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings
-from dpr_jax.index.engines import ENGINES
+from dpr_jax.index.engines import engine
 
 INPUT_ERROR_STATUS = 2
 
@@ -110,13 +110,13 @@ def _end_with_parent() -> None:
 
 def _build(job: dict[str, Any]) -> dict[str, Any]:
     shards = embeddings.open_shards(Path(job["vectors"]))
-    index = ENGINES[job["kind"]].build(shards, IndexConfig(**job["config"]))
+    index = engine(job["kind"]).build(shards, IndexConfig(**job["config"]))
     index.save(Path(job["folder"]))
     return index.settings
 
 
 def _ask(job: dict[str, Any]) -> dict[str, Any]:
-    index = ENGINES[job["kind"]].load(Path(job["folder"]), job["settings"])
+    index = engine(job["kind"]).load(Path(job["folder"]), job["settings"])
     _, rows_QK = index.search(np.load(job["queries"]), job["k"])
     np.save(job["rows"], rows_QK)
     return {}
