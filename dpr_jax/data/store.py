@@ -50,7 +50,7 @@ class Corpus(Sequence[Passage]):
         return len(self._source)
 
     def __getitem__(self, row: int) -> Passage:
-        return _passage(self._source[row])
+        return _passage(self._source[_in_range(row, len(self))])
 
     def rows(self, rows: Sequence[int]) -> list[Passage]:
         """Several passages at once, in the order of `rows`."""
@@ -80,18 +80,12 @@ class Questions(Sequence[Question]):
         return len(self._source)
 
     def __getitem__(self, row: int) -> Question:
-        record = self._source[row]
-        return Question(
-            id=record["id"].decode(),
-            question=record["question"].decode(),
-            answers=tuple(answer.decode() for answer in record["answers"]),
-            positives=tuple(int(row) for row in record["positives"]),
-            hard_negatives=tuple(int(row) for row in record["hard_negatives"]),
-            negatives=tuple(int(row) for row in record["negatives"]),
-        )
+        return _question(self._source[_in_range(row, len(self))])
 
     def __iter__(self) -> Iterator[Question]:
-        return map(self.__getitem__, range(len(self)))
+        for start in range(0, len(self), ROWS_PER_READ):
+            rows = range(start, min(start + ROWS_PER_READ, len(self)))
+            yield from map(_question, self._source.__getitems__(rows))
 
 
 def open_corpus(workdir: WorkDir) -> Corpus:
@@ -128,6 +122,24 @@ def _passage(record: dict[str, Any]) -> Passage:
     return Passage(
         record["id"].decode(), record["title"].decode(), record["text"].decode()
     )
+
+
+def _question(record: dict[str, Any]) -> Question:
+    return Question(
+        id=record["id"].decode(),
+        question=record["question"].decode(),
+        answers=tuple(answer.decode() for answer in record["answers"]),
+        positives=tuple(int(row) for row in record["positives"]),
+        hard_negatives=tuple(int(row) for row in record["hard_negatives"]),
+        negatives=tuple(int(row) for row in record["negatives"]),
+    )
+
+
+def _in_range(row: int, count: int) -> int:
+    """array_record raises another error, at which iteration would not stop, and takes no negative row."""
+    if not 0 <= row < count:
+        raise IndexError(f"row {row} of {count}")
+    return row
 
 
 def _source(folder: Path, split: str) -> Any:

@@ -5,6 +5,7 @@ log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * length / mean le
 N passages, n of them with the word, f times in this one, lengths in words that are indexed.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import numpy as np
 import Stemmer
 
 from dpr_jax.errors import InputError
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
 
 class Bm25:
