@@ -1,0 +1,1 @@
+"""The stage that turns the corpus into embeddings."""

@@ -1,0 +1,220 @@
+"""The encoding stage: row order, shards, resuming after a kill, what makes it start anew."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prepared import WIDTH, WordEmbedder, prepare
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, EncodeConfig
+from dpr_jax.data.formats import Passage
+from dpr_jax.encoding import encode
+from dpr_jax.errors import InputError
+from dpr_jax.index.embeddings import open_embeddings
+
+PASSAGES = [Passage(f"p{i}", f"title {i % 7}", f"text number {i}") for i in range(23)]
+PASSAGES[9] = PASSAGES[8]._replace(id="p9")  # the same words twice in one shard
+CONFIG = Config(encode=EncodeConfig(rows_per_shard=5))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
+    return prepare(tmp_path_factory.mktemp("encode") / "work", PASSAGES)
+
+
+@pytest.fixture
+def workdir(prepared: WorkDir, tmp_path: Path) -> WorkDir:
+    root = tmp_path / "work"
+    workdir = artifacts.open_workdir(root, "test")
+    (root / "data").symlink_to(prepared.data)
+    return workdir
+
+
+@pytest.fixture
+def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
+    embedder = WordEmbedder()
+    monkeypatch.setattr(encode, "load_embedder", lambda *_, **__: embedder)
+    return embedder
+
+
+def _wanted() -> np.ndarray:
+    texts = [(passage.title, passage.text) for passage in PASSAGES]
+    return WordEmbedder().encode(texts).astype(np.float16)
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.npy"))}
+
+
+def test_row_i_is_passage_i(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    encode.run(CONFIG, workdir)
+    shards, manifest = open_embeddings(workdir.inside("embeddings"))
+    assert [shard.shape for shard in shards] == [(5, WIDTH)] * 4 + [(3, WIDTH)]
+    assert all(shard.dtype == np.float16 for shard in shards)
+    np.testing.assert_array_equal(np.concatenate(shards), _wanted())
+    facts = ("count", "width", "dtype", "rows_per_shard", "model")
+    assert [manifest[fact] for fact in facts] == [23, WIDTH, "float16", 5, "words"]
+    assert sorted(manifest["files"])[1] == "shard-00001-of-00005.npy"
+    assert len(embedder.encoded) == 22  # equal passages are computed once
+    names = {path.name for path in workdir.inside("embeddings").iterdir()}
+    assert names == {*manifest["files"], "manifest.json"}
+    assert not workdir.inside("embeddings.building").exists()
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+def _run_killed_in_shard(
+    number: int, config: Config, workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def encode_until(*arguments: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > number:
+            raise _Killed
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        whole = encode._encode
+        patch.setattr(encode, "_encode", encode_until)
+        with pytest.raises(_Killed):
+            encode.run(config, workdir)
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run_killed_in_shard(3, CONFIG, workdir, monkeypatch)
+    assert not workdir.inside("embeddings").exists()
+    # what a kill in the middle of a write leaves
+    building = workdir.inside("embeddings.building")
+    (building / "shard-00003-of-00005.npy.partial").write_bytes(b"half")
+    embedder.encoded.clear()
+    encode.run(CONFIG, workdir)
+    assert len(embedder.encoded) == 8  # two shards, of five and three passages
+    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    np.testing.assert_array_equal(np.concatenate(shards), _wanted())
+    assert not list(workdir.inside("embeddings").glob("*.partial"))
+
+
+def test_killed_between_manifest_and_renaming(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Path) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "replace_dir", killed)
+        with pytest.raises(_Killed):
+            encode.run(CONFIG, workdir)
+    embedder.encoded.clear()
+    encode.run(CONFIG, workdir)
+    assert embedder.encoded == []
+    assert len(open_embeddings(workdir.inside("embeddings"))[0]) == 5
+
+
+def test_a_shard_of_another_shape_is_encoded_again(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run_killed_in_shard(2, CONFIG, workdir, monkeypatch)
+    building = workdir.inside("embeddings.building")
+    np.save(building / "shard-00000-of-00005.npy", np.zeros((5, 3), np.float16))
+    (building / "shard-00001-of-00005.npy").write_bytes(b"\x93NUMPY")
+    encode.run(CONFIG, workdir)
+    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    np.testing.assert_array_equal(np.concatenate(shards), _wanted())
+
+
+def test_finished_work_is_not_done_again(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    encode.run(CONFIG, workdir)
+    embedder.encoded.clear()
+    encode.run(CONFIG, workdir)
+    assert embedder.encoded == []
+    # how much is computed at once changes no vector
+    encode.run(
+        dataclasses.replace(
+            CONFIG, encode=EncodeConfig(rows_per_shard=5, batch_tokens=7)
+        ),
+        workdir,
+    )
+    assert embedder.encoded == []
+
+
+def test_other_settings_start_anew_and_keep_the_old_until_done(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode.run(CONFIG, workdir)
+    old = _bytes(workdir.inside("embeddings"))
+    other = Config(encode=EncodeConfig(rows_per_shard=10))
+    _run_killed_in_shard(1, other, workdir, monkeypatch)
+    assert _bytes(workdir.inside("embeddings")) == old
+    embedder.fingerprint = "other weights"  # shards of the killed run are of no use now
+    embedder.encoded.clear()
+    encode.run(other, workdir)
+    assert len(embedder.encoded) == 22
+    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    assert [len(shard) for shard in shards] == [10, 10, 3]
+
+
+def test_two_processes_share_the_shards(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one after the other here; the second is the main process, which writes the manifest
+    monkeypatch.setattr(encode.parallel, "barrier", lambda name: None)
+    monkeypatch.setattr(encode.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(encode.jax, "process_index", lambda: 1)
+    encode._start_or_resume(workdir.inside("embeddings.building"), _origin(workdir))
+    encode.run(CONFIG, workdir)
+    assert len(embedder.encoded) == 9  # shards 1 and 3, with one passage there twice
+    assert not workdir.inside("embeddings").exists()
+    monkeypatch.setattr(encode.jax, "process_index", lambda: 0)
+    encode.run(CONFIG, workdir)
+    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    np.testing.assert_array_equal(np.concatenate(shards), _wanted())
+    assert len(embedder.encoded) == 22
+
+
+def _origin(workdir: WorkDir) -> dict[str, Any]:
+    corpus = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
+    return artifacts.made_from(
+        "encode",
+        {"rows_per_shard": 5, "dtype": "bfloat16"},
+        {"corpus": corpus, "model": "words"},
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, 7e4])
+def test_unsound_vectors_name_their_passage(
+    workdir: WorkDir,
+    embedder: WordEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+) -> None:
+    def encode_badly(texts: list[tuple[str, str]], advance: Any) -> np.ndarray:
+        emb_ND = np.ones((len(texts), WIDTH), np.float32)
+        emb_ND[[text == "text number 13" for _, text in texts]] = value
+        return emb_ND
+
+    monkeypatch.setattr(embedder, "encode", encode_badly)
+    with pytest.raises(InputError, match=r"passage 'p13' \(corpus row 13\)"):
+        encode.run(CONFIG, workdir)
+    assert not workdir.inside("embeddings").exists()
+
+
+def test_a_damaged_shard_is_named(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    encode.run(CONFIG, workdir)
+    file = workdir.inside("embeddings") / "shard-00002-of-00005.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="shard-00002-of-00005.npy is damaged"):
+        open_embeddings(file.parent)

@@ -1,0 +1,204 @@
+"""The retrieval stage: what stands in the TREC and JSON files, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prepared import WordEmbedder, prepare
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, EncodeConfig, IndexConfig, RetrieveConfig
+from dpr_jax.data.formats import Passage
+from dpr_jax.data.store import Question
+from dpr_jax.encoding import encode
+from dpr_jax.errors import InputError
+from dpr_jax.index import build
+from dpr_jax.retrieval import retrieve
+from dpr_jax.retrieval.runs import falling
+
+PASSAGES = [
+    Passage("w1", "Rome", "The Tiber flows through Rome, the capital of Italy."),
+    Passage("w2", "Paris", "The Seine flows through Paris, the capital of France."),
+    Passage("w3", "Paris", "The Seine flows through Paris, the capital of France."),
+    Passage("w4", "Mont Blanc", "Highest mountain of the Alps — “the white one”."),
+    Passage("w5", "Danube", "Vienna, Budapest and Belgrade lie on its banks."),
+]
+QUESTIONS = [
+    Question("q0", "which river flows through Paris?", ("Seine",), (1,), (), ()),
+    Question("q1", "Alps highest mountain", ("Mont Blanc", "white one"), (3,), (), ()),
+    Question("q2", "Vienna Budapest Belgrade banks", (), (4,), (), ()),
+]
+CONFIG = Config(
+    encode=EncodeConfig(rows_per_shard=2),
+    index=IndexConfig(kind="faiss", recall_queries=3),
+    retrieve=RetrieveConfig(top_k=4, batch_size=2),
+)
+BM25 = dataclasses.replace(
+    CONFIG, retrieve=RetrieveConfig(kind="bm25", name="bm25", top_k=4, batch_size=2)
+)
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
+    """A work directory up to the index."""
+    root = tmp_path_factory.mktemp("retrieve") / "work"
+    workdir = prepare(root, PASSAGES, QUESTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "load_embedder", lambda *_, **__: WordEmbedder())
+        encode.run(CONFIG, workdir)
+    build.run(CONFIG, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(indexed: WorkDir, tmp_path: Path) -> WorkDir:
+    workdir = artifacts.open_workdir(tmp_path / "work", "test")
+    for name in ("data", "embeddings", "index"):
+        (workdir.root / name).symlink_to(indexed.root / name)
+    return workdir
+
+
+@pytest.fixture
+def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
+    embedder = WordEmbedder()
+    monkeypatch.setattr(retrieve, "load_embedder", lambda *_, **__: embedder)
+    return embedder
+
+
+def _read(workdir: WorkDir, name: str) -> tuple[list[list[str]], list[dict]]:
+    lines = (workdir.runs / f"{name}.trec").read_text(encoding="utf-8").splitlines()
+    run = json.loads((workdir.runs / f"{name}.json").read_text(encoding="utf-8"))
+    return [line.split(" ") for line in lines], run
+
+
+def test_a_dense_run(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    retrieve.run(CONFIG, workdir)
+    lines, run = _read(workdir, "trained")
+
+    texts = [(passage.title, passage.text) for passage in PASSAGES]
+    vectors_ND = embedder.encode(texts).astype(np.float16).astype(np.float32)
+    queries_QD = embedder.encode([question.question for question in QUESTIONS])
+    scores_QN = queries_QD @ vectors_ND.T
+    order_QN = np.argsort(-scores_QN, axis=1, kind="stable")
+    for i, question in enumerate(QUESTIONS):
+        mine = [line for line in lines if line[0] == question.id]
+        assert [line[3] for line in mine] == ["1", "2", "3", "4"]
+        assert {(line[1], line[5]) for line in mine} == {("Q0", "trained")}
+        # by title: w2 and w3 are equal, and an engine may take either
+        wanted = [PASSAGES[row].title for row in order_QN[i, :4]]
+        assert [ctx["title"] for ctx in run[i]["ctxs"]] == wanted
+        assert [ctx["id"] for ctx in run[i]["ctxs"]] == [line[2] for line in mine]
+        scores = np.array([line[4] for line in mine], np.float32)
+        np.testing.assert_allclose(scores, -np.sort(-scores_QN[i])[:4], rtol=1e-4)
+        assert (np.diff(scores) < 0).all()
+        assert [np.float32(ctx["score"]) for ctx in run[i]["ctxs"]] == scores.tolist()
+    facts = artifacts.verify(workdir.runs / "trained.manifest.json")
+    assert (facts["kind"], facts["count"], facts["top_k"]) == ("dense", 3, 4)
+
+
+def test_dprs_json(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    retrieve.run(CONFIG, workdir)
+    _, run = _read(workdir, "trained")
+    assert [entry["question"] for entry in run] == [q.question for q in QUESTIONS]
+    assert [entry["answers"] for entry in run] == [list(q.answers) for q in QUESTIONS]
+    first = run[1]["ctxs"][0]
+    assert list(first) == ["id", "title", "text", "score", "has_answer"]
+    assert first["id"] == "w4" and first["title"] == "Mont Blanc"
+    assert first["text"] == PASSAGES[3].text
+    answered = {ctx["id"]: ctx["has_answer"] for ctx in run[1]["ctxs"]}
+    assert answered.pop("w4") and not any(answered.values())  # the title is no text
+    assert run[0]["ctxs"][0]["has_answer"] and not run[2]["ctxs"][0]["has_answer"]
+
+
+def test_a_bm25_run_leaves_out_what_is_no_hit(workdir: WorkDir) -> None:
+    retrieve.run(BM25, workdir)
+    lines, run = _read(workdir, "bm25")
+    found = {q.id: [line[2] for line in lines if line[0] == q.id] for q in QUESTIONS}
+    assert found == {"q0": ["w2", "w3", "w1"], "q1": ["w4"], "q2": ["w5"]}
+    assert [len(entry["ctxs"]) for entry in run] == [3, 1, 1]
+    assert float(lines[0][4]) > float(lines[1][4]) > float(lines[2][4])
+
+
+def test_a_finished_run_is_not_made_again(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    retrieve.run(CONFIG, workdir)
+    retrieve.run(BM25, workdir)
+    before = (workdir.runs / "trained.trec").stat()
+    embedder.encoded.clear()
+    retrieve.run(CONFIG, workdir)
+    assert embedder.encoded == []
+    assert (workdir.runs / "trained.trec").stat().st_ino == before.st_ino
+    deeper = dataclasses.replace(CONFIG.retrieve, top_k=9)
+    retrieve.run(dataclasses.replace(CONFIG, retrieve=deeper), workdir)
+    assert len(_read(workdir, "trained")[0]) == 15  # three questions, five passages
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+def test_killed_in_the_middle(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrieve.run(CONFIG, workdir)
+    whole = _read(workdir, "trained")
+
+    def killed(*_: object, **__: object) -> None:
+        raise _Killed
+
+    shallow = dataclasses.replace(CONFIG.retrieve, top_k=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_manifest", killed)
+        with pytest.raises(_Killed):
+            retrieve.run(dataclasses.replace(CONFIG, retrieve=shallow), workdir)
+    retrieve.run(CONFIG, workdir)  # the files on disk are of the other run: made again
+    assert _read(workdir, "trained") == whole
+    names = {path.name for path in workdir.runs.iterdir()}
+    assert names == {"trained.trec", "trained.json", "trained.manifest.json"}
+
+
+def test_vectors_of_another_model_are_refused(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    embedder.model_fingerprint = "another"
+    with pytest.raises(InputError, match="another model"):
+        retrieve.run(CONFIG, workdir)
+    assert not workdir.runs.exists()
+
+
+def test_an_index_of_another_corpus_is_refused(
+    indexed: WorkDir, tmp_path: Path, embedder: WordEmbedder
+) -> None:
+    workdir = prepare(tmp_path / "work", PASSAGES[:3], QUESTIONS[:1])
+    (workdir.root / "index").symlink_to(indexed.root / "index")
+    with pytest.raises(InputError, match="holds 5 passages, the corpus 3"):
+        retrieve.run(CONFIG, workdir)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words"])
+def test_a_run_name_that_is_no_file_name(workdir: WorkDir, name: str) -> None:
+    config = dataclasses.replace(
+        BM25, retrieve=dataclasses.replace(BM25.retrieve, name=name)
+    )
+    with pytest.raises(InputError, match="retrieve.name"):
+        retrieve.run(config, workdir)
+
+
+def test_ids_that_trec_cannot_hold(tmp_path: Path) -> None:
+    spaced = PASSAGES[1]._replace(id="w 2")
+    workdir = prepare(tmp_path / "work", [PASSAGES[0], spaced], QUESTIONS[:1])
+    with pytest.raises(InputError, match="passage id 'w 2'"):
+        retrieve.run(BM25, workdir)
+    assert list(workdir.runs.iterdir()) == []
+
+
+def test_falling_scores_change_as_little_as_possible() -> None:
+    scores_K = np.array([3.5, 2.0, 2.0, 2.0, -1.0], np.float32)
+    falling_K = falling(scores_K)
+    assert (np.diff(falling_K) < 0).all()
+    np.testing.assert_array_equal(falling_K[[0, 1, 4]], scores_K[[0, 1, 4]])
+    np.testing.assert_allclose(falling_K, scores_K, rtol=3e-7)
