@@ -1,0 +1,1 @@
+"""The stage that measures runs, whoever wrote them, and draws the report."""

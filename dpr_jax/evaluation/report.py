@@ -1,0 +1,102 @@
+"""The report: one HTML page that needs nothing else, from what the stage measured."""
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import dpr_jax
+from dpr_jax import artifacts
+from dpr_jax.config import Config, keys, to_dict
+from dpr_jax.evaluation import plots
+from dpr_jax.evaluation.examples import Choice
+from dpr_jax.evaluation.metrics import Estimate
+from dpr_jax.evaluation.table import TITLES, percent, points, verdict
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def render(
+    config: Config,
+    *,
+    corpus_size: int,
+    summaries: list[dict[str, Any]],
+    curves: dict[str, dict[str, list[Estimate]]],
+    examples: Choice,
+    training: list[dict[str, float]],
+    indexes: dict[str, dict[str, Any]],
+    made_from: dict[str, dict[str, Any]],
+) -> str:
+    """The page as text.
+
+    Args:
+      config: whose settings are shown, those that differ from the defaults first.
+      corpus_size: number of passages.
+      summaries: what metrics/NAME.json holds, in the order to show.
+      curves: view -> run -> top-k accuracy for k = 1, 2, ...
+      examples: questions with their passages.
+      training: the lines of metrics.jsonl; none: no training curves.
+      indexes: folder -> its index.json.
+      made_from: run -> settings and inputs that it was made from; empty for a run of another tool.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent,
+        points=points,
+        verdict=verdict,
+        json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    cutoffs = config.evaluate.cutoffs
+    return template.render(
+        config=config,
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        corpus_size=corpus_size,
+        summaries=summaries,
+        views={view: TITLES[view] for view in curves},
+        columns={view: _columns(summaries[0][view]["metrics"]) for view in curves},
+        baseline=next((f["baseline"] for f in summaries if f["baseline"]), ""),
+        colours={f["run"]: plots.colour(i) for i, f in enumerate(summaries)},
+        accuracy_plots={
+            view: Markup(plots.accuracy_over_k(runs, cutoffs))
+            for view, runs in curves.items()
+        },
+        training_plots=[Markup(svg) for svg in plots.training(training)],
+        validation=next((x for x in training[::-1] if "validation_nll" in x), {}),
+        choice=examples,
+        indexes=indexes,
+        made_from=made_from,
+        settings=_settings(config),
+        versions={
+            **artifacts.versions(),
+            "dpr_jax": dpr_jax.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _columns(metrics: dict[str, Any]) -> list[str]:
+    """The metrics the page has room for: of the recalls the last one; all of them are in NAME.json."""
+    recalls = [name for name in metrics if name.startswith("recall@")]
+    return [name for name in metrics if name not in recalls[:-1]]
+
+
+def _settings(config: Config) -> list[tuple[str, Any, bool]]:
+    """(dotted name, value, whether it is not the default), those that are not the default first."""
+    values, defaults = to_dict(config), to_dict(Config())
+    rows = []
+    for key in keys():
+        value, default = values, defaults
+        for part in key.split("."):
+            value, default = value[part], default[part]
+        rows.append((key, json.dumps(value, ensure_ascii=False), value != default))
+    return sorted(rows, key=lambda row: not row[2])

@@ -1,0 +1,143 @@
+"""One run under one view of what is right: ranks of first hits, values a question, and their summary."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dpr_jax.data.answers import matcher
+from dpr_jax.data.store import Corpus, Question
+from dpr_jax.evaluation import metrics
+
+_TEXTS_KEPT = 50_000
+
+
+class View(NamedTuple):
+    """One way to say that a passage is right.
+
+    Attributes:
+      name: `gold` (it is a gold passage) or `answer` (an answer is in its text).
+      judged: rows of the questions that count.
+      is_hit: (question's row, passage's row) -> whether the passage is right.
+      gold: gold passages of every question where they are what is right, else None.
+    """
+
+    name: str
+    judged: np.ndarray
+    is_hit: Callable[[int, int], bool]
+    gold: list[frozenset[int]] | None
+
+
+class Scored(NamedTuple):
+    """One run under one view.
+
+    Attributes:
+      rank_Q: the rank of each question's first hit, 1 is the top, 0: none.
+      values: metric -> value_J, float64, of the questions that count.
+    """
+
+    rank_Q: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+def views(
+    questions: Sequence[Question], corpus: Corpus, match: Literal["string", "regex"]
+) -> list[View]:
+    """The views that the questions' labels allow, the gold one first.
+
+    By gold passage the questions that have one count; by answer all of them, as in DPR.
+    """
+    found = []
+    gold = [frozenset(question.positives) for question in questions]
+    if any(gold):
+        judged = np.flatnonzero([bool(rows) for rows in gold])
+        found.append(View("gold", judged, lambda q, row: row in gold[q], gold))
+    answers = [question.answers for question in questions]
+    if any(answers):
+        text = lru_cache(_TEXTS_KEPT)(lambda row: corpus[row].text)
+        found.append(
+            View(
+                "answer",
+                np.arange(len(questions)),
+                lambda q, row: matcher(answers[q], match)(text(row)),
+                None,
+            )
+        )
+    return found
+
+
+def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Scored:
+    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10 and recall at the cutoffs besides.
+
+    Args:
+      view: what is right.
+      ranked: corpus rows of every question, best first.
+      cutoffs: the k.
+    """
+    rank_Q = metrics.first_hits(ranked, view.is_hit)
+    rank_J = rank_Q[view.judged]
+    values = {f"top-{k}": metrics.top_k(rank_J, k) for k in cutoffs}
+    values["MRR@10"] = metrics.reciprocal_rank(rank_J, 10)
+    if view.gold is not None:
+        measures = {
+            "nDCG@10": "nDCG@10",
+            **{f"recall@{k}": f"R@{k}" for k in cutoffs},
+        }
+        graded = metrics.graded(
+            [ranked[row] for row in view.judged],
+            [view.gold[row] for row in view.judged],
+            list(measures.values()),
+        )
+        values.update({name: graded[measure] for name, measure in measures.items()})
+    return Scored(rank_Q, values)
+
+
+def summary(
+    view: View, scored: Scored, baseline: Scored | None, *, samples: int, seed: int
+) -> dict[str, Any]:
+    """What metrics/NAME.json says of a run under a view.
+
+    Args:
+      view: what is right.
+      scored: the run.
+      baseline: the run to compare it with, if it is another one.
+      samples: resamplings for the intervals.
+      seed: of the resamplings.
+    """
+    names = list(scored.values)
+    value_JM = np.stack(list(scored.values.values()), axis=1)
+    means = metrics.estimate(value_JM, samples=samples, seed=seed)
+    judged = set(view.judged.tolist())
+    facts: dict[str, Any] = {
+        "questions": len(judged),
+        "metrics": {
+            name: _rounded(mean) for name, mean in zip(names, means, strict=True)
+        },
+        "difference": {},
+        "first_hit_rank": [
+            rank if row in judged else None
+            for row, rank in enumerate(scored.rank_Q.tolist())
+        ],
+    }
+    if baseline is not None:
+        base_JM = np.stack(list(baseline.values.values()), axis=1)
+        gaps = metrics.differences(value_JM, base_JM, samples=samples, seed=seed)
+        facts["difference"] = {
+            name: _rounded(gap) for name, gap in zip(names, gaps, strict=True)
+        }
+    return facts
+
+
+def _rounded(numbers: metrics.Estimate | metrics.Difference) -> dict[str, float]:
+    """By name, without the last digits, in which machines differ."""
+    return {name: round(value, 8) for name, value in numbers._asdict().items()}
+
+
+def curve(
+    view: View, scored: Scored, depth: int, *, samples: int, seed: int
+) -> list[metrics.Estimate]:
+    """Top-k accuracy with its interval for k = 1..depth."""
+    rank_J = scored.rank_Q[view.judged]
+    hit_JK = np.stack([metrics.top_k(rank_J, k + 1) for k in range(depth)], axis=1)
+    return metrics.estimate(hit_JK, samples=samples, seed=seed)
