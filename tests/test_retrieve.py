@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +205,10 @@ def test_falling_scores_change_as_little_as_possible() -> None:
     assert (np.diff(falling_K) < 0).all()
     np.testing.assert_array_equal(falling_K[[0, 1, 4]], scores_K[[0, 1, 4]])
     np.testing.assert_allclose(falling_K, scores_K, rtol=3e-7)
+
+
+def test_importing_the_stages_starts_no_device() -> None:
+    """Processes join (jax.distributed.initialize) after the imports, and before anything computes."""
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    command = [sys.executable, "-c", "import dpr_jax.index.bm25, dpr_jax.pipeline"]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)

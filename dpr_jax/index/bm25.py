@@ -10,20 +10,19 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import bm25s
 import numpy as np
 import Stemmer
 
 from dpr_jax.errors import InputError
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
-
 
 class Bm25:
     """An index of words; made by `build` or `load`."""
 
-    def __init__(self, index: bm25s.BM25) -> None:
+    def __init__(self, index: Any) -> None:
         self._index = index
         self.count = index.scores["num_docs"]
 
@@ -74,7 +73,7 @@ def build(texts: Iterable[str], *, k1: float, b: float) -> Bm25:
         raise InputError(
             "no passage holds a word that BM25 can index (two or more letters, not a stop word); check the text column of data.passages"
         )
-    index = bm25s.BM25(k1=k1, b=b, method="lucene")
+    index = _bm25s().BM25(k1=k1, b=b, method="lucene")
     index.index(tokens, show_progress=False)
     return Bm25(index)
 
@@ -87,13 +86,12 @@ def load(folder: Path) -> Bm25:
     """
     if not (folder / "params.index.json").exists():
         raise InputError(f"{folder} holds no BM25 index")
-    return Bm25(bm25s.BM25.load(folder, mmap=True, show_progress=False))
+    return Bm25(_bm25s().BM25.load(folder, mmap=True, show_progress=False))
 
 
-def _tokenize(
-    texts: Iterable[str], *, return_ids: bool
-) -> bm25s.tokenization.Tokenized | list[list[str]]:
-    return bm25s.tokenize(
+def _tokenize(texts: Iterable[str], *, return_ids: bool) -> Any:
+    """bm25s' Tokenized of ids and vocabulary, or the words themselves, list[list[str]]."""
+    return _bm25s().tokenize(
         texts,
         stopwords="en",
         stemmer=Stemmer.Stemmer("english"),
@@ -111,3 +109,11 @@ def _best(scores_N: np.ndarray, k: int) -> np.ndarray:
         above, equal = rows[scores > kth], rows[scores == kth]
         rows = np.sort(np.concatenate([above, equal[: k - len(above)]]))
     return rows[np.argsort(-scores_N[rows], kind="stable")]
+
+
+def _bm25s() -> ModuleType:
+    # It computes with JAX when imported, and the processes of a run must have joined before that.
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+    return bm25s
