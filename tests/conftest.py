@@ -1,0 +1,44 @@
+"""Eight simulated devices and no network for every test; set before JAX starts."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # tiny models: compiling well costs far more than running badly
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, DataConfig
+from dpr_jax.data import prepare
+from dpr_jax.mining import mine
+
+
+@pytest.fixture(scope="session")
+def nq_small_workdir(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Config, WorkDir]:
+    """A few hundred real rows (fixtures/nq_small), prepared and mined; tests must not change what is in it."""
+    folder = Path(__file__).parent / "fixtures" / "nq_small"
+    config = Config(
+        name="nq_small",
+        data=DataConfig(
+            passages=str(folder / "passages.tsv.gz"),
+            train=str(folder / "train.json"),
+            dev=str(folder / "dev.json"),
+            test=str(folder / "test.qa.csv"),
+            test_qrels=str(folder / "test.qrels"),
+        ),
+    )
+    workdir = artifacts.open_workdir(tmp_path_factory.mktemp("nq_small"), config.name)
+    prepare.run(config, workdir)
+    mine.run(config, workdir)
+    return config, workdir

@@ -1,0 +1,268 @@
+"""The readers, on what real files contain and on what breaks them."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_jax.data import formats, rows
+from dpr_jax.errors import InputError
+
+NQ_SMALL = Path(__file__).parent / "fixtures" / "nq_small"
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def passages(path: Path) -> list[tuple[str, ...]]:
+    return [tuple(passage) for _, passage in formats.read_passages(path)]
+
+
+@pytest.mark.parametrize("name", ["p.tsv", "p.tsv.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_passages_are_read_as_csv_with_tabs(
+    tmp_path: Path, name: str, end: str, mark: str
+) -> None:
+    lines = [
+        "id\ttext\ttitle",
+        '1\t"a ""quoted"" word"\tTitle',
+        '2\tno "outer" quotes\t',
+        '3\t"""said so"" he said"\tZoë',
+        '4\t"over two',
+        'lines\tand a tab"\tFour',
+        "",
+        "5\tlast",
+    ]
+    lines[-1] += "\tline without an end"
+    path = write(tmp_path / name, mark + end.join(lines))
+    assert passages(path) == [
+        ("1", "Title", 'a "quoted" word'),
+        ("2", "", 'no "outer" quotes'),
+        ("3", "Zoë", 'said so" he said'),
+        ("4", "Four", f"over two{end}lines\tand a tab"),
+        ("5", "line without an end", "last"),
+    ]
+
+
+def test_passages_tell_the_line_where_each_begins(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.tsv", 'id\ttext\ttitle\n1\t"a\nb"\tx\n2\tc\ty\n')
+    assert [line for line, _ in formats.read_passages(path)] == [2, 4]
+
+
+def test_real_passages_agree_with_the_standard_library() -> None:
+    path = NQ_SMALL / "passages.tsv.gz"
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        expected = list(csv.reader(file, delimiter="\t"))[1:]
+    assert passages(path) == [
+        (i, title, text.strip('"')) for i, text, title in expected
+    ]
+    assert len(expected) == 427
+
+
+def test_a_field_may_be_longer_than_csv_allows_by_default(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.tsv", "id\ttext\ttitle\n1\t" + "x" * 200_000 + "\tt\n")
+    assert len(passages(path)[0][2]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        ("", None, "is empty"),
+        ("id\ttext\ttitle\n", None, "the corpus is empty"),
+        ("1\ta\tb\n", 1, "header"),
+        ("id\ttitle\ttext\n1\ta\tb\n", 1, "header"),
+        ("id\ttext\ttitle\n1\ta\tb\n2\tc\n", 3, "2 columns"),
+        ("id\ttext\ttitle\n1\ta\tb\tc\n", 2, "4 columns"),
+        ("id\ttext\ttitle\n1 x\ta\tb\n", 2, "one word"),
+        ("id\ttext\ttitle\n\ta\tb\n", 2, "one word"),
+        ('id\ttext\ttitle\n1\ta\tb\n2\t"open\tc\n3\td\te\n', 3, "never closed"),
+        (b"id\ttext\ttitle\n1\ta\xff\tb\n", 2, "UTF-8"),
+        (b"id\ttext\ttitle\n1\ta\0\tb\n", 2, "NUL"),
+        ("id\ttext\ttitle\n1\ta\rb\tc\n", 2, "tab-separated"),
+    ],
+)
+def test_bad_passages(
+    tmp_path: Path, content: str | bytes, line: int | None, says: str
+) -> None:
+    path = write(tmp_path / "p.tsv", content)
+    place = str(path) if line is None else f"{path}:{line}:"
+    refuse(lambda: formats.read_passages(path), place, says)
+
+
+def refuse(reader: Callable[[], Iterator[Any]], place: str, says: str) -> None:
+    """The reader stops with one line that names the place and says what is wrong."""
+    with pytest.raises(InputError) as caught:
+        list(reader())
+    message = str(caught.value)
+    assert place in message and says in message and "\n" not in message
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    positive = {"title": "T", "text": "x", "passage_id": "7"}
+    whole = {"question": "who", "answers": ["a"], "positive_ctxs": [positive]}
+    return whole | changes
+
+
+def test_json_takes_both_names_of_an_id_and_replaces_the_curly_quote(
+    tmp_path: Path,
+) -> None:
+    rows_ = [
+        row(question="what’s this", answers=["the dog’s"]),
+        row(
+            positive_ctxs=[{"psg_id": 8}, {"passage_id": "wiki:9"}],
+            hard_negative_ctxs=[{"passage_id": "1"}],
+            negative_ctxs=[{"psg_id": "2"}],
+        ),
+        row(positive_ctxs=[], answers=[]),
+    ]
+    path = write(tmp_path / "t.json.gz", json.dumps(rows_, indent=1))
+    first, second, third = formats.read_dpr_json(path)
+    assert first.id == "0" and first.question == "what's this"
+    assert first.answers == ("the dog’s",) and first.positives == ("7",)
+    assert second.positives == ("8", "wiki:9")
+    assert (second.hard_negatives, second.negatives) == (("1",), ("2",))
+    assert third.positives == () and third.answers == ()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 1 << 20])
+def test_json_is_streamed_to_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(rows, "CHUNK_CHARS", chunk)
+    path = NQ_SMALL / "dev.json"
+    text = path.read_text(encoding="utf-8")
+    found = list(rows.json_objects(path))
+    assert [value for _, value in found] == json.loads(text)
+    assert [line for line, _ in found] == list(range(2, 22))  # one row a line
+
+
+@pytest.mark.parametrize("content", ["[]", " [\n] \n"])
+def test_an_empty_json_list_has_no_rows(tmp_path: Path, content: str) -> None:
+    assert list(formats.read_dpr_json(write(tmp_path / "t.json", content))) == []
+
+
+WHOLE = json.dumps([row(), row()], indent=0)
+
+
+@pytest.mark.parametrize("cut", range(0, len(WHOLE), 7))
+def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
+    path = write(tmp_path / "t.json", WHOLE[:cut])
+    refuse(lambda: formats.read_dpr_json(path), f"{path}:", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "says"),
+    [
+        ('{"question": "a"}', ":1:", "one JSON list"),
+        ('[{"question": "a"}\n{"question": "b"}]', ":2:", "comma"),
+        ('["a"]', ":1:", "must stand here"),
+        ('[\n{"question":\n oops}]', ":3:", "broken JSON"),
+        ("[]\n[]", ":2:", "more after"),
+        ([row(), row(question="")], " row 1 ", "no question"),
+        ([{"answers": []}], " row 0 (line 1)", "no question"),
+        ([row(question=None)], " row 0 ", "no question"),
+        ([row(answers="a")], " row 0 ", "list of texts"),
+        ([row(answers=[1])], " row 0 ", "list of texts"),
+        ([row(answers=["a", " "])], " row 0 ", "answer is empty"),
+        ([row(positive_ctxs=[{"text": "x"}])], " row 0 ", "positive_ctxs[0]"),
+        ([row(positive_ctxs={"a": 1})], " row 0 ", "must be a list"),
+        ([row(hard_negative_ctxs=[{"psg_id": ""}])], " row 0 ", "hard_negative_ctxs"),
+        ([row(question="\ud800")], " row 0 ", "Unicode"),
+        (b'[{"question": "\xff"}]', " after line 1", "UTF-8"),
+    ],
+)
+def test_bad_json(tmp_path: Path, content: Any, place: str, says: str) -> None:
+    text = json.dumps(content) if isinstance(content, list) else content
+    path = write(tmp_path / "t.json", text)
+    refuse(lambda: formats.read_dpr_json(path), f"{path}{place}", says)
+
+
+def test_question_answers(tmp_path: Path) -> None:
+    text = 'who’s it\t[\'a\', "b\'s"]\n"a ""b"" c"\t"[""d\'s""]"\r\n'
+    first, second = formats.read_question_answers(write(tmp_path / "q.csv", text))
+    assert (first.id, first.question, first.answers) == ("0", "who's it", ("a", "b's"))
+    assert (second.id, second.question) == ("1", 'a "b" c')
+    assert second.answers == ("d's",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("who\n", "1 columns"),
+        ("who\t['a']\tx\n", "3 columns"),
+        ("\t['a']\n", "no question"),
+        ("who\t__import__('os').getcwd()\n", "must be a list"),
+        ("who\t['a'\n", "must be a list"),
+        ("who\t'a'\n", "list of texts"),
+    ],
+)
+def test_bad_question_answers(tmp_path: Path, content: str, says: str) -> None:
+    path = write(tmp_path / "q.csv", content)
+    refuse(lambda: formats.read_question_answers(path), f"{path}:1:", says)
+
+
+def test_question_ids(tmp_path: Path) -> None:
+    text = '\ufeffq1\twho’s "it\r\n\n17\t"what" is\n'
+    read = list(formats.read_question_ids(write(tmp_path / "q.tsv", text)))
+    assert [(one.id, one.question) for one in read] == [
+        ("q1", "who's \"it"),
+        ("17", '"what" is'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("q1 who\n", "a tab"),
+        ("q1\twho\twhat\n", "a tab"),
+        ("q 1\twho\n", "one word"),
+        ("\twho\n", "one word"),
+        ("q1\t \n", "no question"),
+    ],
+)
+def test_bad_question_ids(tmp_path: Path, content: str, says: str) -> None:
+    path = write(tmp_path / "q.tsv", content)
+    refuse(lambda: formats.read_question_ids(path), f"{path}:1:", says)
+
+
+def test_qrels(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.qrels", "1 0 P1 1\n1\t0\tP2\t2\r\n\n2 0 P3 0\n3 0 P4 1")
+    qrels = formats.read_qrels(path)
+    assert qrels.positives == {"1": ["P1", "P2"], "3": ["P4"]}
+    assert qrels.where == {"1": f"{path}:1", "3": f"{path}:5"}
+
+
+@pytest.mark.parametrize("content", ["1 0 P1\n", "1 0 P1 1 x\n", "1 0 P1 yes\n"])
+def test_bad_qrels(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "q.qrels", content)
+    refuse(lambda: iter(formats.read_qrels(path)), f"{path}:1:", "passage-id")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    packed = gzip.compress(b"id\ttext\ttitle\n1\ta\tb\n" * 100, mtime=0)
+    cut = tmp_path / "cut.tsv.gz"
+    cut.write_bytes(packed[:-10])
+    plain = tmp_path / "plain.tsv.gz"
+    plain.write_bytes(b"id\ttext\ttitle\n")
+    for path, says in (
+        (cut, "truncated or damaged .gz"),
+        (plain, "truncated or damaged .gz"),
+        (tmp_path / "none.tsv", "does not exist"),
+        (tmp_path, "cannot be read"),
+    ):
+        refuse(lambda path=path: formats.read_passages(path), str(path), says)
+
+
+def test_readers_tell_the_bytes_they_read() -> None:
+    path = NQ_SMALL / "passages.tsv.gz"
+    counts: list[int] = []
+    list(formats.read_passages(path, counts.append))
+    assert sum(counts) == path.stat().st_size

@@ -1,0 +1,349 @@
+"""Raw files -> data sets: what is kept, what is refused, and that nothing is left half done."""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import grain
+import pytest
+
+from dpr_jax import artifacts, logging
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, DataConfig
+from dpr_jax.data import formats, passage_rows, prepare, store
+from dpr_jax.errors import InputError
+
+PASSAGES = "id\ttext\ttitle\nP1\tone\tA\nP2\ttwo\tB\nP3\tthree\t\nP4\tone\tC\n"
+
+
+def question(text: str, *positives: str, **changes: Any) -> dict[str, Any]:
+    contexts = [{"passage_id": id_} for id_ in positives]
+    return {"question": text, "answers": [text], "positive_ctxs": contexts} | changes
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Path]:
+    """A small, sound set of raw files."""
+    train = [
+        question("a", "P2", hard_negative_ctxs=[{"psg_id": "P3"}, {"psg_id": "P9"}]),
+        question("no gold"),
+        question("b", "P4", "P1", "P4", negative_ctxs=[{"psg_id": "P1"}]),
+    ]
+    contents = {
+        "passages": ("passages.tsv", PASSAGES),
+        "train": ("train.json", json.dumps(train, indent=1)),
+        "dev": ("dev.json", json.dumps([question("c", "P3")], indent=1)),
+        "test": ("test.qa.csv", "d\t['x', 'y']\ne\t[]\n"),
+        "test_qrels": ("test.qrels", "1 0 P3 1\n1 0 P1 1\n7 0 P1 1\n"),
+    }
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name, text in contents.values():
+        (folder / name).write_text(text, encoding="utf-8")
+    return {key: folder / name for key, (name, _) in contents.items()}
+
+
+def setup(
+    tmp_path: Path, raw: dict[str, Path], name: str = "work", **changes: Any
+) -> tuple[Config, WorkDir]:
+    data = DataConfig(**{key: str(path) for key, path in raw.items()})
+    config = Config(name="small", data=dataclasses.replace(data, **changes))
+    return config, artifacts.open_workdir(tmp_path / name, config.name)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines told to the user."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "say", lines.append)
+    return lines
+
+
+def test_prepared_rows(
+    tmp_path: Path,
+    raw: dict[str, Path],
+    said: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+
+    corpus = store.open_corpus(workdir)
+    assert list(corpus) == [
+        ("P1", "A", "one"),
+        ("P2", "B", "two"),
+        ("P3", "", "three"),
+        ("P4", "C", "one"),
+    ]
+    assert corpus.ids() == ["P1", "P2", "P3", "P4"]
+    assert corpus.rows([3, 0]) == [corpus[3], corpus[0]] and corpus.rows([]) == []
+    assert list(store.open_questions(workdir, "train")) == [
+        ("0", "a", ("a",), (1,), (2,), ()),
+        ("2", "b", ("b",), (3, 0), (), ()),
+    ]
+    assert list(store.open_questions(workdir, "dev")) == [
+        ("0", "c", ("c",), (2,), (), ())
+    ]
+    assert list(store.open_questions(workdir, "test")) == [
+        ("0", "d", ("x", "y"), (), (), ()),
+        ("1", "e", (), (2, 0), (), ()),
+    ]
+    assert capfd.readouterr() == ("", "")  # TFDS has bars and lines of its own
+    for fact in (
+        "4 passages (1 repeat",
+        "train: 2 kept, 1 negatives dropped: not in the corpus",
+        "1 dropped: no positive passage",
+        "1 negatives dropped: also gold",
+        "test: 2 kept, 1 without gold passage, 1 without answers",
+        "1 judged in qrels but not asked",
+    ):
+        assert fact in "\n".join(said)
+
+
+def test_real_rows_are_those_of_the_raw_files(
+    nq_small_workdir: tuple[Config, WorkDir],
+) -> None:
+    config, workdir = nq_small_workdir
+    corpus = store.open_corpus(workdir)
+    passages = [one for _, one in formats.read_passages(Path(config.data.passages))]
+    assert list(corpus) == passages
+    for split in ("train", "dev"):
+        rows = json.loads(Path(getattr(config.data, split)).read_text("utf-8"))
+        prepared = store.open_questions(workdir, split)
+        assert len(prepared) == len(rows)
+        for row, one in zip(rows, prepared, strict=True):
+            assert one.question == row["question"].replace("’", "'")
+            assert list(one.answers) == row["answers"]
+            texts = [passage.text for passage in corpus.rows(one.positives)]
+            expected = [context["text"].strip('"') for context in row["positive_ctxs"]]
+            assert texts == expected
+    test = store.open_questions(workdir, "test")
+    assert [one.id for one in test] == [str(row) for row in range(60)]
+    assert all(one.positives and one.answers for one in test)
+
+
+def test_json_and_tsv_test_questions_and_absent_splits(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    config, workdir = setup(
+        tmp_path, raw, test=str(raw["train"]), test_qrels="", dev=""
+    )
+    prepare.run(config, workdir)
+    test = store.open_questions(workdir, "test")
+    assert [one.positives for one in test] == [(1,), (), (3, 0)]
+    with pytest.raises(InputError, match=r"no split 'dev'.*data\.dev"):
+        store.open_questions(workdir, "dev")
+
+    asked = tmp_path / "test.tsv"
+    asked.write_text("q7\twhat?\n", encoding="utf-8")
+    raw["test_qrels"].write_text("q7 0 P4 1\n", encoding="utf-8")
+    config, workdir = setup(tmp_path, raw, "other", test=str(asked))
+    prepare.run(config, workdir)
+    assert list(store.open_questions(workdir, "test")) == [
+        ("q7", "what?", (), (3,), (), ())
+    ]
+
+
+def test_max_train_questions_counts_kept_rows(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    config, workdir = setup(tmp_path, raw, max_train_questions=2)
+    prepare.run(config, workdir)
+    assert [one.id for one in store.open_questions(workdir, "train")] == ["0", "2"]
+    config, workdir = setup(tmp_path, raw, max_train_questions=1)
+    prepare.run(config, workdir)
+    assert [one.id for one in store.open_questions(workdir, "train")] == ["0"]
+
+
+def break_file(raw: dict[str, Path], key: str, text: str) -> None:
+    raw[key].write_text(text, encoding="utf-8")
+
+
+BAD = {
+    "missing file": ("train", lambda raw: raw["train"].unlink(), "does not exist"),
+    "truncated JSON": (
+        "train",
+        lambda raw: break_file(raw, "train", raw["train"].read_text()[:-20]),
+        "truncated",
+    ),
+    "row without question": (
+        "dev",
+        lambda raw: break_file(raw, "dev", '[{"positive_ctxs": []}]'),
+        "no question",
+    ),
+    "passage id twice": (
+        "passages",
+        lambda raw: break_file(raw, "passages", PASSAGES + "P5\tx\ty\nP2\tz\tu\n"),
+        ":7: passage id 'P2' occurs twice, first at line 3",
+    ),
+    "gold passage missing": (
+        "train",
+        lambda raw: break_file(raw, "train", json.dumps([question("a", "P1", "P8")])),
+        "row 0 (line 1): gold passage 'P8' is not in the corpus",
+    ),
+    "judged passage missing": (
+        "test_qrels",
+        lambda raw: break_file(raw, "test_qrels", "0 0 P2 1\n1 0 P8 1\n"),
+        ":2: gold passage 'P8' is not in the corpus",
+    ),
+    "empty corpus": (
+        "passages",
+        lambda raw: break_file(raw, "passages", "id\ttext\ttitle\n"),
+        "the corpus is empty",
+    ),
+    "no usable question": (
+        "train",
+        lambda raw: break_file(raw, "train", json.dumps([question("a")])),
+        "no question to use as data.train (0 kept, 1 dropped: no positive passage)",
+    ),
+    "corpus without passages": (
+        "passages",
+        lambda raw: break_file(raw, "passages", ""),
+        "is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, raw: dict[str, Path], name: str
+) -> None:
+    key, spoil, says = BAD[name]
+    config, workdir = setup(tmp_path, raw)
+    spoil(raw)
+    with pytest.raises(InputError) as caught:
+        prepare.run(config, workdir)
+    message = str(caught.value)
+    assert str(raw[key]) in message and says in message and "\n" not in message
+    assert [path.name for path in workdir.root.iterdir()] == ["workdir.json"]
+
+
+def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
+    for changes, says in (
+        ({"passages": ""}, "data.passages is not set"),
+        ({"train": str(raw["test"])}, "data.train"),
+        ({"test": str(raw["test_qrels"])}, "data.test"),
+    ):
+        config, workdir = setup(tmp_path, raw, **changes)
+        with pytest.raises(InputError, match=says):
+            prepare.run(config, workdir)
+
+
+def test_bad_input_leaves_the_data_of_before(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    before = artifacts.fingerprint(workdir.data / "manifest.json")
+    break_file(raw, "dev", "[")
+    with pytest.raises(InputError):
+        prepare.run(config, workdir)
+    assert artifacts.fingerprint(workdir.data / "manifest.json") == before
+    assert len(store.open_corpus(workdir)) == 4
+
+
+def test_a_second_run_does_nothing_and_another_place_gives_the_same_bytes(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    written = (workdir.data / "manifest.json").stat().st_mtime_ns
+    said.clear()
+    prepare.run(config, workdir)
+    assert said == ["prepare: up to date"]
+    assert (workdir.data / "manifest.json").stat().st_mtime_ns == written
+
+    config, other = setup(tmp_path, raw, "other")
+    prepare.run(config, other)
+    manifests = [one.data / "manifest.json" for one in (workdir, other)]
+    assert artifacts.fingerprint(manifests[0]) == artifacts.fingerprint(manifests[1])
+
+
+def test_what_a_killed_run_leaves_is_cleared(
+    tmp_path: Path, raw: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    partial = workdir.root / "data.partial" / "corpus"
+    partial.mkdir(parents=True)
+    (partial / "corpus-corpus.array_record-00000").write_bytes(b"half")
+    prepare.run(config, workdir)
+    assert not partial.exists() and len(store.open_corpus(workdir)) == 4
+
+    # killed between the two renames of a replacement: the old data come back
+    workdir.data.rename(workdir.root / "data.old")
+    monkeypatch.setattr(store, "write_corpus", lambda *_: pytest.fail("done again"))
+    prepare.run(config, workdir)
+    assert len(store.open_corpus(workdir)) == 4
+
+
+def test_other_settings_or_files_prepare_again(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    break_file(raw, "dev", json.dumps([question("new", "P1")]))
+    prepare.run(config, workdir)
+    assert store.open_questions(workdir, "dev")[0].question == "new"
+
+
+def test_what_is_missing_or_damaged_is_named(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    config, workdir = setup(tmp_path, raw)
+    with pytest.raises(InputError, match="run `dpr prepare` first"):
+        store.open_corpus(workdir)
+    prepare.run(config, workdir)
+    with pytest.raises(InputError, match="run `dpr mine` first"):
+        store.open_questions(workdir, "train", mined=True)
+    (shard,) = (workdir.data / "corpus").glob("*array_record*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=shard.name):
+        store.open_corpus(workdir)
+    assert len(store.open_questions(workdir, "train")) == 2
+
+
+def test_data_sets_are_sequences_that_can_be_pickled(
+    nq_small_workdir: tuple[Config, WorkDir],
+) -> None:
+    _, workdir = nq_small_workdir
+    corpus = store.open_corpus(workdir)
+    questions = store.open_questions(workdir, "test")
+    for data in (corpus, questions):
+        copy = pickle.loads(pickle.dumps(data))
+        assert len(pickle.dumps(data)) < 10_000
+        assert list(copy) == list(data) == [data[row] for row in range(len(data))]
+        with pytest.raises(IndexError):
+            data[len(data)]
+    shuffled = grain.MapDataset.source(questions).seed(1).shuffle()
+    assert sorted(one.id for one in shuffled) == sorted(one.id for one in questions)
+
+
+def test_shards_keep_the_order(
+    tmp_path: Path, raw: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ROWS_PER_SHARD", 7)
+    monkeypatch.setattr(store, "ROWS_PER_WRITE", 3)
+    monkeypatch.setattr(store, "ROWS_PER_READ", 4)
+    table = "".join(f"P{row}\ttext {row}\t\n" for row in range(100))
+    break_file(raw, "passages", "id\ttext\ttitle\n" + table)
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    assert len(list((workdir.data / "corpus").glob("*array_record*"))) == 15
+    assert store.open_corpus(workdir).ids() == [f"P{row}" for row in range(100)]
+
+
+def test_hashed_texts_against_a_dict() -> None:
+    texts = [f"t{number % 70}" for number in range(100)]
+    hashed = passage_rows.HashedTexts()
+    for text in texts[:70]:
+        hashed.add(text)
+    assert hashed.table().first_repeat() is None
+    for text in texts[70:]:
+        hashed.add(text)
+    table = hashed.table()
+    assert len(hashed) == 100 and hashed.distinct() == 70
+    assert table.rows(texts) == [number % 70 for number in range(100)]
+    assert table.rows(["t70", "", "t0"]) == [-1, -1, 0] and table.rows([]) == []
+    assert table.first_repeat() == (0, 70)
