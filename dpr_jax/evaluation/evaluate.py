@@ -80,18 +80,22 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
             say(
                 f"evaluate: run {name} has at most {depth} passages a question; nothing is found beyond them"
             )
-        compared = settings.baseline in ranked and settings.baseline != name
+        others = [
+            other
+            for other in _compared_with(name, settings.baseline)
+            if other in ranked
+        ]
         facts: dict[str, Any] = {
             "run": name,
-            "baseline": settings.baseline if compared else None,
             "questions": len(questions),
             "depth": depth,
+            "compared_with": others,
         }
         for view in views:
             facts[view.name] = score.summary(
                 view,
                 views_scored[view.name],
-                scored[settings.baseline][view.name] if compared else None,
+                {other: scored[other][view.name] for other in others},
                 **chance,
             )
         summaries.append(facts)
@@ -157,6 +161,12 @@ def _run_files(folder: Path) -> dict[str, Path]:
     first = [name for name in FIRST_IN_ORDER if name in found]
     others = [name for name in found if name not in first]
     return {name: found[name] for name in first + others}
+
+
+def _compared_with(name: str, baseline: str) -> list[str]:
+    """Each run is compared with the baseline, a trained encoder with its own start as well."""
+    others = [baseline, "untrained"] if name == "trained" else [baseline]
+    return [other for other in dict.fromkeys(others) if other != name]
 
 
 def _manifest(run_file: Path) -> dict[str, Any]:

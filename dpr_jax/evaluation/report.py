@@ -51,7 +51,7 @@ def render(
     )
     environment.filters.update(
         percent=percent,
-        points=points,
+        points=lambda value: points(value).replace("-", "\N{MINUS SIGN}"),
         verdict=verdict,
         json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
@@ -64,7 +64,7 @@ def render(
         summaries=summaries,
         views={view: TITLES[view] for view in curves},
         columns={view: _columns(summaries[0][view]["metrics"]) for view in curves},
-        baseline=next((f["baseline"] for f in summaries if f["baseline"]), ""),
+        compared=any(facts["compared_with"] for facts in summaries),
         colours={f["run"]: plots.colour(i) for i, f in enumerate(summaries)},
         accuracy_plots={
             view: Markup(plots.accuracy_over_k(runs, cutoffs))

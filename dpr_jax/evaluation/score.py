@@ -94,44 +94,58 @@ def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Score
 
 
 def summary(
-    view: View, scored: Scored, baseline: Scored | None, *, samples: int, seed: int
+    view: View,
+    scored: Scored,
+    compared_with: dict[str, Scored],
+    *,
+    samples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """What metrics/NAME.json says of a run under a view.
 
     Args:
       view: what is right.
       scored: the run.
-      baseline: the run to compare it with, if it is another one.
+      compared_with: other runs by name, for the differences from them.
       samples: resamplings for the intervals.
       seed: of the resamplings.
     """
-    names = list(scored.values)
-    value_JM = np.stack(list(scored.values.values()), axis=1)
-    means = metrics.estimate(value_JM, samples=samples, seed=seed)
+    value_JM = _table(scored)
     judged = set(view.judged.tolist())
-    facts: dict[str, Any] = {
+    return {
         "questions": len(judged),
-        "metrics": {
-            name: _rounded(mean) for name, mean in zip(names, means, strict=True)
+        "metrics": _by_name(
+            scored, metrics.estimate(value_JM, samples=samples, seed=seed)
+        ),
+        "difference": {
+            other: _by_name(
+                scored,
+                metrics.differences(
+                    value_JM, _table(other_scored), samples=samples, seed=seed
+                ),
+            )
+            for other, other_scored in compared_with.items()
         },
-        "difference": {},
         "first_hit_rank": [
             rank if row in judged else None
             for row, rank in enumerate(scored.rank_Q.tolist())
         ],
     }
-    if baseline is not None:
-        base_JM = np.stack(list(baseline.values.values()), axis=1)
-        gaps = metrics.differences(value_JM, base_JM, samples=samples, seed=seed)
-        facts["difference"] = {
-            name: _rounded(gap) for name, gap in zip(names, gaps, strict=True)
-        }
-    return facts
 
 
-def _rounded(numbers: metrics.Estimate | metrics.Difference) -> dict[str, float]:
-    """By name, without the last digits, in which machines differ."""
-    return {name: round(value, 8) for name, value in numbers._asdict().items()}
+def _table(scored: Scored) -> np.ndarray:
+    """value_JM: the metrics side by side."""
+    return np.stack(list(scored.values.values()), axis=1)
+
+
+def _by_name(
+    scored: Scored, numbers: Sequence[metrics.Estimate | metrics.Difference]
+) -> dict[str, dict[str, float]]:
+    """For JSON, without the last digits, in which machines differ."""
+    return {
+        metric: {name: round(value, 8) for name, value in found._asdict().items()}
+        for metric, found in zip(scored.values, numbers, strict=True)
+    }
 
 
 def curve(

@@ -10,7 +10,7 @@ _PIPE_WIDTH = 110  # where there is no terminal to ask
 
 
 def show(summaries: list[dict[str, Any]]) -> None:
-    """Prints one table a view, runs as rows, in percent.
+    """Prints the metrics of all runs and their differences from the baseline, in percent, for each view.
 
     Args:
       summaries: what metrics/NAME.json holds, in the order to show.
@@ -21,7 +21,9 @@ def show(summaries: list[dict[str, Any]]) -> None:
     for view, title in TITLES.items():
         shown = [facts for facts in summaries if view in facts]
         if shown:
-            console.print(_table(shown, view, title))
+            console.print(_metrics(shown, view, title))
+        if any(facts["compared_with"] for facts in shown):
+            console.print(_differences(shown, view))
 
 
 def verdict(difference: dict[str, float]) -> str:
@@ -33,35 +35,47 @@ def verdict(difference: dict[str, float]) -> str:
     return "no clear difference"
 
 
-def _table(summaries: list[dict[str, Any]], view: str, title: str) -> Table:
-    first = summaries[0][view]
-    names = [name for name in first["metrics"] if name.startswith("top-")] + ["MRR@10"]
-    lead = names[0]
-    baseline = next((f["baseline"] for f in summaries if f["baseline"]), None)
-    table = Table(
-        title=f"{title}, % of {first['questions']:,} questions", title_justify="left"
-    )
+def _metrics(summaries: list[dict[str, Any]], view: str, title: str) -> Table:
+    lead, *names = _shown_names(summaries[0][view]["metrics"])
+    questions = summaries[0][view]["questions"]
+    table = Table(title=f"{title}, % of {questions:,} questions", title_justify="left")
     table.add_column("run", no_wrap=True)
     table.add_column(f"{lead} \\[95 %]", justify="right", no_wrap=True)
-    for name in names[1:]:
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    if baseline:
-        table.add_column(f"{lead} against {baseline} \\[95 %]", no_wrap=True)
     for facts in summaries:
-        metrics = facts[view]["metrics"]
-        interval = metrics[lead]
-        cells = [
+        found = facts[view]["metrics"]
+        value, low, high = (percent(found[lead][k]) for k in ("value", "low", "high"))
+        table.add_row(
             facts["run"],
-            f"{percent(interval['value'])} \\[{percent(interval['low'])}, {percent(interval['high'])}]",
-            *(percent(metrics[name]["value"]) for name in names[1:]),
-        ]
-        if facts["baseline"]:
-            gap = facts[view]["difference"][lead]
-            cells.append(
-                f"{points(gap['value'])} \\[{points(gap['low'])}, {points(gap['high'])}] {verdict(gap)}"
-            )
-        table.add_row(*cells)
+            f"{value} \\[{low}, {high}]",
+            *(percent(found[name]["value"]) for name in names),
+        )
     return table
+
+
+def _differences(summaries: list[dict[str, Any]], view: str) -> Table:
+    names = _shown_names(summaries[0][view]["metrics"])[:2]
+    table = Table(
+        title="Differences on the same questions, in points \\[95 %]",
+        title_justify="left",
+    )
+    for name in ("run", *names):
+        table.add_column(name, no_wrap=True)
+    for facts in summaries:
+        for other, found in facts[view]["difference"].items():
+            cells = []
+            for name in names:
+                value, low, high = (
+                    points(found[name][k]) for k in ("value", "low", "high")
+                )
+                cells.append(f"{value} \\[{low}, {high}]\n{verdict(found[name])}")
+            table.add_row(f"{facts['run']} against {other}", *cells)
+    return table
+
+
+def _shown_names(metrics: dict[str, Any]) -> list[str]:
+    return [name for name in metrics if name.startswith("top-")] + ["MRR@10"]
 
 
 def percent(value: float) -> str:
@@ -71,4 +85,4 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """0.4575 -> +45.8"""
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * value:+.1f}"
