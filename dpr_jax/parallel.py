@@ -22,15 +22,18 @@ AXIS = "devices"
 def initialize() -> None:
     """Joins the other processes of this run, where the environment says that there are any.
 
-    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (launch/local.sh sets them);
-    otherwise a cluster that JAX recognises (TPU pod, Slurm, Kubernetes, Open MPI) speaks for itself. Without either, one process.
+    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (launch/local.sh sets them).
+    DPR_COORDINATOR=auto leaves it to JAX, which asks the machine it is on (launch/tpu_vm.sh sets it), as do Slurm, Open MPI and
+    Kubernetes jobs of several tasks without being told. Otherwise one process.
 
     Raises:
       InputError: some of the three variables are set and some are not, or one is not a number in range.
     """
     names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
-    if any(values):
+    if values[0] == "auto" or (not any(values) and _in_cluster()):
+        jax.distributed.initialize()
+    elif any(values):
         missing = [name for name, value in zip(names, values, strict=True) if not value]
         if missing:
             raise InputError(
@@ -49,8 +52,6 @@ def initialize() -> None:
         jax.distributed.initialize(
             coordinator_address=values[0], num_processes=count, process_id=index
         )
-    elif _in_cluster():
-        jax.distributed.initialize()
 
 
 def _in_cluster() -> bool:

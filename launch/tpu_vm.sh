@@ -100,7 +100,7 @@ if [[ -z $skip_install ]]; then
   on_all_workers 'export PATH="$HOME/.local/bin:$PATH"; uv --version >/dev/null 2>&1 || python3 -m pip install --user --quiet uv; cd "$HOME/dpr_jax"; uv python install --quiet 3.12; make install EXTRAS=tpu PYTHON="$(uv python find --system 3.12)"'
 fi
 
-# --- run. Naming both platforms makes it an error, not a slow run on the CPU, when the TPU does not start.
+# --- run. DPR_COORDINATOR=auto: each worker asks its machine for the others. Naming both platforms makes it an error, not a slow run on the CPU, when the TPU does not start.
 
 printf -v command '%q ' "$@"
-on_all_workers "cd \"\$HOME/dpr_jax\"; export PATH=\"\$HOME/dpr_jax/.venv/bin:\$PATH\" JAX_PLATFORMS=tpu,cpu; ${command% }"
+on_all_workers "cd \"\$HOME/dpr_jax\"; export PATH=\"\$HOME/dpr_jax/.venv/bin:\$PATH\" JAX_PLATFORMS=tpu,cpu DPR_COORDINATOR=auto; ${command% }"

@@ -1,0 +1,49 @@
+"""The quickstart: a small open encoder learns the questions of one domain, on a laptop's CPU.
+
+Command:   dpr pipeline configs/quickstart.py --workdir runs/quickstart
+"""
+
+from dpr_jax.config import (
+    Bm25Config,
+    Config,
+    DataConfig,
+    EncodeConfig,
+    IndexConfig,
+    MineConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+config = Config(
+    name="quickstart",
+    data=DataConfig(
+        passages="data/quickstart/passages.tsv.gz",
+        train="data/quickstart/train.json.gz",
+        dev="data/quickstart/dev.json.gz",
+        test="data/quickstart/test.queries.tsv",
+        test_qrels="data/quickstart/test.qrels",
+    ),
+    bm25=Bm25Config(k1=1.2, b=0.75),
+    mine=MineConfig(depth=8, window=50),
+    model=ModelConfig(
+        init="packaged:all-MiniLM-L6-v2",
+        pooling="mean",
+        normalize=True,
+        max_question_tokens=48,
+        max_passage_tokens=160,
+    ),
+    train=TrainConfig(
+        batch_size=24,
+        hard_negatives=1,
+        total_steps=40,
+        learning_rate=3e-5,
+        warmup_steps=4,
+        temperature=0.05,
+        log_every_steps=1,
+        checkpoint_every_steps=10,
+        validation_hard_negatives=2,
+        validation_negatives=0,
+    ),
+    encode=EncodeConfig(rows_per_shard=1024),
+    index=IndexConfig(kind="scann"),
+)

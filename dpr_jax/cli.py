@@ -1,0 +1,160 @@
+"""`dpr`: parses the command line and calls one stage, the pipeline, or `info`."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dpr_jax import artifacts, logging
+from dpr_jax import config as settings
+from dpr_jax.errors import InputError
+
+COMMANDS = {
+    "pipeline": "all stages in order, and the report",
+    "prepare": "raw files -> data/",
+    "mine": "hard negatives by BM25 -> data/mined/",
+    "train": "data/ -> checkpoints/, model/",
+    "encode": "corpus and model/ -> embeddings/",
+    "index": "embeddings/ -> index/",
+    "retrieve": "questions, model/ and index/ -> runs/",
+    "evaluate": "runs/ -> metrics/, metrics/report.html",
+    "info": "versions, devices, and which index backends work here",
+}
+USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
+USER_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a stage is called with."""
+
+    workdir: Path
+    """Folder that holds everything this run makes; made if missing."""
+    config: Annotated[settings.Config, tyro.conf.arg(name="")]
+
+
+def main() -> None:
+    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 130 interrupted."""
+    try:
+        run(sys.argv[1:])
+    except InputError as error:
+        print(f"dpr: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(args: list[str]) -> None:
+    """Parses and dispatches.
+
+    Raises:
+      InputError: the command line, a config, or anything that a stage reads is wrong.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    command, *rest = args
+    if command in ("-V", "--version"):
+        print(f"dpr_jax {artifacts.versions()['dpr_jax']}")
+        return
+    if command not in COMMANDS:
+        raise InputError(
+            f"no command {command!r}{_near(command, list(COMMANDS))}; {USAGE}"
+        )
+    if command == "info":
+        from dpr_jax import info
+
+        print(info.describe())
+        return
+    call = parse(command, rest)
+    _quiet_libraries()
+    # the stages import JAX, which reads the environment: not before it is settled
+    from dpr_jax import parallel, pipeline
+
+    parallel.initialize()
+    logging.set_quiet(not parallel.is_main())
+    if parallel.is_main():
+        workdir = artifacts.open_workdir(call.workdir, call.config.name)
+    parallel.barrier("work directory")
+    workdir = artifacts.open_workdir(call.workdir, call.config.name)
+    stage = pipeline.run if command == "pipeline" else pipeline.STAGES[command]
+    stage(call.config, workdir)
+
+
+def parse(command: str, args: list[str]) -> Call:
+    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked.
+
+    Raises:
+      InputError: an unknown setting (with near matches), a value of the wrong type or range, no work directory.
+    """
+    file = args[0] if args and not args[0].startswith("-") else None
+    default = settings.load(file) if file else settings.Config()
+    rest = args[1:] if file else args
+    if not {"-h", "--help"} & set(rest):
+        _check_names(rest)
+    call = tyro.cli(
+        Call,
+        prog=f"dpr {command} [CONFIG.py]",
+        description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
+        args=rest,
+        default=Call(tyro.MISSING, default),
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    settings.validate(call.config)
+    return call
+
+
+def _check_names(args: list[str]) -> None:
+    """One line for what tyro would say in a box."""
+    known = ["workdir", *settings.keys()]
+    for arg in args:
+        if not arg.startswith("--"):
+            continue
+        name = arg[2:].split("=")[0].replace("-", "_")
+        head, _, tail = name.rpartition(".")
+        positive = f"{head}.{tail}" if head else tail
+        negated = positive.replace("no_", "", 1) if tail.startswith("no_") else positive
+        if name not in known and negated not in known:
+            raise InputError(
+                f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help"
+            )
+    if not any(arg.split("=")[0] == "--workdir" for arg in args):
+        raise InputError(f"--workdir is missing; {USAGE}")
+
+
+def _near(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close += [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
+    names = list(dict.fromkeys(close))[:3]
+    return (
+        f" (near: {', '.join(name.replace('_', '-') for name in names)})"
+        if names
+        else ""
+    )
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(
+        [
+            "dpr: dense passage retrieval in JAX",
+            USAGE,
+            "",
+            *lines,
+            "",
+            "example: dpr pipeline configs/quickstart.py --workdir runs/quickstart",
+            "settings of a command: dpr train --help",
+        ]
+    )
+
+
+def _quiet_libraries() -> None:
+    """Other people's log lines, which say nothing that a user could act on; an own setting wins."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,1 @@
+"""BERT towers: architecture, weights in and out, tokenizing, texts to vectors."""

@@ -1,0 +1,150 @@
+"""BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled.
+
+Module names follow Hugging Face's checkpoint names, so that model/hf.py needs no table. Shape letters: B rows, L tokens, D width,
+H heads, K width of a head, F width of the feed-forward layer.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertShape:
+    """What config.json says of the architecture."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_act: str
+
+
+class Bert(nn.Module):
+    """Token ids to the last layer's hidden states.
+
+    Every token type is 0, also after the first [SEP], as in DPR.
+
+    Attributes:
+      shape: the architecture.
+      dropout: rate for hidden states and attention weights.
+      dtype: compute precision; weights are float32, LayerNorm and softmax are computed in float32.
+    """
+
+    shape: BertShape
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, ids_BL: jax.Array, mask_BL: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """Runs the tower.
+
+        Args:
+          ids_BL: int32 token ids.
+          mask_BL: bool, true where there is a token.
+          train: dropout on; needs the rng "dropout".
+
+        Returns:
+          float array [B, L, D] of `dtype`; rows at padding are meaningless.
+        """
+        x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
+            ids_BL, train=train
+        )
+        for i in range(self.shape.num_hidden_layers):
+            layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
+            x_BLD = layer(x_BLD, mask_BL, train=train)
+        return x_BLD
+
+
+class Embeddings(nn.Module):
+    """Word + position + type 0, LayerNorm, dropout."""
+
+    shape: BertShape
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, ids_BL: jax.Array, *, train: bool) -> jax.Array:
+        shape, init = self.shape, nn.initializers.normal(0.02)
+        embed = functools.partial(nn.Embed, features=shape.hidden_size)
+        word = embed(shape.vocab_size, embedding_init=init, name="word_embeddings")
+        position = embed(
+            shape.max_position_embeddings,
+            embedding_init=init,
+            name="position_embeddings",
+        )
+        kind = embed(
+            shape.type_vocab_size, embedding_init=init, name="token_type_embeddings"
+        )
+        x_BLD = word(ids_BL)
+        x_BLD += position(jnp.arange(ids_BL.shape[1]))[None]
+        x_BLD += kind(jnp.zeros((), jnp.int32))
+        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
+        return nn.Dropout(self.dropout)(x_BLD, deterministic=not train)
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each with residual and LayerNorm after."""
+
+    shape: BertShape
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, mask_BL: jax.Array, *, train: bool
+    ) -> jax.Array:
+        shape = self.shape
+        dense = functools.partial(
+            nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02)
+        )
+        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
+
+        heads = (shape.num_attention_heads, -1)
+        q_BLHK, k_BLHK, v_BLHK = (
+            dense(shape.hidden_size, name=f"attention_{part}")(x_BLD).reshape(
+                *x_BLD.shape[:2], *heads
+            )
+            for part in ("query", "key", "value")
+        )
+        scores_BHLL = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK)
+        scores_BHLL = scores_BHLL.astype(jnp.float32) * q_BLHK.shape[-1] ** -0.5
+        scores_BHLL = jnp.where(mask_BL[:, None, None, :], scores_BHLL, -1e30)
+        weights_BHLL = drop(jax.nn.softmax(scores_BHLL).astype(self.dtype))
+        y_BLHK = jnp.einsum("bhlm,bmhk->blhk", weights_BHLL, v_BLHK)
+        y_BLD = dense(shape.hidden_size, name="attention_output")(
+            y_BLHK.reshape(x_BLD.shape)
+        )
+        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(
+            x_BLD + drop(y_BLD)
+        )
+
+        h_BLF = dense(shape.intermediate_size, name="intermediate")(x_BLD)
+        h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
+        y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
+        return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
+
+
+def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Flax takes the mean and variance in float32 whatever `dtype` is."""
+    # the two-pass variance: the one-pass form loses digits at BERT's large means
+    return nn.LayerNorm(
+        epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
+    )

@@ -1,0 +1,74 @@
+"""Texts to padded token ids, with the `tokenizers` library and padding of our own."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from dpr_jax.errors import InputError
+from dpr_jax.model.dual_encoder import Tokens
+
+Text = str | tuple[str, str]
+
+
+class Tokenizer:
+    """[CLS] question [SEP], [CLS] title [SEP] text [SEP], or [CLS] text [SEP] for a passage without title.
+
+    A pair that is too long loses tokens from the longer part; [CLS] and [SEP] always stay.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int) -> None:
+        """Takes the library's tokenizer (which is changed) and the longest row in tokens, special tokens included."""
+        backend.no_padding()
+        backend.enable_truncation(max_tokens, strategy="longest_first")
+        self._backend = backend
+        self.max_tokens = max_tokens
+
+    def ids(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Token ids of each text (or title, text pair), unpadded."""
+        single = [
+            text if isinstance(text, str) or text[0] else text[1] for text in texts
+        ]
+        return [row.ids for row in self._backend.encode_batch_fast(single)]
+
+    def __call__(self, texts: Sequence[Text], length: int) -> Tokens:
+        """A batch padded to `length` tokens, which is at least `max_tokens` or every text's length."""
+        return pad(self.ids(texts), length)
+
+
+def pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
+    """Rows of token ids as one int32 array [len(rows), length], zeros after each row's end."""
+    ids_BL = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        ids_BL[i, : len(row)] = row
+    return Tokens(ids_BL, np.array([len(row) for row in rows], np.int32))
+
+
+def load(folder: Path, max_tokens: int) -> Tokenizer:
+    """Opens tokenizer.json, or BERT's vocab.txt where that is all there is.
+
+    Raises:
+      InputError: neither file is there, or it is damaged.
+    """
+    fast, vocab = folder / "tokenizer.json", folder / "vocab.txt"
+    try:
+        if fast.exists():
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(fast)), max_tokens)
+        if vocab.exists():
+            backend = tokenizers.BertWordPieceTokenizer(
+                str(vocab), lowercase=_lowercase(folder)
+            )
+            return Tokenizer(backend._tokenizer, max_tokens)
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"tokenizer in {folder} does not load: {error}") from error
+    raise InputError(f"{folder} holds no tokenizer.json or vocab.txt; copy it there")
+
+
+def _lowercase(folder: Path) -> bool:
+    """BERT's own default is to lower-case, unless tokenizer_config.json says otherwise."""
+    settings = folder / "tokenizer_config.json"
+    if not settings.exists():
+        return True
+    return json.loads(settings.read_text()).get("do_lower_case", True)

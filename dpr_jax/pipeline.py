@@ -1,0 +1,84 @@
+"""The stages in order, for one config and one work directory."""
+
+import dataclasses
+from collections.abc import Callable
+
+from dpr_jax import parallel
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
+from dpr_jax.data import prepare
+from dpr_jax.encoding import encode
+from dpr_jax.evaluation import evaluate
+from dpr_jax.index import build
+from dpr_jax.mining import mine
+from dpr_jax.retrieval import retrieve
+from dpr_jax.training import loop
+
+Stage = Callable[[Config, WorkDir], None]
+
+UNTRAINED = "untrained"  # folder and run name of the encoder as it came
+
+
+def on_main(stage: Stage) -> Stage:
+    """Runs a stage on one process while the others wait for what it leaves on disk."""
+
+    def run(config: Config, workdir: WorkDir) -> None:
+        if parallel.is_main():
+            stage(config, workdir)
+        parallel.barrier(stage.__module__)
+
+    return run
+
+
+STAGES: dict[str, Stage] = {
+    "prepare": on_main(prepare.run),
+    "mine": on_main(mine.run),
+    "train": loop.run,
+    "encode": encode.run,
+    "index": on_main(build.run),
+    "retrieve": on_main(retrieve.run),
+    "evaluate": on_main(evaluate.run),
+}
+
+
+def run(config: Config, workdir: WorkDir) -> None:
+    """From raw files to the report: BM25, the encoder as it came, and the trained one on the same questions.
+
+    Every stage is skipped whose inputs and settings are those of what is on disk.
+    """
+    STAGES["prepare"](config, workdir)
+    if config.mine.enabled:
+        STAGES["mine"](config, workdir)
+    STAGES["retrieve"](
+        _with(config, retrieve={"kind": "bm25", "name": "bm25"}), workdir
+    )
+    if config.compare_untrained:
+        _search(untrained(config), workdir)
+    STAGES["train"](config, workdir)
+    _search(config, workdir)
+    STAGES["evaluate"](config, workdir)
+
+
+def untrained(config: Config) -> Config:
+    """The same config for the encoder before training, in folders and under a name of its own."""
+    embeddings, index = f"{UNTRAINED}/embeddings", f"{UNTRAINED}/index"
+    return _with(
+        config,
+        encode={"model": config.model.init, "out": embeddings},
+        index={"embeddings": embeddings, "out": index},
+        retrieve={"name": UNTRAINED, "model": config.model.init, "index": index},
+    )
+
+
+def _search(config: Config, workdir: WorkDir) -> None:
+    for name in ("encode", "index", "retrieve"):
+        STAGES[name](config, workdir)
+
+
+def _with(config: Config, **parts: dict[str, object]) -> Config:
+    """The config with some values of some parts replaced."""
+    changed = {
+        part: dataclasses.replace(getattr(config, part), **values)
+        for part, values in parts.items()
+    }
+    return dataclasses.replace(config, **changed)

@@ -1,0 +1,1 @@
+"""Training the dual encoder: loss, the per-device step, checkpoints, validation, the loop."""

@@ -1,0 +1,145 @@
+"""Training rows in a seeded order, joined with the corpus and tokenized (grain).
+
+The global batch of step n depends on the seed and n alone, not on the number of processes: process k of K reads rows k, k + K, ... of
+one global order. The position in the data is the step number.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from dpr_jax.data.store import Corpus, Question
+from dpr_jax.errors import InputError
+from dpr_jax.model.tokenizer import Tokenizer, pad
+from dpr_jax.training.step import Batch
+
+NO_PASSAGE = -1  # a dummy where a question has too few hard negatives
+NO_POSITIVE = -2  # fills up the rows of positives; equal to no passage's row
+READ_AHEAD = 4  # batches tokenized ahead of the device
+
+
+class Draw(NamedTuple):
+    """One training row: a question and the corpus rows drawn for it, the positive first."""
+
+    question: str
+    rows: tuple[int, ...]
+    positives: tuple[int, ...]
+
+
+def draw(
+    question: Question,
+    rng: np.random.Generator,
+    *,
+    hard_negatives: int,
+    shuffle_positives: bool,
+) -> Draw:
+    """Chooses one positive and `hard_negatives` hard negatives, as DPR does.
+
+    Hard negatives are drawn anew at each visit; where they do not suffice, other negatives; then dummies.
+    """
+    positive = question.positives[0]
+    if shuffle_positives:
+        positive = question.positives[rng.integers(len(question.positives))]
+    pool = [
+        *rng.permutation(question.hard_negatives),
+        *rng.permutation(question.negatives),
+    ]
+    chosen = [int(row) for row in pool[:hard_negatives]]
+    chosen += [NO_PASSAGE] * (hard_negatives - len(chosen))
+    return Draw(question.question, (positive, *chosen), question.positives)
+
+
+def collate(
+    draws: Sequence[Draw],
+    corpus: Corpus,
+    question_tokenizer: Tokenizer,
+    passage_tokenizer: Tokenizer,
+    most_positives: int,
+) -> Batch:
+    """Joins rows with the corpus and tokenizes them to fixed lengths."""
+    rows = [row for one in draws for row in one.rows]
+    known = sorted({row for row in rows if row != NO_PASSAGE})
+    passages = dict(zip(known, corpus.rows(known), strict=True))
+    texts = [
+        ("", "") if row == NO_PASSAGE else (passages[row].title, passages[row].text)
+        for row in rows
+    ]
+    return Batch(
+        question=pad(
+            question_tokenizer.ids([one.question for one in draws]),
+            question_tokenizer.max_tokens,
+        ),
+        passages=pad(passage_tokenizer.ids(texts), passage_tokenizer.max_tokens),
+        passage_rows_P=np.array(rows, np.int32),
+        positive_rows_BM=np.array(
+            [_fill(one.positives, most_positives) for one in draws], np.int32
+        ),
+        weight_B=np.ones(len(draws), np.float32),
+    )
+
+
+def stream(
+    questions: Sequence[Question],
+    corpus: Corpus,
+    question_tokenizer: Tokenizer,
+    passage_tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    hard_negatives: int,
+    shuffle_positives: bool,
+    seed: int,
+    first_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches of this process, from step `first_step` on.
+
+    Args:
+      questions: training rows, each with a positive.
+      corpus: passages by row.
+      question_tokenizer: cuts at its max_tokens, to which every batch is padded.
+      passage_tokenizer: likewise.
+      batch_size: questions in the global batch.
+      hard_negatives: a question.
+      shuffle_positives: draw the positive; else the first.
+      seed: of the order and of the draws.
+      first_step: number of batches already used.
+      process_index: which process this is.
+      process_count: of how many; divides batch_size.
+
+    Raises:
+      InputError: fewer questions than one batch holds.
+    """
+    if len(questions) < batch_size:
+        raise InputError(
+            f"train.batch_size is {batch_size}, but there are only {len(questions)} training questions; make it smaller"
+        )
+    most_positives = max(len(one.positives) for one in questions)
+    rows = (
+        grain.MapDataset.source(questions)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(
+            lambda question, rng: draw(
+                question,
+                rng,
+                hard_negatives=hard_negatives,
+                shuffle_positives=shuffle_positives,
+            )
+        )
+    )
+    local = rows[process_index::process_count].batch(
+        batch_size // process_count,
+        batch_fn=lambda draws: collate(
+            draws, corpus, question_tokenizer, passage_tokenizer, most_positives
+        ),
+    )
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
+    return iter(local[first_step:].to_iter_dataset(options))
+
+
+def _fill(rows: tuple[int, ...], length: int) -> tuple[int, ...]:
+    return rows + (NO_POSITIVE,) * (length - len(rows))

@@ -1,0 +1,46 @@
+"""The last checkpoint as an encoder folder that any later stage, and any other library, can open."""
+
+from dpr_jax import artifacts, logging
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.model import hf
+from dpr_jax.model.bert import BertShape
+from dpr_jax.model.dual_encoder import Params, Side, tower
+
+SIDES: tuple[Side, Side] = ("question", "passage")
+
+
+def export(
+    workdir: WorkDir,
+    params: Params,
+    *,
+    origin: dict[str, object],
+    shape: BertShape,
+    init: str,
+    settings: dict[Side, hf.EncoderSettings],
+    facts: dict[str, object],
+) -> None:
+    """Writes model/question_encoder and model/passage_encoder, whole or not at all.
+
+    Args:
+      workdir: where.
+      params: host arrays of both towers.
+      origin: what the weights were made from.
+      shape: architecture.
+      init: where the weights started, whose tokenizer files go along.
+      settings: pooling, normalization and length of each side.
+      facts: put into the manifest, such as the validation of these weights.
+    """
+    with artifacts.atomic_dir(workdir.model) as folder:
+        for side in SIDES:
+            target = folder / f"{side}_encoder"
+            target.mkdir()
+            hf.write_encoder(
+                target,
+                template=hf.resolve(init, side),
+                shape=shape,
+                params=tower(params, side),
+                settings=settings[side],
+            )
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)
+    logging.say(f"train: wrote {workdir.model}")

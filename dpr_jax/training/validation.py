@@ -1,0 +1,172 @@
+"""Validation on the development questions: NLL, in-batch accuracy, and average rank (Karpukhin et al., 2020, section 5).
+
+Both are defined on the whole development set in its order, so that they do not change with the number of devices or processes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dpr_jax import parallel
+from dpr_jax.data.store import Corpus, Question
+from dpr_jax.model.dual_encoder import Encoder, Params, tower
+from dpr_jax.model.embed import Embedder
+from dpr_jax.model.tokenizer import Tokenizer
+
+RANK_BLOCK = 256  # questions ranked at a time
+
+
+class Validation(NamedTuple):
+    """What is said of one set of weights.
+
+    Attributes:
+      nll: mean negative log likelihood of each question's positive among the passages of its block of `block` questions.
+      accuracy: share of questions whose positive scores highest in its block.
+      average_rank: mean 0-based rank of the positive in the pool of all dev questions' passages.
+      pool: number of passages in that pool.
+    """
+
+    nll: float
+    accuracy: float
+    average_rank: float
+    pool: int
+
+
+def pool_rows(
+    questions: Sequence[Question], *, hard_negatives: int, negatives: int
+) -> np.ndarray:
+    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and first other negatives."""
+    rows: set[int] = set()
+    for question in questions:
+        rows.add(question.positives[0])
+        rows.update(question.hard_negatives[:hard_negatives])
+        rows.update(question.negatives[:negatives])
+    return np.array(sorted(rows), np.int64)
+
+
+def validate(
+    encoder: Encoder,
+    params: Params,
+    questions: Sequence[Question],
+    corpus: Corpus,
+    question_tokenizer: Tokenizer,
+    passage_tokenizer: Tokenizer,
+    *,
+    temperature: float,
+    block: int,
+    block_hard_negatives: int,
+    pool_hard_negatives: int,
+    pool_negatives: int,
+) -> Validation:
+    """Scores one set of weights.
+
+    Args:
+      encoder: architecture of the towers.
+      params: host arrays of both towers.
+      questions: the development questions, each with a positive.
+      corpus: passages by row.
+      question_tokenizer: for questions.
+      passage_tokenizer: for passages.
+      temperature: as in training.
+      block: questions that share their passages as negatives for the NLL (the training batch size).
+      block_hard_negatives: hard negatives a question that each block holds besides.
+      pool_hard_negatives: hard negatives a question in the average-rank pool.
+      pool_negatives: other negatives a question in the average-rank pool.
+
+    Returns:
+      The same on every process.
+    """
+    rows = pool_rows(
+        questions,
+        hard_negatives=max(pool_hard_negatives, block_hard_negatives),
+        negatives=pool_negatives,
+    )
+    position = {int(row): i for i, row in enumerate(rows)}
+    question_texts = [one.question for one in questions]
+    question_emb = _shared_encode(
+        Embedder(encoder, tower(params, "question"), question_tokenizer),
+        len(questions),
+        lambda indices: [question_texts[i] for i in indices],
+    )
+    passage_emb = _shared_encode(
+        Embedder(encoder, tower(params, "passage"), passage_tokenizer),
+        len(rows),
+        lambda indices: [
+            (one.title, one.text)
+            for one in corpus.rows([int(rows[i]) for i in indices])
+        ],
+    )
+    own = np.array([position[one.positives[0]] for one in questions])
+    scores_BN = [
+        question_emb[i : i + RANK_BLOCK] @ passage_emb.T
+        for i in range(0, len(questions), RANK_BLOCK)
+    ]
+    ranks = [
+        np.sum(block_BN > block_BN[np.arange(len(block_BN)), mine][:, None], axis=1)
+        for block_BN, mine in zip(
+            scores_BN, np.array_split(own, range(RANK_BLOCK, len(own), RANK_BLOCK))
+        )
+    ]
+    nll, hits = _blocks(
+        questions,
+        question_emb,
+        passage_emb,
+        position,
+        temperature=temperature,
+        block=block,
+        hard_negatives=block_hard_negatives,
+    )
+    return Validation(
+        nll=float(np.mean(nll)),
+        accuracy=float(np.mean(hits)),
+        average_rank=float(np.mean(np.concatenate(ranks))),
+        pool=len(rows),
+    )
+
+
+def _blocks(
+    questions: Sequence[Question],
+    question_emb: np.ndarray,
+    passage_emb: np.ndarray,
+    position: dict[int, int],
+    *,
+    temperature: float,
+    block: int,
+    hard_negatives: int,
+) -> tuple[list[float], list[bool]]:
+    """NLL and hit of every question among the passages of its block, with other positives of its own masked."""
+    nll, hits = [], []
+    for start in range(0, len(questions), block):
+        group = questions[start : start + block]
+        rows = dict.fromkeys(one.positives[0] for one in group)
+        for one in group:
+            rows.update(dict.fromkeys(one.hard_negatives[:hard_negatives]))
+        listed = list(rows)
+        passages_PD = passage_emb[[position[row] for row in listed]]
+        for i, one in enumerate(group):
+            scores_P = (passages_PD @ question_emb[start + i]) / temperature
+            mine = listed.index(one.positives[0])
+            for other in one.positives[1:]:
+                if other in rows and other != one.positives[0]:
+                    scores_P[listed.index(other)] = -np.inf
+            top = np.max(scores_P)
+            nll.append(
+                float(top + np.log(np.sum(np.exp(scores_P - top))) - scores_P[mine])
+            )
+            hits.append(bool(np.argmax(scores_P) == mine))
+    return nll, hits
+
+
+def _shared_encode(
+    embedder: Embedder, count: int, texts: Callable[[Sequence[int]], list[Any]]
+) -> np.ndarray:
+    """Vectors of `count` texts, each process encoding its share: float32 [count, D], the same everywhere."""
+    processes, index = jax.process_count(), jax.process_index()
+    share = -(-count // processes)
+    mine = range(index * share, min((index + 1) * share, count))
+    emb = np.zeros((share, embedder.width), np.float32)
+    if len(mine):
+        emb[: len(mine)] = embedder.encode(texts(mine))
+    return parallel.all_processes(emb)[:count]
