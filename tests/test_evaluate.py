@@ -200,6 +200,22 @@ def test_what_changed_is_done_again(
     assert artifacts.verify(workdir.metrics / "manifest.json")
 
 
+def test_killed_between_its_files_is_done_again(
+    workdir: artifacts.WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back at the first settings after a run with others was killed, nothing of the others is left."""
+    evaluate.run(CONFIG, workdir)
+    first = (workdir.metrics / "trained.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.report, "render", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate.run(dataclasses.replace(CONFIG, seed=99), workdir)
+    assert (workdir.metrics / "trained.json").read_bytes() != first
+    evaluate.run(CONFIG, workdir)
+    assert not any("up to date" in line for line in said)
+    assert (workdir.metrics / "trained.json").read_bytes() == first
+
+
 def test_page_holds_the_numbers_and_escapes_passages(
     workdir: artifacts.WorkDir,
 ) -> None:

@@ -111,6 +111,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
 
     # --- files
     workdir.metrics.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)  # from here on it would speak of other files
     for facts in summaries:
         with artifacts.atomic_file(metrics_files[facts["run"]]) as partial:
             partial.write_text(_json_by_line(facts), encoding="utf-8")
