@@ -146,7 +146,7 @@ class IndexConfig:
     leaves: int = 0
     """Partitions (ScaNN tree, FAISS IVF); 0: the square root of the number of passages."""
     leaves_to_search: int = 0
-    """Partitions searched a query; 0: a quarter of the leaves, at least 16."""
+    """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are fewer)."""
     reorder: int = 400
     """ScaNN: candidates rescored exactly a query (at least the k asked for)."""
     dimensions_per_block: int = 2

@@ -9,7 +9,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, scann, worker
+from dpr_jax.index import build, partitions, scann, worker
 from dpr_jax.index.engines import open_index
 from dpr_jax.index.exact import ExactIndex
 
@@ -175,6 +175,23 @@ def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kind == "exact" and "not installed" in why
     with pytest.raises(InputError, match="pip install scann"):
         build.choose_kind("scann", 10**6)
+
+
+@pytest.mark.parametrize(
+    ("count", "leaves", "to_search", "wanted"),
+    [
+        (3300, 0, 0, (57, 57)),
+        (40_000, 0, 0, (200, 100)),
+        (21_000_000, 0, 0, (4583, 1145)),
+        (40_000, 80, 9, (80, 9)),
+        (10, 80, 90, (10, 10)),
+    ],
+)
+def test_partitions(
+    count: int, leaves: int, to_search: int, wanted: tuple[int, int]
+) -> None:
+    config = IndexConfig(leaves=leaves, leaves_to_search=to_search)
+    assert partitions.choose(config, count) == wanted
 
 
 def test_no_embeddings(tmp_path: Path) -> None:

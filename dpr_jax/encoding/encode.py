@@ -151,7 +151,8 @@ def _encode(
         for passage in passages
     ]
     emb_UD = embedder.encode(list(places), advance=advance)
-    advance(len(passages) - len(places))
+    if len(places) < len(passages):
+        advance(len(passages) - len(places))
     with np.errstate(over="ignore"):  # too large becomes infinity and is named below
         emb_ND = emb_UD.astype(np.float16)[place_N]
     finite_N = np.isfinite(emb_ND).all(axis=1)

@@ -11,7 +11,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, scann, worker
+from dpr_jax.index import embeddings, partitions, scann, worker
 from dpr_jax.index.engines import MANIFEST
 from dpr_jax.index.exact import ExactIndex
 from dpr_jax.logging import say
@@ -49,6 +49,10 @@ def run(config: Config, workdir: WorkDir) -> None:
     count, dimension = facts["count"], facts["width"]
     kind, why = choose_kind(settings.kind, count)
     chosen = {name: getattr(settings, name) for name in _SETTINGS_OF[kind]}
+    if "leaves" in chosen:  # what a 0 stands for
+        chosen["leaves"], chosen["leaves_to_search"] = partitions.choose(
+            settings, count
+        )
     origin = artifacts.made_from(
         "index",
         {"kind": kind, **chosen, "recall_queries": settings.recall_queries},

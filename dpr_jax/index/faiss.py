@@ -1,6 +1,5 @@
 """FAISS: inverted lists over k-means partitions, vectors uncompressed (Johnson et al., 2017, arXiv 1702.08734)."""
 
-import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, hits
+from dpr_jax.index import embeddings, hits, partitions
 
 # Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing to gain.
 PARTITIONS_FROM_ROWS = 5000
@@ -45,17 +44,14 @@ class FaissIndex:
         settings = {"count": count, "dimension": dimension}
         index = faiss.IndexFlatIP(dimension)
         if count >= PARTITIONS_FROM_ROWS:
-            leaves = min(config.leaves or round(math.sqrt(count)), count)
-            settings["leaves"] = leaves
-            settings["leaves_to_search"] = min(
-                config.leaves_to_search or max(16, leaves // 4), leaves
-            )
+            leaves, leaves_to_search = partitions.choose(config, count)
+            settings |= {"leaves": leaves, "leaves_to_search": leaves_to_search}
             quantizer = index
             index = faiss.IndexIVFFlat(
                 quantizer, dimension, leaves, faiss.METRIC_INNER_PRODUCT
             )
             index.train(vectors_ND)
-            index.nprobe = settings["leaves_to_search"]
+            index.nprobe = leaves_to_search
         index.add(vectors_ND)
         return cls(index, settings)
 

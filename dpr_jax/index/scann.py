@@ -1,7 +1,6 @@
 """ScaNN: a partition tree, product quantization with an anisotropic loss, exact rescoring (Guo et al., 2020, arXiv 1908.10396)."""
 
 import importlib.util
-import math
 import os
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, hits
+from dpr_jax.index import embeddings, hits, partitions
 
 # Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to train on.
 TREE_FROM_ROWS = 1000
@@ -55,12 +54,10 @@ class ScannIndex:
         builder = scann.scann_ops_pybind.builder(vectors_ND, 100, "dot_product")
         if count < TREE_FROM_ROWS:
             return cls(builder.score_brute_force().build(), settings)
-        leaves = min(config.leaves or round(math.sqrt(count)), count)
+        leaves, leaves_to_search = partitions.choose(config, count)
         settings |= {
             "leaves": leaves,
-            "leaves_to_search": min(
-                config.leaves_to_search or max(16, leaves // 4), leaves
-            ),
+            "leaves_to_search": leaves_to_search,
             "reorder": config.reorder,
             "dimensions_per_block": min(config.dimensions_per_block, dimension),
             "anisotropic_threshold": config.anisotropic_threshold,
@@ -69,7 +66,7 @@ class ScannIndex:
         searcher = (
             builder.tree(
                 leaves,
-                settings["leaves_to_search"],
+                leaves_to_search,
                 training_sample_size=max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * leaves),
                 random_init=False,
             )
