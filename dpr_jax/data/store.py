@@ -1,9 +1,11 @@
 """The prepared data sets on disk: TFDS folders of array_record files, read without TensorFlow.
 
 `corpus` holds the passages (row i = i-th passage of the file), `questions` the questions, which name their passages by corpus row. They
-are written with TFDS's SequentialWriter: its builders collect a split in memory first, which 21 million passages do not fit.
+are written record by record and described with TFDS's metadata: its builders hold a split in memory or need TensorFlow above 1 GB, and 21
+million passages have 14; and the bytes they write differ from run to run, where a later stage must see that nothing changed.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
@@ -19,7 +22,6 @@ from dpr_jax.errors import InputError
 
 ROWS_PER_SHARD = 500_000
 ROWS_PER_READ = 1024
-ROWS_PER_WRITE = 1024  # the writer rewrites its metadata at every call
 
 
 class Question(NamedTuple):
@@ -190,24 +192,55 @@ def _write(
     splits: dict[str, Iterable[Passage]] | dict[str, Iterable[Question]],
 ) -> list[Path]:
     folder.mkdir(parents=True)
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=folder.name,
-        version=tfds.core.Version("1.0.0"),
-        data_dir=str(folder),
-        module_name=__name__,
+    features = tfds.features.FeaturesDict(features)
+    serializer = tfds.core.example_serializer.ExampleSerializer(
+        features.get_serialized_info()
     )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        features=tfds.features.FeaturesDict(features),
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=tfds.core.Path(folder),
+        dataset_name=folder.name,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+    )
+
+    def records(rows: Iterable[Passage | Question]) -> Iterator[bytes]:
+        for row in rows:
+            example = serializer.get_tf_example(features.encode_example(row._asdict()))
+            # a record's fields come in another order in every process, unless told
+            yield example.SerializeToString(deterministic=True)
+
+    infos = []
+    for split, rows in splits.items():
+        left, shards = records(rows), []
+        for first in left:
+            path = template.replace(split=split).sharded_filepath(
+                shard_index=len(shards), num_shards=None
+            )
+            rest = itertools.islice(left, ROWS_PER_SHARD - 1)
+            shards.append(_write_shard(path, itertools.chain([first], rest)))
+        info = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[rows for rows, _ in shards],
+            num_bytes=sum(size for _, size in shards),
+            filename_template=template,
+        )
+        infos.append(info)
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=infos,
+        filename_template=template,
+        check_data=False,
         disable_shuffling=True,
     )
-    writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=ROWS_PER_SHARD, file_format="array_record"
-    )
-    for split, rows in splits.items():
-        writer.initialize_splits([split])
-        left = iter(rows)
-        while batch := list(itertools.islice(left, ROWS_PER_WRITE)):
-            writer.add_examples({split: [row._asdict() for row in batch]})
-        writer.close_splits([split])
     return sorted(folder.iterdir())
+
+
+def _write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int]:
+    """Writes one file; how many records and bytes went in."""
+    count = size = 0
+    with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:
+        for record in records:
+            writer.write(record)
+            count, size = count + 1, size + len(record)
+    return count, size
