@@ -32,9 +32,7 @@ def test_agrees_with_exact_search(count: int) -> None:
     index = ScannIndex.build([vectors_ND], IndexConfig())
     scores_QK, rows_QK = index.search(queries_QD, 10)
     wanted_QK, wanted_rows_QK = ExactIndex([vectors_ND]).search(queries_QD, 10)
-    found = [
-        len(set(a) & set(b)) for a, b in zip(rows_QK, wanted_rows_QK, strict=True)
-    ]
+    found = [len(set(a) & set(b)) for a, b in zip(rows_QK, wanted_rows_QK, strict=True)]
     assert np.mean(found) >= 0.95 * len(set(wanted_rows_QK[0]))
     np.testing.assert_allclose(scores_QK[:, 0], wanted_QK[:, 0], rtol=1e-5)
     assert (np.diff(scores_QK[:, : min(count, 10)], axis=1) <= 0).all()
