@@ -1,7 +1,6 @@
 """What long work says while it runs: rich progress on a terminal, plain lines in a log file or pipe."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,7 +16,7 @@ from rich.progress import (
 
 PLAIN_LINE_EVERY_S = 10.0
 
-console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
 
 

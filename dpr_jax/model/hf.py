@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -210,6 +210,12 @@ def write_encoder(
     for name in TOKENIZER_FILES:
         if (template / name).exists():
             shutil.copyfile(template / name, folder / name)
+    write_weights(folder, shape, params)
+    _write_sentence_transformers(folder, shape, settings)
+
+
+def write_weights(folder: Path, shape: BertShape, params: Params) -> None:
+    """Writes model.safetensors of one tower, float32, under Hugging Face's names."""
     tensors = {}
     for name, path_in_tree, _ in _tensors(shape):
         value = params
@@ -221,7 +227,6 @@ def write_encoder(
         )
     with artifacts.atomic_file(folder / "model.safetensors") as partial:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
-    _write_sentence_transformers(folder, shape, settings)
 
 
 def _write_sentence_transformers(
@@ -309,8 +314,3 @@ def _tensors(shape: BertShape) -> list[tuple[str, tuple[str, ...], tuple[int, ..
         dense(f"{theirs}.output.dense", (*ours, "output"), inner, width)
         norm(f"{theirs}.output.LayerNorm", (*ours, "output_LayerNorm"))
     return found
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """config.json of an encoder, for `dpr info` and reports."""
-    return artifacts.read_json(folder / "config.json")

@@ -83,8 +83,12 @@ class Checkpoints:
             )
         return state
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
         self._manager.close()
 
 

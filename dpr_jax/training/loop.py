@@ -1,5 +1,6 @@
 """The training stage: one linear function, from prepared data to checkpoints/ and model/."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -39,8 +40,10 @@ def run(config: Config, workdir: WorkDir) -> None:
     folders = {side: hf.resolve(config.model.init, side) for side in SIDES}
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = config.mine.enabled
-    data = workdir.data / ("mined/manifest.json" if mined else "manifest.json")
-    origin = _origin(config, artifacts.fingerprint(data), start)
+    data = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
+    if mined:
+        data["mined"] = artifacts.fingerprint(workdir.data / "mined" / "manifest.json")
+    origin = _origin(config, data, start)
     checkpoint.claim(workdir.checkpoints, origin, write=parallel.is_main())
     if artifacts.is_fresh(workdir.model / "manifest.json", origin):
         logging.say("train: up to date")
@@ -87,142 +90,145 @@ def run(config: Config, workdir: WorkDir) -> None:
     )
 
     # --- where a killed run was -----------------------------------------------------
-    checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-        logging.say(f"train: resuming after step {int(state.step)}")
-    first_step = int(state.step)
-    record = (
-        Record(workdir.checkpoints, first_step=first_step)
-        if parallel.is_main()
-        else None
-    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
+        stack.callback(checkpoints.close)
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(state)
+            logging.say(f"train: resuming after step {int(state.step)}")
+        first_step = int(state.step)
+        record = None
+        if parallel.is_main():
+            record = Record(workdir.checkpoints, first_step=first_step)
+            stack.callback(record.close)
 
-    # --- the mapped step ------------------------------------------------------------
-    spmd = parallel.spmd(train.spmd)
-    settings = StepSettings(
-        encoder, adamw, train.temperature, train.mask_duplicates, config.seed
-    )
-    update = spmd.map(
-        functools.partial(train_step, settings=settings, axis=parallel.AXIS),
-        donate=True,
-    )
-    validate = functools.partial(
-        validation.validate,
-        dataclasses.replace(encoder, dropout=0.0),
-        questions=dev,
-        corpus=corpus,
-        question_tokenizer=question_tokenizer,
-        passage_tokenizer=passage_tokenizer,
-        temperature=train.temperature,
-        block=train.batch_size,
-        block_hard_negatives=train.hard_negatives,
-        pool_hard_negatives=train.validation_hard_negatives,
-        pool_negatives=train.validation_negatives,
-    )
-    stream = batches.stream(
-        questions,
-        corpus,
-        question_tokenizer,
-        passage_tokenizer,
-        batch_size=train.batch_size,
-        hard_negatives=train.hard_negatives,
-        shuffle_positives=train.shuffle_positives,
-        seed=config.seed,
-        first_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    logging.say(
-        f"train: {len(questions):,} questions, {train.total_steps:,} steps of {train.batch_size} questions and "
-        f"{train.batch_size * (1 + train.hard_negatives)} passages on {jax.device_count()} device(s) "
-        f"of {jax.process_count()} process(es), {train.spmd}"
-    )
-
-    # --- updates --------------------------------------------------------------------
-    clock = _Clock(train.batch_size)
-
-    def finish(step: int, metrics: dict[str, jax.Array]) -> str:
-        """Reads, checks and records the metrics of update `step` (1-based)."""
-        values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
-        if not all(map(math.isfinite, values.values())):
-            raise InputError(
-                f"training diverged at step {step} ({values}); checkpoints before it are kept in {workdir.checkpoints}; "
-                "try a lower train.learning_rate or train.clip_norm in another --workdir"
-            )
-        values["learning_rate"] = float(
-            optimizer.learning_rate(
-                step - 1,
-                peak=train.learning_rate,
-                warmup_steps=train.warmup_steps,
-                total_steps=train.total_steps,
-            )
+        # --- the mapped step ------------------------------------------------------------
+        spmd = parallel.spmd(train.spmd)
+        settings = StepSettings(
+            encoder, adamw, train.temperature, train.mask_duplicates, config.seed
         )
-        values["examples_per_s"] = clock.examples_per_s()
-        if record and (step % train.log_every_steps == 0 or step == train.total_steps):
-            record.write(step, values)
-        return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} {values['examples_per_s']:.1f} examples/s"
-
-    def judge(step: int, params: dual_encoder.Params) -> validation.Validation:
-        judged = validate(params)
-        named = {
-            f"validation_{name}": value for name, value in judged._asdict().items()
-        }
-        if record:
-            record.write(step, named)
+        update = spmd.map(
+            functools.partial(train_step, settings=settings, axis=parallel.AXIS),
+            donate=True,
+        )
+        validate = functools.partial(
+            validation.validate,
+            dataclasses.replace(encoder, dropout=0.0),
+            questions=dev,
+            corpus=corpus,
+            question_tokenizer=question_tokenizer,
+            passage_tokenizer=passage_tokenizer,
+            temperature=train.temperature,
+            block=train.batch_size,
+            block_hard_negatives=train.hard_negatives,
+            pool_hard_negatives=train.validation_hard_negatives,
+            pool_negatives=train.validation_negatives,
+        )
+        stream = batches.stream(
+            questions,
+            corpus,
+            question_tokenizer,
+            passage_tokenizer,
+            batch_size=train.batch_size,
+            hard_negatives=train.hard_negatives,
+            shuffle_positives=train.shuffle_positives,
+            seed=config.seed,
+            first_step=first_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
         logging.say(
-            f"train: step {step}: validation NLL {judged.nll:.4f}, accuracy {judged.accuracy:.3f}, "
-            f"average rank {judged.average_rank:.2f} of {judged.pool}"
+            f"train: {len(questions):,} questions, {train.total_steps:,} steps of {train.batch_size} questions and "
+            f"{train.batch_size * (1 + train.hard_negatives)} passages on {jax.device_count()} device(s) "
+            f"of {jax.process_count()} process(es), {train.spmd}"
         )
-        return judged
 
-    on_devices = spmd.replicate(state)
-    remaining = train.total_steps - first_step
-    with logging.progress("train", remaining, "steps") as advance:
-        waiting: tuple[int, dict[str, jax.Array]] | None = None
-        for step in range(first_step + 1, train.total_steps + 1):
-            on_devices, metrics = update(on_devices, spmd.shard(next(stream)))
-            if waiting:  # read one step late, so that the devices never wait for us
-                advance(1, finish(*waiting))
-            waiting = (step, metrics)
-            due_save = step % train.checkpoint_every_steps == 0
-            due_judge = (
-                train.validate_every_steps and step % train.validate_every_steps == 0
+        # --- updates --------------------------------------------------------------------
+        clock = _Clock(train.batch_size)
+
+        def finish(step: int, metrics: dict[str, jax.Array]) -> str:
+            """Reads, checks and records the metrics of update `step` (1-based)."""
+            values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
+            if not all(map(math.isfinite, values.values())):
+                raise InputError(
+                    f"training diverged at step {step} ({values}); checkpoints before it are kept in {workdir.checkpoints}; "
+                    "try a lower train.learning_rate or train.clip_norm in another --workdir"
+                )
+            values["learning_rate"] = float(
+                optimizer.learning_rate(
+                    step - 1,
+                    peak=train.learning_rate,
+                    warmup_steps=train.warmup_steps,
+                    total_steps=train.total_steps,
+                )
             )
-            if step == train.total_steps or due_save or due_judge:
-                advance(1, finish(*waiting))
-                waiting = None
-                state = spmd.fetch(on_devices)
-                if due_save or step == train.total_steps:
-                    checkpoints.save(state)
-                if due_judge and dev and step != train.total_steps:
-                    judge(step, state.params)
-                    clock.restart()
-    checkpoints.close()
+            values["examples_per_s"] = clock.examples_per_s()
+            if record and (
+                step % train.log_every_steps == 0 or step == train.total_steps
+            ):
+                record.write(step, values)
+            return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} {values['examples_per_s']:.1f} examples/s"
 
-    # --- the result -----------------------------------------------------------------
-    facts = {}
-    if dev:
-        facts["validation"] = judge(train.total_steps, state.params)._asdict()
-    if record:
-        record.close()
-        export(
-            workdir,
-            state.params,
-            origin=origin,
-            shape=shape,
-            init=config.model.init,
-            settings=side_settings,
-            facts=facts,
-        )
+        def judge(step: int, params: dual_encoder.Params) -> validation.Validation:
+            judged = validate(params)
+            named = {
+                f"validation_{name}": value for name, value in judged._asdict().items()
+            }
+            if record:
+                record.write(step, named)
+            logging.say(
+                f"train: step {step}: validation NLL {judged.nll:.4f}, accuracy {judged.accuracy:.3f}, "
+                f"average rank {judged.average_rank:.2f} of {judged.pool}"
+            )
+            return judged
+
+        on_devices = spmd.replicate(state)
+        remaining = train.total_steps - first_step
+        with logging.progress("train", remaining, "steps") as advance:
+            waiting: tuple[int, dict[str, jax.Array]] | None = None
+            for step in range(first_step + 1, train.total_steps + 1):
+                on_devices, metrics = update(on_devices, spmd.shard(next(stream)))
+                if waiting:  # read one step late, so that the devices never wait for us
+                    advance(1, finish(*waiting))
+                waiting = (step, metrics)
+                due_save = step % train.checkpoint_every_steps == 0
+                due_judge = (
+                    train.validate_every_steps
+                    and step % train.validate_every_steps == 0
+                )
+                if step == train.total_steps or due_save or due_judge:
+                    advance(1, finish(*waiting))
+                    waiting = None
+                    state = spmd.fetch(on_devices)
+                    if due_save or step == train.total_steps:
+                        checkpoints.save(state)
+                    if due_judge and dev and step != train.total_steps:
+                        judge(step, state.params)
+                        clock.restart()
+        checkpoints.wait()
+
+        # --- the result -----------------------------------------------------------------
+        facts = {}
+        if dev:
+            facts["validation"] = judge(train.total_steps, state.params)._asdict()
+        if record:
+            export(
+                workdir,
+                state.params,
+                origin=origin,
+                shape=shape,
+                init=config.model.init,
+                settings=side_settings,
+                facts=facts,
+            )
     parallel.barrier("model exported")
 
 
-def _origin(config: Config, data: str, start: str) -> dict[str, object]:
+def _origin(config: Config, data: dict[str, str], start: str) -> dict[str, object]:
     """The settings and inputs that decide the weights."""
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
     settings = {"train": train, "model": to_dict(config.model), "seed": config.seed}
-    inputs = {"data": data, "init": hashlib.sha256(start.encode()).hexdigest()}
+    inputs = {**data, "init": hashlib.sha256(start.encode()).hexdigest()}
     return artifacts.made_from("train", settings, inputs)
 
 

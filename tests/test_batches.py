@@ -1,0 +1,109 @@
+"""The data order: the same for every number of processes, resumable by step number, drawn anew each epoch."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
+from dpr_jax.data import store
+from dpr_jax.data.store import Question
+from dpr_jax.errors import InputError
+from dpr_jax.model import hf, tokenizer
+from dpr_jax.training import batches
+from dpr_jax.training.step import Batch
+
+
+def question(hard: tuple[int, ...], other: tuple[int, ...] = ()) -> Question:
+    return Question("0", "who?", (), (7, 8), hard, other)
+
+
+def test_hard_negatives_then_negatives_then_dummies() -> None:
+    rng = np.random.default_rng(0)
+    drawn = batches.draw(
+        question((1,), (2,)), rng, hard_negatives=4, shuffle_positives=False
+    )
+    assert drawn.rows == (7, 1, 2, batches.NO_PASSAGE, batches.NO_PASSAGE)
+    assert drawn.positives == (7, 8)
+
+
+def test_draws_vary_and_cover_all() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [
+        batches.draw(question((1, 2, 3)), rng, hard_negatives=1, shuffle_positives=True)
+        for _ in range(60)
+    ]
+    assert {one.rows[0] for one in drawn} == {7, 8}
+    assert {one.rows[1] for one in drawn} == {1, 2, 3}
+
+
+@pytest.fixture
+def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
+    _, workdir = nq_small_workdir
+    folder = hf.resolve(tiny.PACKAGED, "question")
+
+    def stream(**changes: int) -> list[Batch]:
+        settings = {"batch_size": 8, "hard_negatives": 1, "seed": 3, "first_step": 0}
+        rows = batches.stream(
+            store.open_questions(workdir, "train", mined=True),
+            store.open_corpus(workdir),
+            tokenizer.load(folder, 24),
+            tokenizer.load(folder, 48),
+            shuffle_positives=False,
+            **(settings | changes),
+        )
+        return list(itertools.islice(rows, 12))
+
+    return stream
+
+
+def rows_of(batch: Batch) -> list[tuple[int, ...]]:
+    """The passages of each question, as a set-like sorted list."""
+    return sorted(map(tuple, batch.passage_rows_P.reshape(-1, 2).tolist()))
+
+
+def test_global_batch_is_the_same_for_any_process_count(make_stream) -> None:
+    whole = make_stream()
+    halves = [make_stream(process_index=i, process_count=2) for i in range(2)]
+    for step, batch in enumerate(whole):
+        joined = sorted(row for half in halves for row in rows_of(half[step]))
+        assert joined == rows_of(batch)
+
+
+def test_position_is_the_step_number(make_stream) -> None:
+    whole, later = make_stream(), make_stream(first_step=5)
+    for a, b in zip(whole[5:], later[:7], strict=True):
+        np.testing.assert_array_equal(a.passage_rows_P, b.passage_rows_P)
+        np.testing.assert_array_equal(a.question.ids_BL, b.question.ids_BL)
+        np.testing.assert_array_equal(a.passages.ids_BL, b.passages.ids_BL)
+
+
+def test_an_epoch_visits_every_question_once(make_stream) -> None:
+    # 60 questions, batches of 6: ten batches an epoch
+    streamed = make_stream(batch_size=6)
+    first = np.concatenate([batch.positive_rows_BM[:, 0] for batch in streamed[:10]])
+    again = np.concatenate([batch.positive_rows_BM[:, 0] for batch in streamed[10:]])
+    texts = {tuple(row) for b in streamed[:10] for row in b.question.ids_BL.tolist()}
+    assert len(texts) == 60
+    assert not np.array_equal(first[: len(again)], again)
+
+
+def test_shapes_are_fixed_and_texts_are_the_rows(
+    make_stream,
+    nq_small_workdir: tuple[Config, WorkDir],
+) -> None:
+    corpus = store.open_corpus(nq_small_workdir[1])
+    tokens = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 48)
+    for batch in make_stream():
+        assert batch.question.ids_BL.shape == (8, 24)
+        assert batch.passages.ids_BL.shape == (16, 48)
+        row = int(batch.passage_rows_P[0])
+        (ids,) = tokens.ids([(corpus[row].title, corpus[row].text)])
+        assert batch.passages.ids_BL[0, : batch.passages.lengths_B[0]].tolist() == ids
+
+
+def test_too_few_questions_are_refused(make_stream) -> None:
+    with pytest.raises(InputError, match="only 60 training questions"):
+        make_stream(batch_size=64)

@@ -1,0 +1,144 @@
+"""Encoders in and out: what we write is what we read, and what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+
+from dpr_jax.config import ModelConfig
+from dpr_jax.errors import InputError
+from dpr_jax.model import hf
+from dpr_jax.model.embed import load_embedder
+
+SETTINGS = hf.EncoderSettings("mean", True, 32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.write(tmp_path / "bert")
+
+
+def test_written_encoder_reads_back_equal(tmp_path: Path, folder: Path) -> None:
+    wanted = tiny.params(seed=5)
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.write_encoder(
+        out, template=folder, shape=tiny.SHAPE, params=wanted, settings=SETTINGS
+    )
+    assert hf.read_shape(out) == tiny.SHAPE
+    assert hf.read_settings(out, hf.EncoderSettings("cls", False, 8)) == SETTINGS
+    jax.tree.map(np.testing.assert_array_equal, hf.read_params(out, tiny.SHAPE), wanted)
+
+
+def test_an_encoders_own_settings_win(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.write_encoder(
+        out, template=folder, shape=tiny.SHAPE, params=tiny.params(), settings=SETTINGS
+    )
+    texts = ["a question about something"]
+    ours = load_embedder(str(out), None, "question", model=ModelConfig()).encode(texts)
+    plain = load_embedder(str(folder), None, "question", model=ModelConfig()).encode(
+        texts
+    )
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, rtol=1e-3)
+    assert (
+        np.linalg.norm(plain) > 2
+    )  # [CLS] after LayerNorm: the square root of the width
+
+
+def test_tensor_names_of_other_writers(folder: Path) -> None:
+    """A `bert.` prefix, and LayerNorm's weight as gamma, as in the first checkpoints."""
+    path = folder / "model.safetensors"
+    wanted = hf.read_params(folder, tiny.SHAPE)
+    tensors = safetensors.numpy.load_file(path)
+    renamed = {
+        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma"): value
+        for name, value in tensors.items()
+    }
+    safetensors.numpy.save_file(renamed, path)
+    jax.tree.map(
+        np.testing.assert_array_equal, hf.read_params(folder, tiny.SHAPE), wanted
+    )
+
+
+def test_towers_of_one_folder_and_of_two(tmp_path: Path, folder: Path) -> None:
+    assert hf.resolve(str(folder), "question") == folder
+    both = tmp_path / "both"
+    tiny.write(both / "question_encoder")
+    tiny.write(both / "passage_encoder", seed=1)
+    assert hf.resolve(str(both), "passage") == both / "passage_encoder"
+    sides = [
+        load_embedder(str(both), None, side, model=ModelConfig())
+        for side in ("question", "passage")
+    ]
+    assert sides[0].fingerprint != sides[1].fingerprint
+    assert sides[0].model_fingerprint == sides[1].model_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "packaged:nothing",
+            "no packaged model 'nothing'; there is packaged:all-MiniLM",
+        ),
+        ("nobody/no-such-model", "is no folder here and could not be fetched"),
+        (
+            "./no/such/folder",
+            "holds neither config.json nor question_encoder/|does not exist",
+        ),
+    ],
+)
+def test_unknown_models_are_refused(source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        hf.resolve(source, "question")
+    assert "\n" not in str(caught.value)
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "roberta"}, "type 'roberta'; only bert"),
+        ({"hidden_act": "swish"}, "hidden_act 'swish'; known are gelu"),
+        ({"position_embedding_type": "relative_key"}, "relative positions"),
+    ],
+)
+def test_other_architectures_are_refused(
+    folder: Path, values: dict[str, object], message: str
+) -> None:
+    change_config(folder, **values)
+    with pytest.raises(InputError, match=message):
+        hf.read_shape(folder)
+
+
+def test_damaged_weights_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="model.safetensors is damaged"):
+        hf.read_params(folder, tiny.SHAPE)
+    path.unlink()
+    with pytest.raises(InputError, match="does not exist; convert the checkpoint"):
+        hf.read_params(folder, tiny.SHAPE)
+
+
+def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "encoder.layer.1.output.dense.weight"
+    safetensors.numpy.save_file({k: v for k, v in tensors.items() if k != name}, path)
+    with pytest.raises(InputError, match=f"no tensor {name}"):
+        hf.read_params(folder, tiny.SHAPE)
+    safetensors.numpy.save_file(tensors | {name: tensors[name][:, :7].copy()}, path)
+    with pytest.raises(InputError, match=f"tensor {name} has shape"):
+        hf.read_params(folder, tiny.SHAPE)

@@ -1,0 +1,56 @@
+"""The loss and its masks on tables worked by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from dpr_jax.training import loss
+
+
+def test_nll_by_hand() -> None:
+    # softmax over scores ln 1, ln 2, ln 3, ln 4: the shares are .1 .2 .3 .4
+    scores_BP = jnp.log(jnp.array([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]))
+    everything = jnp.ones((2, 4), bool)
+    found = loss.nll(scores_BP, jnp.array([3, 1]), everything)
+    np.testing.assert_allclose(found, -np.log([0.4, 0.3]), rtol=1e-6)
+
+
+def test_nll_leaves_out_what_is_not_usable() -> None:
+    scores_BP = jnp.log(jnp.array([[1.0, 2.0, 3.0, 4.0]]))
+    usable_BP = jnp.array([[True, True, False, False]])
+    found = loss.nll(scores_BP, jnp.array([1]), usable_BP)
+    np.testing.assert_allclose(found, -np.log([2 / 3]), rtol=1e-6)
+
+
+def test_nll_of_large_scores_is_finite() -> None:
+    scores_BP = jnp.array([[500.0, 400.0]])
+    found = loss.nll(scores_BP, jnp.array([1]), jnp.ones((1, 2), bool))
+    np.testing.assert_allclose(found, [100.0])
+
+
+def test_accuracy_ignores_masked_passages() -> None:
+    scores_BP = jnp.array([[1.0, 9.0, 2.0], [5.0, 1.0, 2.0]])
+    usable_BP = jnp.array([[True, False, True], [True, True, True]])
+    found = loss.first_is_label(scores_BP, jnp.array([2, 1]), usable_BP)
+    assert found.tolist() == [True, False]
+
+
+def test_usable_passages_by_hand() -> None:
+    rows_P = jnp.array([10, 11, 20, 10, 30, -1])
+    positives_BM = jnp.array([[10, -2], [20, 30], [30, -2]])
+    label_B = jnp.array([0, 2, 4])
+    masked = loss.usable_passages(rows_P, positives_BM, label_B, mask_duplicates=True)
+    assert masked.astype(int).tolist() == [
+        [1, 1, 1, 0, 1, 0],  # its own positive again at 3; a dummy at 5
+        [1, 1, 1, 1, 0, 0],  # its second positive at 4
+        [1, 1, 1, 1, 1, 0],
+    ]
+    whole = loss.usable_passages(rows_P, positives_BM, label_B, mask_duplicates=False)
+    assert whole.astype(int).tolist() == [[1, 1, 1, 1, 1, 0]] * 3
+
+
+def test_scores_are_float32_products_over_temperature() -> None:
+    question_BD = jnp.array([[1.0, 2.0]], jnp.bfloat16)
+    passage_PD = jnp.array([[3.0, 4.0], [0.0, 1.0]], jnp.bfloat16)
+    found = loss.scores(question_BD, passage_PD, 0.5)
+    assert found.dtype == jnp.float32
+    assert found.tolist() == [[22.0, 4.0]]

@@ -1,0 +1,66 @@
+"""Validation by hand-made vectors: NLL in blocks, accuracy, average rank in the global pool."""
+
+import numpy as np
+import pytest
+
+from dpr_jax.data.formats import Passage
+from dpr_jax.data.store import Question
+from dpr_jax.training import validation
+
+
+def q(positives: tuple[int, ...], hard: tuple[int, ...] = ()) -> Question:
+    return Question("", f"question of {positives[0]}", (), positives, hard, ())
+
+
+def test_pool_holds_each_passage_once() -> None:
+    questions = [q((3, 9), (1, 2, 5)), q((4,), (3, 1)), q((3,))]
+    rows = validation.pool_rows(questions, hard_negatives=2, negatives=5)
+    assert rows.tolist() == [1, 2, 3, 4]
+
+
+class Fixed:
+    """Stands for an Embedder: text n has vector `vectors[n]`, where n is the number that ends the text."""
+
+    vectors = np.zeros((0, 2), np.float32)
+    width = 2
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def encode(self, texts: list) -> np.ndarray:
+        words = [text if isinstance(text, str) else text[1] for text in texts]
+        return self.vectors[[int(word.split()[-1]) for word in words]]
+
+
+def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.array([[1, 0], [0, 1], [1, 1], [2, 0]], np.float32)
+    monkeypatch.setattr(Fixed, "vectors", vectors)
+    monkeypatch.setattr(validation, "Embedder", Fixed)
+    monkeypatch.setattr(validation, "tower", lambda params, side: params)
+
+    class Rows:
+        def rows(self, rows: list[int]) -> list[Passage]:
+            return [Passage(str(row), "", f"passage {row}") for row in rows]
+
+    questions = [q((0,), (3,)), q((1,)), q((2,))]
+    found = validation.validate(
+        None,
+        {},
+        questions,
+        Rows(),
+        None,
+        None,
+        temperature=1.0,
+        block=2,
+        block_hard_negatives=1,
+        pool_hard_negatives=1,
+        pool_negatives=0,
+    )
+    # scores against passages 0..3:  q0: 1 0 1 2   q1: 0 1 1 0   q2: 1 1 2 2
+    assert found.pool == 4
+    assert found.average_rank == pytest.approx((1 + 0 + 0) / 3)  # ties do not push down
+    # block 0 holds passages 0, 3, 1; block 1 passage 2 alone
+    nll0 = np.log(np.exp([1, 2, 0]).sum()) - 1
+    nll1 = np.log(np.exp([0, 0, 1]).sum()) - 1
+    assert found.nll == pytest.approx((nll0 + nll1 + 0) / 3)
+    assert found.accuracy == pytest.approx(2 / 3)
