@@ -128,9 +128,9 @@ class EncodeConfig:
     rows_per_shard: int = 65536
     """Passages a shard; a killed run loses at most the shards being written."""
     batch_tokens: int = 0
-    """Tokens computed at once on a device, padding included; 0 chooses: 4,096 on CPU, 131,072 on GPU and TPU."""
+    """Tokens computed at once on a device, padding included; 0 chooses: 2,048 on CPU, 131,072 on GPU and TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision; auto: bfloat16. Vectors are stored as float16 either way."""
+    """Compute precision; auto: bfloat16, on a CPU float32. Vectors are stored as float16 either way."""
 
 
 @dataclasses.dataclass(frozen=True)

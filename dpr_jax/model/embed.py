@@ -17,7 +17,7 @@ from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 
 LENGTH_STEP = 32  # batches are padded to a multiple of so many tokens
 SORT_WINDOW = 16384  # texts sorted by length at a time
-BATCH_TOKENS = {"cpu": 4096}  # tokens on a device at once, measured (docs/log.md)
+BATCH_TOKENS = {"cpu": 2048}  # tokens on a device at once, measured (docs/log.md)
 BATCH_TOKENS_ACCELERATOR = 131072
 
 
@@ -121,7 +121,7 @@ def load_embedder(
       side: which tower of a model folder.
       model: pooling, normalization and lengths for an encoder that does not bring its own.
       batch_tokens: tokens on a device at once, padding included; 0 chooses by platform.
-      dtype: compute precision; auto is bfloat16.
+      dtype: compute precision; auto is bfloat16, but float32 on a CPU, where bfloat16 gains nothing and compiles long.
 
     Raises:
       InputError: the model cannot be found or read.
@@ -139,7 +139,7 @@ def load_embedder(
         shape,
         pooling=own[side].pooling,
         normalize=own[side].normalize,
-        dtype=jnp.float32 if dtype == "float32" else jnp.bfloat16,
+        dtype=_compute_dtype(dtype),
     )
     return Embedder(
         encoder,
@@ -149,6 +149,12 @@ def load_embedder(
         fingerprint=prints[side],
         model_fingerprint=hashlib.sha256("".join(prints.values()).encode()).hexdigest(),
     )
+
+
+def _compute_dtype(dtype: str) -> jnp.dtype:
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
 
 
 def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSettings:
