@@ -30,6 +30,10 @@ class WorkDir:
         return self.root / "data"
 
     @property
+    def bm25(self) -> Path:
+        return self.root / "bm25"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -1,8 +1,12 @@
 """BM25 against its formula in NumPy."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +14,12 @@ import pytest
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
+from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25
+from dpr_jax.index import bm25, bm25_build
 
 TEXTS = [
     "Cats The cat sat on the mat; another cat looked on.",
@@ -24,6 +29,14 @@ TEXTS = [
     "Cats The cat sat on the mat; another cat looked on.",
     "Trains Trains stop where the railway ends",
 ]
+
+
+def build(
+    folder: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4
+) -> bm25.Bm25:
+    folder.mkdir(parents=True, exist_ok=True)
+    bm25_build.build(folder, texts, k1=k1, b=b)
+    return bm25.load(folder)
 
 
 def words(text: str) -> list[str]:
@@ -54,7 +67,7 @@ def expected_hits(scores_N: np.ndarray, k: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75), (2.0, 0.0)])
-def test_scores_are_the_formula(k1: float, b: float) -> None:
+def test_scores_are_the_formula(k1: float, b: float, tmp_path: Path) -> None:
     questions = [
         "which cat sat?",
         "cats cats dog",
@@ -63,7 +76,7 @@ def test_scores_are_the_formula(k1: float, b: float) -> None:
         "zebra",
         "",
     ]
-    index = bm25.build(TEXTS, k1=k1, b=b)
+    index = build(tmp_path, TEXTS, k1, b)
     scores_QK, rows_QK = index.search(questions, 4)
     assert scores_QK.dtype == np.float32 and rows_QK.dtype == np.int64
     for question, scores_K, rows_K in zip(questions, scores_QK, rows_QK, strict=True):
@@ -73,51 +86,137 @@ def test_scores_are_the_formula(k1: float, b: float) -> None:
         np.testing.assert_allclose(scores_K, wanted_K, rtol=1e-5)
 
 
-def test_equal_scores_go_by_row_also_at_the_cut() -> None:
-    index = bm25.build(["cat"] * 50 + ["cat cat dog"] + ["bird"] * 50, k1=0.9, b=0.4)
+def test_equal_scores_go_by_row_also_at_the_cut(tmp_path: Path) -> None:
+    index = build(tmp_path, ["cat"] * 50 + ["cat cat dog"] + ["bird"] * 50)
     for k in (1, 5, 49):
         _, rows_QK = index.search(["cat"], k)
         tied = [row for row in rows_QK[0].tolist() if row != 50]
         assert tied == sorted(tied) == list(range(len(tied)))
 
 
-def test_real_rows_are_the_formula(nq_small_workdir: tuple[Config, WorkDir]) -> None:
+def test_real_rows_are_the_formula(
+    nq_small_workdir: tuple[Config, WorkDir],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bm25_build, "BLOCK_PASSAGES", 100)  # several, the last short
     _, workdir = nq_small_workdir
     texts = [one.title_and_text for one in store.open_corpus(workdir)]
     questions = [one.question for one in store.open_questions(workdir, "dev")]
-    index = bm25.build(iter(texts), k1=0.9, b=0.4)
-    scores_QK, _ = index.search(questions, 20)
+    index = build(tmp_path, iter(texts))
+    scores_QK, rows_QK = index.search(questions, 20)
+    np.testing.assert_array_equal(
+        index.score(questions, rows_QK[:, 7]), scores_QK[:, 7]
+    )
     for question, scores_K in zip(questions, scores_QK, strict=True):
         best_N = np.sort(formula(texts, question, 0.9, 0.4))[::-1]
         # float32 sums of a dozen terms
         np.testing.assert_allclose(scores_K, best_N[:20], rtol=1e-5)
 
 
-def test_saved_index_answers_the_same_after_a_move(tmp_path: Path) -> None:
-    index = bm25.build(TEXTS, k1=0.9, b=0.4)
-    index.save(tmp_path / "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    loaded = bm25.load(tmp_path / "there")
-    assert loaded.count == index.count == len(TEXTS)
-    for kept, found in zip(
-        index.search(["cat on a mat"], 9),
-        loaded.search(["cat on a mat"], 9),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(kept, found)
-    for file in (tmp_path / "there").iterdir():
-        assert file.suffix in (".json", ".npy")
-        if file.suffix == ".npy":
-            np.load(file, allow_pickle=False)
+def test_a_given_passage_is_scored(tmp_path: Path) -> None:
+    index = build(tmp_path, TEXTS)
+    questions = ["cats cats dog", "railway cat", "cat", "zebra", "the of"]
+    rows = [1, 5, 3, 0, 0]  # all words, one, none, unknown words, none asked
+    wanted_Q = [
+        formula(TEXTS, q, 0.9, 0.4)[row] for q, row in zip(questions, rows, strict=True)
+    ]
+    np.testing.assert_allclose(index.score(questions, rows), wanted_Q, rtol=1e-5)
+    assert index.score(questions, rows)[2:].tolist() == [0, 0, 0]
 
 
-def test_no_questions() -> None:
-    scores_QK, rows_QK = bm25.build(TEXTS, k1=0.9, b=0.4).search([], 3)
+def test_bm25s_opens_the_index_and_would_have_built_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bm25s
+
+    monkeypatch.setattr(bm25_build, "BLOCK_PASSAGES", 4)
+    build(tmp_path, TEXTS, 1.2, 0.75)
+    ours = bm25s.BM25.load(tmp_path, show_progress=False)
+    theirs = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    theirs.index(bm25_build.tokenize(TEXTS, return_ids=True), show_progress=False)
+    for word, number in ours.vocab_dict.items():
+        np.testing.assert_allclose(
+            ours.get_scores_from_ids([number]),
+            theirs.get_scores_from_ids([theirs.vocab_dict[word]]),
+            rtol=1e-6,
+        )
+    assert ours.vocab_dict.keys() | {""} == theirs.vocab_dict.keys()
+
+
+def test_the_same_texts_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from dpr_jax.index import bm25_build\n"
+        f"bm25_build.build(Path(sys.argv[1]), {TEXTS!r}, k1=0.9, b=0.4)"
+    )
+    (tmp_path / "there").mkdir()
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # sets have another order
+    command = [sys.executable, "-c", program, str(tmp_path / "there")]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)
+    build(tmp_path / "here", TEXTS)
+    here, there = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("here", "there")
+    )
+    assert here == there and len(here) == 5
+    for path in (tmp_path / "here").glob("*.npy"):
+        np.load(path, allow_pickle=False)
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+def test_an_index_is_built_once_for_a_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def ask(k1: float = 0.9, corpus: str = "one") -> np.ndarray:
+        texts = (read.append(text) or text for text in TEXTS)
+        index = bm25.of_corpus(
+            tmp_path / "bm25", texts, count=len(TEXTS), corpus=corpus, k1=k1, b=0.4
+        )
+        return index.search(["cat on a mat"], 9)[0]
+
+    first = ask()
+    (tmp_path / "bm25").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / "bm25")
+    read.clear()
+    np.testing.assert_array_equal(ask(), first)
+    assert not read
+    assert not np.array_equal(ask(k1=2.0), first) and read == TEXTS
+    read.clear()
+    ask(k1=2.0, corpus="two")
+    assert read == TEXTS
+
+    # killed while it is built anew: the old one stands, and is not taken for the new
+    def killed(*_: object, **__: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_manifest", killed)
+        with pytest.raises(_Killed):
+            ask()
+    np.testing.assert_array_equal(ask(), first)
+
+    scores = tmp_path / "bm25" / bm25_build.SCORES
+    scores.write_bytes(scores.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="data.csc.index.npy is damaged"):
+        ask()
+
+
+def test_no_questions(tmp_path: Path) -> None:
+    index = build(tmp_path, TEXTS)
+    scores_QK, rows_QK = index.search([], 3)
     assert scores_QK.shape == rows_QK.shape == (0, 3)
+    assert index.score([], []).shape == (0,)
 
 
 def test_nothing_to_index_and_nothing_to_load(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no passage holds a word"):
-        bm25.build(["the of", ""], k1=0.9, b=0.4)
+        build(tmp_path / "a", ["the of", ""])
+    with pytest.raises(InputError, match="no passage holds a word"):
+        build(tmp_path / "b", [])
     with pytest.raises(InputError, match="no BM25 index"):
         bm25.load(tmp_path)

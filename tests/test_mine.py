@@ -61,9 +61,7 @@ def test_mined_rows_are_the_best_that_the_rules_allow(
 ) -> None:
     config, workdir = nq_small_workdir
     corpus = store.open_corpus(workdir)
-    index = bm25.build(
-        [one.title_and_text for one in corpus], k1=config.bm25.k1, b=config.bm25.b
-    )
+    index = bm25.load(workdir.bm25)
     before = list(store.open_questions(workdir, split))
     after = list(store.open_questions(workdir, split, mined=True))
     _, rows_QK = index.search([one.question for one in before], config.mine.window)

@@ -45,7 +45,14 @@ def run(config: Config, workdir: WorkDir) -> None:
         return
 
     corpus = store.open_corpus(workdir)
-    index = _index(corpus, config.bm25.k1, config.bm25.b)
+    index = bm25.of_corpus(
+        workdir.bm25,
+        (passage.title_and_text for passage in corpus),
+        count=len(corpus),
+        corpus=artifacts.fingerprint(data, "corpus/"),
+        k1=config.bm25.k1,
+        b=config.bm25.b,
+    )
     counts: dict[str, Counter[str]] = {}
 
     def mined(split: str) -> Iterator[Question]:
@@ -148,17 +155,6 @@ def _texts(
 def _plain(text: str) -> str:
     """A text without what differs between copies: case and white space."""
     return " ".join(text.casefold().split())
-
-
-def _index(corpus: Corpus, k1: float, b: float) -> bm25.Bm25:
-    with logging.progress("mine: BM25", len(corpus), "passages") as advance:
-
-        def texts() -> Iterator[str]:
-            for passage in corpus:
-                yield passage.title_and_text
-                advance()
-
-        return bm25.build(texts(), k1=k1, b=b)
 
 
 def _report(split: str, count: Counter[str]) -> None:

@@ -50,7 +50,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         say(f"retrieve: {name} is up to date")
         return
     search = (
-        _bm25(config, corpus)
+        _bm25(config, workdir, corpus)
         if embedder is None
         else _dense(config, workdir, corpus, embedder)
     )
@@ -128,11 +128,16 @@ def _origin(
     return artifacts.made_from("retrieve", settings, inputs)
 
 
-def _bm25(config: Config, corpus: Corpus) -> Search:
-    """BM25 over titles and texts, built in memory."""
-    say(f"retrieve: BM25 index of {len(corpus):,} passages")
-    texts = (passage.title_and_text for passage in corpus)
-    return bm25.build(texts, k1=config.bm25.k1, b=config.bm25.b).search
+def _bm25(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
+    """BM25 over titles and texts, of the index that mining uses too."""
+    return bm25.of_corpus(
+        workdir.bm25,
+        (passage.title_and_text for passage in corpus),
+        count=len(corpus),
+        corpus=artifacts.fingerprint(workdir.data / "manifest.json", "corpus/"),
+        k1=config.bm25.k1,
+        b=config.bm25.b,
+    ).search
 
 
 def _dense(
