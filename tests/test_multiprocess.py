@@ -1,0 +1,120 @@
+"""Training as several real processes, started by launch/local.sh: what one process does, to rounding."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from dpr_jax import artifacts
+from dpr_jax import config as settings
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, ModelConfig, TrainConfig
+from dpr_jax.training import loop
+
+ROOT = Path(__file__).resolve().parents[1]
+DPR = "from dpr_jax.cli import main; main()"
+
+
+def write_config(tmp_path: Path, base: Config, spmd: str) -> Path:
+    """A config file of a tiny model without dropout."""
+    tiny.write(tmp_path / "init")
+    config = dataclasses.replace(
+        base,
+        model=ModelConfig(
+            init=str(tmp_path / "init"),
+            pooling="mean",
+            normalize=True,
+            max_question_tokens=16,
+            max_passage_tokens=32,
+        ),
+        train=TrainConfig(
+            batch_size=8,
+            total_steps=4,
+            learning_rate=1e-3,
+            warmup_steps=1,
+            temperature=0.05,
+            dropout=0.0,
+            spmd=spmd,
+            log_every_steps=1,
+            checkpoint_every_steps=2,
+            validation_hard_negatives=2,
+            validation_negatives=0,
+        ),
+    )
+    path = tmp_path / "config.py"
+    path.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
+    return path
+
+
+def train_in_two_processes(config_file: Path, workdir: WorkDir, logs: Path) -> None:
+    """`dpr train` in two new processes of two simulated devices each."""
+    flags = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
+    command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
+    command += ["--log-dir", str(logs), "--", sys.executable, "-c", DPR]
+    command += ["train", str(config_file), "--workdir", str(workdir.root)]
+    result = subprocess.run(
+        command,
+        check=False,
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def lines(workdir: WorkDir) -> dict[int, dict[str, float]]:
+    """What metrics.jsonl says of each step, validation included."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in (workdir.checkpoints / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        merged.setdefault(row["step"], {}).update(row)
+    return merged
+
+
+def assert_same_curve(one: WorkDir, other: WorkDir) -> None:
+    assert lines(one).keys() == lines(other).keys()
+    for step, row in lines(one).items():
+        for name in ("loss", "accuracy", "grad_norm", "validation_nll"):
+            if name in row:
+                found = lines(other)[step][name]
+                np.testing.assert_allclose(found, row[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "spmd", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one(
+    spmd: str,
+    tmp_path: Path,
+    nq_small_workdir: tuple[Config, WorkDir],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    base, prepared = nq_small_workdir
+    config_file = write_config(tmp_path, base, spmd)
+    config = settings.load(config_file)
+    one, two = (
+        artifacts.open_workdir(tmp_path / name, config.name) for name in ("one", "two")
+    )
+    for workdir in (one, two):
+        shutil.copytree(prepared.data, workdir.data)
+    loop.run(config, one)  # this process, eight devices
+    train_in_two_processes(config_file, two, tmp_path / "logs")
+    assert sorted(lines(one)) == [1, 2, 3, 4]
+    assert_same_curve(one, two)
+
+    # what two processes saved, one process with other devices goes on from
+    shutil.rmtree(two.checkpoints / "steps" / "4")
+    shutil.rmtree(two.model)
+    loop.run(config, two)
+    assert "resuming after step 2" in capfd.readouterr().err
+    assert_same_curve(one, two)
