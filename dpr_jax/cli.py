@@ -1,8 +1,11 @@
 """`dpr`: parses the command line and calls one stage, the pipeline, or `info`."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,16 +98,23 @@ def parse(command: str, args: list[str]) -> Call:
     file = args[0] if args and not args[0].startswith("-") else None
     default = settings.load(file) if file else settings.Config()
     rest = args[1:] if file else args
-    if not {"-h", "--help"} & set(rest):
+    helping = bool({"-h", "--help"} & set(rest))
+    if not helping:
         _check_names(rest)
-    call = tyro.cli(
-        Call,
-        prog=f"dpr {command} [CONFIG.py]",
-        description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
-        args=rest,
-        default=Call(tyro.MISSING, default),
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
+            call = tyro.cli(
+                Call,
+                prog=f"dpr {command} [CONFIG.py]",
+                description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
+                args=rest,
+                default=Call(tyro.MISSING, default),
+            )
+    except SystemExit:
+        if helping:
+            raise
+        raise InputError(_one_line(said.getvalue())) from None
     settings.validate(call.config)
     return call
 
@@ -125,6 +135,12 @@ def _check_names(args: list[str]) -> None:
             )
     if not any(arg.split("=")[0] == "--workdir" for arg in args):
         raise InputError(f"--workdir is missing; {USAGE}")
+
+
+def _one_line(box: str) -> str:
+    """What tyro says between the first two rules of its box."""
+    parts = re.split(r"[─-]{20,}", box)
+    return " ".join((parts[1] if len(parts) > 1 else box).split()) + "; see --help"
 
 
 def _near(word: str, known: list[str]) -> str:

@@ -1,0 +1,114 @@
+"""What is on disk is whole or not there, and what is damaged is named."""
+
+from pathlib import Path
+
+import pytest
+
+from dpr_jax import artifacts
+from dpr_jax.errors import InputError
+
+
+class Broken(Exception):
+    """Something goes wrong while writing."""
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(Broken), artifacts.atomic_file(path) as partial:
+        partial.write_text("half")
+        raise Broken
+    assert path.read_text() == "old"
+    with artifacts.atomic_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(Broken), artifacts.atomic_dir(path) as folder:
+        (folder / "half").touch()
+        raise Broken
+    assert [entry.name for entry in path.iterdir()] == ["old"]
+    with artifacts.atomic_dir(path) as folder:
+        (folder / "new").touch()
+    assert [entry.name for entry in path.iterdir()] == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "index.old"
+    old.mkdir()
+    (old / "precious").touch()
+    artifacts.restore_dir(tmp_path / "index")
+    assert (tmp_path / "index" / "precious").exists()
+    assert not old.exists()
+
+
+def make(folder: Path, content: str = "content") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "file.bin").write_text(content)
+    manifest = folder / "manifest.json"
+    origin = artifacts.made_from("test", {"k": 1, "cut": (1, 2)}, {"input": "x"})
+    artifacts.write_manifest(manifest, origin, [folder / "file.bin"], count=3)
+    return manifest
+
+
+def test_fresh_means_same_settings_and_inputs(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a")
+    same = artifacts.made_from("test", {"k": 1, "cut": [1, 2]}, {"input": "x"})
+    assert artifacts.is_fresh(manifest, same)
+    for other in (
+        artifacts.made_from("test", {"k": 2, "cut": [1, 2]}, {"input": "x"}),
+        artifacts.made_from("test", {"k": 1, "cut": [1, 2]}, {"input": "y"}),
+    ):
+        assert not artifacts.is_fresh(manifest, other)
+    assert not artifacts.is_fresh(tmp_path / "none.json", same)
+
+
+def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    one, same, other = (
+        make(tmp_path / "a"),
+        make(tmp_path / "b"),
+        make(tmp_path / "c", "x"),
+    )
+    assert artifacts.fingerprint(one) == artifacts.fingerprint(same)
+    assert artifacts.fingerprint(one) != artifacts.fingerprint(other)
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a")
+    assert artifacts.verify(manifest)["count"] == 3
+    (tmp_path / "a" / "file.bin").write_text("contenT")
+    with pytest.raises(InputError, match=r"file.bin is damaged: its checksum"):
+        artifacts.verify(manifest)
+    (tmp_path / "a" / "file.bin").unlink()
+    with pytest.raises(InputError, match=r"file.bin is missing"):
+        artifacts.verify(manifest)
+
+
+def test_damaged_json_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text('{"a": ')
+    with pytest.raises(InputError, match="manifest.json is damaged") as caught:
+        artifacts.read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_work_directories(tmp_path: Path) -> None:
+    workdir = artifacts.open_workdir(tmp_path / "new", "a")
+    assert artifacts.open_workdir(tmp_path / "new", "a") == workdir
+    assert workdir.inside("embeddings") == workdir.root / "embeddings"
+    assert workdir.inside("/elsewhere") == Path("/elsewhere")
+    with pytest.raises(InputError, match="belongs to config 'a', not 'b'"):
+        artifacts.open_workdir(tmp_path / "new", "b")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter").touch()
+    with pytest.raises(InputError, match="not empty and not a work directory"):
+        artifacts.open_workdir(tmp_path / "home", "a")
+    with pytest.raises(InputError, match="is a file"):
+        artifacts.open_workdir(tmp_path / "home" / "letter", "a")
+    assert [entry.name for entry in (tmp_path / "home").iterdir()] == ["letter"]

@@ -1,0 +1,90 @@
+"""Every config file loads; every rule names its key, value and remedy."""
+
+import ast
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dpr_jax import config
+from dpr_jax.config import Config, MineConfig, TrainConfig
+from dpr_jax.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
+    loaded = config.load(path)
+    assert loaded.name == path.stem
+    doc = path.read_text(encoding="utf-8").split('"""')[1]
+    for fact in ("Command:", "Hardware:", "Time:", "Expected:"):
+        assert fact in doc, f"{path.name} does not say {fact}"
+
+
+def test_defaults_are_valid() -> None:
+    config.validate(Config())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            Config(train=TrainConfig(batch_size=0)),
+            "train.batch_size is 0; it must be 1 or more",
+        ),
+        (
+            Config(train=TrainConfig(dropout=1.0)),
+            r"train.dropout is 1.0; it must be in \[0, 1\)",
+        ),
+        (Config(train=TrainConfig(learning_rate=0)), "train.learning_rate is 0"),
+        (
+            Config(mine=MineConfig(window=3)),
+            "mine.window is 3; it must be mine.depth or more",
+        ),
+        (
+            Config(train=TrainConfig(batch_size=1, hard_negatives=0)),
+            "a question without any negative has loss 0",
+        ),
+    ],
+)
+def test_bad_values_are_named(changed: Config, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config.validate(changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("config = 3", "must define `config = Config"),
+        ("import nothing_of_this_name", "does not run: ModuleNotFoundError"),
+        ("config = (", "does not run: SyntaxError"),
+    ],
+)
+def test_bad_config_files_are_named(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        config.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_setting_has_a_docstring() -> None:
+    """It is the command line's help."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    parts = {f.name for f in dataclasses.fields(Config)}
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, after in itertools.pairwise([*kind.body, ast.Pass()]):
+            if not isinstance(field, ast.AnnAssign):
+                continue
+            name = field.target.id
+            documented = isinstance(after, ast.Expr) and isinstance(
+                after.value, ast.Constant
+            )
+            is_part = kind.name == "Config" and name in parts - {"name", "seed"}
+            assert documented or is_part, f"{kind.name}.{name}"
