@@ -161,12 +161,14 @@ class IndexConfig:
 class RetrieveConfig:
     """Batch retrieval of questions to a run."""
 
-    kind: Literal["dense", "bm25"] = "dense"
-    """dense: question tower and index; bm25: the lexical baseline on the same passages."""
+    kind: Literal["dense", "bm25", "hybrid"] = "dense"
+    """dense: question tower and index; bm25: the lexical baseline on the same passages; hybrid: both, fused."""
     name: str = "trained"
     """Name of the run: runs/NAME.trec and runs/NAME.json."""
     split: Literal["test", "dev"] = "test"
-    """Which questions."""
+    """Which questions, unless `questions` names a file."""
+    questions: str = ""
+    """A file of questions in any layout that data.test may have (.tsv, .csv, .json, plain or .gz); their run lies in a folder of its own in runs/."""
     model: str = "model"
     """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or anything `model.init` takes."""
     index: str = "index"
@@ -175,6 +177,12 @@ class RetrieveConfig:
     """Passages a question."""
     batch_size: int = 256
     """Questions searched at once."""
+    fusion: Literal["linear", "rrf"] = "linear"
+    """hybrid: BM25 + fusion_weight * similarity (the DPR paper), or reciprocal rank fusion."""
+    fusion_weight: float = 0.0
+    """Weight of the similarity (the paper's lambda); 0: the best one on the dev questions."""
+    fusion_depth: int = 1000
+    """Passages a question that each of the two brings in (at least top_k)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +281,8 @@ _AT_LEAST = {
     "index.recall_queries": 1,
     "retrieve.top_k": 1,
     "retrieve.batch_size": 1,
+    "retrieve.fusion_weight": 0,
+    "retrieve.fusion_depth": 1,
     "evaluate.bootstrap_samples": 1,
     "evaluate.examples": 0,
 }

@@ -16,18 +16,24 @@ WIDTH = 64
 
 
 def prepare(
-    root: Path, passages: Sequence[Passage], questions: Sequence[Question] = ()
+    root: Path,
+    passages: Sequence[Passage],
+    questions: Sequence[Question] = (),
+    *,
+    dev: Sequence[Question] = (),
 ) -> WorkDir:
     """Writes `data/` as the prepare stage does, with `questions` as the test split."""
     workdir = artifacts.open_workdir(root, "test")
     files = store.write_corpus(workdir.data, passages)
-    if questions:
-        files += store.write_questions(workdir.data, {"test": questions})
+    splits = {"test": questions, "dev": dev}
+    splits = {name: split for name, split in splits.items() if split}
+    if splits:
+        files += store.write_questions(workdir.data, splits)
     artifacts.write_manifest(
         workdir.data / "manifest.json",
         artifacts.made_from("prepare", {}, {}),
         files,
-        questions={"test": len(questions)} if questions else {},
+        questions={name: len(split) for name, split in splits.items()},
     )
     return workdir
 

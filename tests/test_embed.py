@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from dpr_jax.model import hf, tokenizer
-from dpr_jax.model.dual_encoder import Encoder
+from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.model.embed import Embedder
 from dpr_jax.model.tokenizer import Tokenizer
 
@@ -48,6 +48,24 @@ def test_batching_does_not_show(tokens: Tokenizer, pooling: str) -> None:
     )
     assert whole.dtype == np.float32
     np.testing.assert_allclose(whole, alone, atol=2e-6)
+
+
+def test_few_texts_take_few_rows_and_few_shapes(
+    tokens: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight devices, so eight rows at least; a full batch has 1024 tokens a device, 256 rows of 32."""
+    one = embedder(tokens, 1024)
+    shapes: list[tuple[int, ...]] = []
+
+    def apply(params: object, tokens: Tokens) -> np.ndarray:
+        shapes.append(tokens.ids_BL.shape)
+        return np.zeros((tokens.ids_BL.shape[0], one.width), np.float32)
+
+    monkeypatch.setattr(one, "_apply", apply)
+    for count in (1, 5, 16, 17, 64, 65, 256, 300):
+        one.encode(["dense retrieval"] * count)
+    rows = [8, 16, 16, 64, 64, 256, 256, 256, 256]
+    assert shapes == [(count, 32) for count in rows]
 
 
 def test_progress_counts_every_text_once(tokens: Tokenizer) -> None:

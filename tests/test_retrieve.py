@@ -19,8 +19,8 @@ from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.index import build
-from dpr_jax.retrieval import retrieve
-from dpr_jax.retrieval.runs import falling
+from dpr_jax.retrieval import retrieve, search
+from dpr_jax.retrieval.runs import Hit, RunFiles, falling
 
 PASSAGES = [
     Passage("w1", "Rome", "The Tiber flows through Rome, the capital of Italy."),
@@ -67,7 +67,7 @@ def workdir(indexed: WorkDir, tmp_path: Path) -> WorkDir:
 @pytest.fixture
 def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
     embedder = WordEmbedder()
-    monkeypatch.setattr(retrieve, "load_embedder", lambda *_, **__: embedder)
+    monkeypatch.setattr(search, "load_embedder", lambda *_, **__: embedder)
     return embedder
 
 
@@ -162,6 +162,188 @@ def test_killed_in_the_middle(
     assert _read(workdir, "trained") == whole
     names = {path.name for path in workdir.runs.iterdir()}
     assert names == {"trained.trec", "trained.json", "trained.manifest.json"}
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the second batch was being written: the first is not searched again, and the files are an unbroken run's."""
+    retrieve.run(CONFIG, workdir)
+    files = [workdir.runs / "trained.trec", workdir.runs / "trained.json"]
+    whole = [file.read_bytes() for file in files]
+    for file in workdir.runs.iterdir():
+        file.unlink()
+
+    added: list[Question] = []
+    add = RunFiles.add
+
+    def add_two(files: RunFiles, question: Question, hits: list[Hit]) -> None:
+        if len(added) == 2:
+            # what the kernel still wrote of it, and no word of it in the plan
+            files._files[0].write(b"q2 Q0 w1 1 0.5")
+            raise _Killed
+        added.append(question)
+        add(files, question, hits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFiles, "add", add_two)
+        with pytest.raises(_Killed):
+            retrieve.run(CONFIG, workdir)
+    assert not any(file.exists() for file in files)
+    embedder.encoded.clear()
+    retrieve.run(CONFIG, workdir)
+    assert embedder.encoded == [QUESTIONS[2].question]
+    assert [file.read_bytes() for file in files] == whole
+    assert artifacts.verify(workdir.runs / "trained.manifest.json")["count"] == 3
+
+
+def test_what_was_begun_with_other_settings_is_dropped(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    with RunFiles(workdir.runs, "trained", {"stage": "another"}) as files:
+        files.add(QUESTIONS[0], [])
+        files.save()
+    retrieve.run(CONFIG, workdir)
+    lines, run = _read(workdir, "trained")
+    assert len(run) == 3 and len(lines) == 12
+    assert not list(workdir.runs.glob("*.partial"))
+
+
+def test_dev_runs_do_not_replace_test_runs(tmp_path: Path) -> None:
+    workdir = prepare(tmp_path / "work", PASSAGES, QUESTIONS, dev=QUESTIONS[1:])
+    retrieve.run(BM25, workdir)
+    before = (workdir.runs / "bm25.trec").read_bytes()
+    on_dev = dataclasses.replace(BM25.retrieve, split="dev")
+    retrieve.run(dataclasses.replace(BM25, retrieve=on_dev), workdir)
+    assert (workdir.runs / "bm25.trec").read_bytes() == before
+    run = json.loads((workdir.runs / "dev" / "bm25.json").read_text(encoding="utf-8"))
+    assert [entry["question"] for entry in run] == [q.question for q in QUESTIONS[1:]]
+
+
+# --- questions of a file
+
+
+def _asking(config: Config, file: Path) -> Config:
+    asked = dataclasses.replace(config.retrieve, questions=str(file))
+    return dataclasses.replace(config, retrieve=asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ids"),
+    [
+        ("mine.tsv", "x1\tAlps highest mountain\nx2\tVienna banks\n", ["x1", "x2"]),
+        ("mine.csv", "Alps highest mountain\t['white one']\n", ["0"]),
+        ("mine.json", '[{"question": "Seine?", "answers": ["Paris"]}]', ["0"]),
+    ],
+)
+def test_questions_of_a_file(
+    workdir: WorkDir, tmp_path: Path, name: str, text: str, ids: list[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    config = _asking(BM25, file)
+    retrieve.run(config, workdir)
+    lines = (workdir.runs / "mine" / "bm25.trec").read_text().splitlines()
+    assert list(dict.fromkeys(line.split()[0] for line in lines)) == ids
+    run = json.loads((workdir.runs / "mine" / "bm25.json").read_text(encoding="utf-8"))
+    assert run[0]["ctxs"][0]["has_answer"] == bool(run[0]["answers"])
+    first = (workdir.runs / "mine" / "bm25.trec").stat().st_ino
+    retrieve.run(config, workdir)
+    assert (workdir.runs / "mine" / "bm25.trec").stat().st_ino == first
+    file.write_text(text.replace("Alps", "Danube").replace("Seine", "Tiber"))
+    retrieve.run(config, workdir)
+    assert (workdir.runs / "mine" / "bm25.trec").stat().st_ino != first
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine.txt", "Seine?\n", r"mine.txt; its name must end in .json or .csv or"),
+        ("mine.tsv", "", "mine.tsv has no questions"),
+        ("mine.tsv", "a\tSeine?\na\tTiber?\n", "mine.tsv:2: question id 'a' occurs"),
+        ("mine.tsv", "a\tSeine?\nb\t\n", "mine.tsv:2: no question"),
+    ],
+)
+def test_a_file_of_questions_that_is_wrong(
+    workdir: WorkDir, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        retrieve.run(_asking(BM25, tmp_path / name), workdir)
+    assert not workdir.runs.exists()
+
+
+def test_no_file_of_questions(workdir: WorkDir, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none.tsv does not exist"):
+        retrieve.run(_asking(BM25, tmp_path / "none.tsv"), workdir)
+
+
+# --- hybrid
+
+
+def _hybrid(**changes: object) -> Config:
+    retrieve_config = RetrieveConfig(kind="hybrid", name="hybrid", top_k=4, **changes)
+    return dataclasses.replace(CONFIG, retrieve=retrieve_config)
+
+
+def test_the_weight_is_found_on_dev(
+    indexed: WorkDir, tmp_path: Path, embedder: WordEmbedder
+) -> None:
+    """Of equal gold, the dev split decides; the test split is not looked at."""
+    workdir = prepare(tmp_path / "work", PASSAGES, QUESTIONS[:1], dev=QUESTIONS)
+    for name in ("embeddings", "index"):
+        (workdir.root / name).symlink_to(indexed.root / name)
+    retrieve.run(_hybrid(), workdir)
+    found = artifacts.read_json(workdir.runs / "hybrid.weight.json")
+    assert found["questions"] == 3
+    tried = {one["weight"]: one["mrr"] for one in found["mrr"]["hybrid"]}
+    assert len(tried) == 17 and tried[found["weight"]] == max(tried.values())
+    manifest = artifacts.verify(workdir.runs / "hybrid.manifest.json")
+    assert manifest["weight"] == found["weight"]
+
+    # the same weight, given: the same run, and nothing is searched for it
+    lines, _ = _read(workdir, "hybrid")
+    embedder.encoded.clear()
+    retrieve.run(_hybrid(fusion_weight=found["weight"]), workdir)
+    assert _read(workdir, "hybrid")[0] == lines
+    assert embedder.encoded == [QUESTIONS[0].question]
+    # and back: it is known by now
+    embedder.encoded.clear()
+    retrieve.run(_hybrid(), workdir)
+    assert embedder.encoded == [QUESTIONS[0].question]
+
+
+def test_a_hybrid_run_is_the_sum(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    retrieve.run(CONFIG, workdir)
+    retrieve.run(BM25, workdir)
+    retrieve.run(_hybrid(fusion_weight=0.5), workdir)
+    scores = {
+        name: {(line[0], line[2]): float(line[4]) for line in _read(workdir, name)[0]}
+        for name in ("trained", "bm25", "hybrid")
+    }
+    both = scores["bm25"].keys() & scores["trained"].keys()
+    assert len(both) >= 4
+    for key in both:
+        wanted = scores["bm25"][key] + 0.5 * scores["trained"][key]
+        assert scores["hybrid"][key] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_reciprocal_rank_fusion_needs_no_dev(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    retrieve.run(_hybrid(fusion="rrf"), workdir)
+    lines, _ = _read(workdir, "hybrid")
+    # q1 shares its words with w4 alone: first in both rankings
+    first = next(line for line in lines if line[0] == "q1")
+    assert first[2] == "w4" and float(first[4]) == pytest.approx(2 / 61)
+    assert not (workdir.runs / "hybrid.weight.json").exists()
+
+
+def test_a_weight_without_dev_questions(
+    workdir: WorkDir, embedder: WordEmbedder
+) -> None:
+    with pytest.raises(InputError, match="give --retrieve.fusion-weight"):
+        retrieve.run(_hybrid(), workdir)
 
 
 def test_vectors_of_another_model_are_refused(

@@ -5,7 +5,7 @@ in LF or CRLF.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +185,36 @@ def read_qrels(path: Path) -> Qrels:
             qrels.positives.setdefault(question_id, []).append(passage_id)
             qrels.where.setdefault(question_id, f"{path}:{line}")
     return qrels
+
+
+Reader = Callable[[Path, OnRead | None], Iterator[RawQuestion]]
+
+QUESTION_READERS: dict[str, Reader] = {
+    ".json": read_dpr_json,
+    ".csv": read_question_answers,
+    ".tsv": read_question_ids,
+}
+
+
+def ending(path: Path) -> str:
+    """The name's ending that says which layout a file has, without .gz."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
+    """The questions as they come.
+
+    Raises:
+      InputError: an id occurs twice.
+    """
+    seen: dict[str, str] = {}
+    for row in questions:
+        if row.id in seen:
+            raise InputError(
+                f"{row.where}: question id {row.id!r} occurs twice, first at {seen[row.id]}; ids must be unique"
+            )
+        seen[row.id] = row.where
+        yield row
 
 
 # --- values of a row ----------------------------------------------------------------------------------------------------

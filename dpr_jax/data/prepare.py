@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +15,6 @@ from dpr_jax.data.passage_rows import HashedTexts, HashTable
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
-Reader = Callable[[Path, OnRead | None], Iterator[RawQuestion]]
-
-QUESTION_READERS: dict[str, Reader] = {
-    ".json": formats.read_dpr_json,
-    ".csv": formats.read_question_answers,
-    ".tsv": formats.read_question_ids,
-}
 MEGABYTE = 1_000_000
 
 
@@ -48,7 +41,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         "prepare",
         {
             "max_train_questions": data.max_train_questions,
-            "formats": {key: _format(path) for key, path in files.items()},
+            "formats": {key: formats.ending(path) for key, path in files.items()},
         },
         {key: artifacts.checksum(path) for key, path in files.items()},
     )
@@ -97,20 +90,15 @@ def _raw_files(data: DataConfig) -> dict[str, Path]:
     if "passages" not in files:
         raise InputError("data.passages is not set; it must name the corpus file")
     for key in ("train", "dev", "test"):
-        if key in files and _format(files[key]) not in _formats_of(key):
+        if key in files and formats.ending(files[key]) not in _formats_of(key):
             raise InputError(
                 f"data.{key} is {files[key]}; its name must end in {' or '.join(_formats_of(key))} (or that and .gz)"
             )
     return files
 
 
-def _format(path: Path) -> str:
-    """The name's ending, without .gz."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-
-
 def _formats_of(split: str) -> list[str]:
-    return list(QUESTION_READERS) if split == "test" else [".json"]
+    return list(formats.QUESTION_READERS) if split == "test" else [".json"]
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------------------
@@ -163,9 +151,11 @@ def _questions(
     count = counts.setdefault(split, Counter(kept=0))
     path = files[split]
     with _reading(f"prepare {split}", path) as on_read:
-        rows: Iterable[RawQuestion] = QUESTION_READERS[_format(path)](path, on_read)
+        rows: Iterable[RawQuestion] = formats.QUESTION_READERS[formats.ending(path)](
+            path, on_read
+        )
         if split == "test":
-            rows = _with_qrels(_unique(rows), files.get("test_qrels"), count)
+            rows = _with_qrels(formats.unique(rows), files.get("test_qrels"), count)
         for row in rows:
             if split == "train" and 0 < data.max_train_questions == count["kept"]:
                 break
@@ -182,17 +172,6 @@ def _questions(
         raise InputError(
             f"{path} has no question to use as data.{split} ({_report(count)})"
         )
-
-
-def _unique(rows: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
-    seen: dict[str, str] = {}
-    for row in rows:
-        if row.id in seen:
-            raise InputError(
-                f"{row.where}: question id {row.id!r} occurs twice, first at {seen[row.id]}; ids must be unique"
-            )
-        seen[row.id] = row.where
-        yield row
 
 
 def _with_qrels(

@@ -1,9 +1,8 @@
-"""The stage `dpr retrieve`: questions to a run, through the question tower and the index, or through BM25."""
+"""The stage `dpr retrieve`: questions to a run, by the index, by BM25, or by both."""
 
-import dataclasses
+import itertools
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,20 +10,20 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data.answers import has_answer
-from dpr_jax.data.store import Corpus, Question, open_corpus, open_questions
+from dpr_jax.data.store import Corpus, Question, open_corpus
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25
-from dpr_jax.index.engines import MANIFEST, open_index
 from dpr_jax.logging import progress, say
-from dpr_jax.model.embed import Embedder, load_embedder
-from dpr_jax.retrieval.runs import Hit, JsonRun, falling, write_trec
-
-# (questions, k) -> (scores float32 [Q, k], rows int64 [Q, k]), missing hits with row -1 at the end
-Search = Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]
+from dpr_jax.retrieval import search
+from dpr_jax.retrieval.asked import open_asked
+from dpr_jax.retrieval.fusion import Ranking
+from dpr_jax.retrieval.runs import Hit, RunFiles, falling
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Answers every question of a split with its best passages: runs/NAME.trec, runs/NAME.json, runs/NAME.manifest.json.
+    """Answers every question of a split or a file with its best passages: NAME.trec, NAME.json, NAME.manifest.json.
+
+    They lie in runs/ for the test questions, else in runs/dev/ or runs/<name of the file>/. A killed run goes on with the batch that it
+    was at.
 
     Raises:
       InputError: no questions, no model or index, an index that another model's vectors are in, or a bad run name.
@@ -36,135 +35,76 @@ def run(config: Config, workdir: WorkDir) -> None:
             f"retrieve.name is {name!r}; it names files, so it must begin with a letter or digit and hold only letters, digits, '.', '_' and '-'"
         )
     corpus = open_corpus(workdir)
-    questions = open_questions(workdir, settings.split)
-    if len(questions) == 0:
-        raise InputError(
-            f"the split {settings.split!r} has no questions; check data.{settings.split}"
-        )
-    embedder = _question_tower(config, workdir) if settings.kind == "dense" else None
+    asked = open_asked(workdir, split=settings.split, file=settings.questions)
+    embedder = search.question_tower(config, workdir)
 
     # --- is there anything to do? ---
-    manifest = workdir.runs / f"{name}.manifest.json"
-    origin = _origin(config, workdir, embedder)
+    manifest = asked.folder / f"{name}.manifest.json"
+    found_by, inputs = search.depends_on(config, workdir, embedder)
+    origin = artifacts.made_from(
+        "retrieve",
+        {
+            **found_by,
+            "split": asked.name,
+            "top_k": settings.top_k,
+            "answer_match": config.evaluate.answer_match,
+        },
+        inputs | asked.inputs,
+    )
     if artifacts.is_fresh(manifest, origin):
         say(f"retrieve: {name} is up to date")
         return
-    search = (
-        _bm25(config, workdir, corpus)
-        if embedder is None
-        else _dense(config, workdir, corpus, embedder)
-    )
+    way = search.open_search(config, workdir, corpus, embedder)
 
     # --- search, and write as we go ---
-    workdir.runs.mkdir(parents=True, exist_ok=True)
-    trec_path, json_path = workdir.runs / f"{name}.trec", workdir.runs / f"{name}.json"
     with (
-        artifacts.atomic_file(trec_path) as trec_partial,
-        artifacts.atomic_file(json_path) as json_partial,
-        trec_partial.open("w", encoding="utf-8") as trec_file,
-        json_partial.open("w", encoding="utf-8") as json_file,
-        progress(f"retrieve {name}", len(questions), "questions") as advance,
+        RunFiles(asked.folder, name, origin) as files,
+        progress(f"retrieve {name}", asked.count, "questions") as advance,
     ):
-        json_run = JsonRun(json_file)
-        for start in range(0, len(questions), settings.batch_size):
-            stop = min(start + settings.batch_size, len(questions))
-            batch = [questions[row] for row in range(start, stop)]
-            scores_QK, rows_QK = search(
-                [question.question for question in batch],
-                min(settings.top_k, len(corpus)),
-            )
-            for question, hits in zip(
-                batch,
-                _hits(batch, corpus, scores_QK, rows_QK, config.evaluate.answer_match),
-                strict=True,
-            ):
-                write_trec(trec_file, question, hits, tag=name)
-                json_run.add(question, hits)
+        if files.done:
+            say(f"retrieve: {files.done:,} questions are answered already")
+            advance(files.done)
+        left = itertools.islice(asked.read(), files.done, None)
+        k = min(settings.top_k, len(corpus))
+        for batch, ranking in _found(way, left, settings.batch_size, k):
+            all_hits = _hits(batch, corpus, ranking, config.evaluate.answer_match)
+            for question, hits in zip(batch, all_hits, strict=True):
+                files.add(question, hits)
+            files.save()
             advance(len(batch))
-        json_run.end()
         # the old run is no longer whole once the first of the two files is replaced
         manifest.unlink(missing_ok=True)
+        written = files.finish()
     artifacts.write_manifest(
         manifest,
         origin,
-        [trec_path, json_path],
+        written,
         kind=settings.kind,
-        split=settings.split,
-        count=len(questions),
+        **way.facts,
+        split=asked.name,
+        count=asked.count,
         top_k=settings.top_k,
     )
-    say(f"retrieve: {name}, {len(questions):,} questions ({trec_path})")
+    say(f"retrieve: {name}, {asked.count:,} questions ({written[0]})")
 
 
-def _question_tower(config: Config, workdir: WorkDir) -> Embedder:
-    return load_embedder(
-        config.retrieve.model,
-        workdir,
-        "question",
-        model=config.model,
-        batch_tokens=config.encode.batch_tokens,
-        dtype=config.encode.dtype,
+def _found(
+    way: search.Search, questions: Iterator[Question], batch_size: int, k: int
+) -> Iterator[tuple[list[Question], Ranking]]:
+    """Batches with what was found: while one is written, the next is searched, and the one after that encoded."""
+    batches = iter(lambda: list(itertools.islice(questions, batch_size)), [])
+    encoded = search.ahead(
+        (batch, way.encode([question.question for question in batch]))
+        for batch in batches
     )
-
-
-def _origin(
-    config: Config, workdir: WorkDir, embedder: Embedder | None
-) -> dict[str, Any]:
-    """What the run depends on."""
-    settings: dict[str, Any] = {
-        "kind": config.retrieve.kind,
-        "split": config.retrieve.split,
-        "top_k": config.retrieve.top_k,
-        "answer_match": config.evaluate.answer_match,
-    }
-    inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
-    if embedder is None:
-        settings |= dataclasses.asdict(config.bm25)
-    else:
-        settings["dtype"] = config.encode.dtype
-        index = workdir.inside(config.retrieve.index)
-        inputs["index"] = artifacts.fingerprint(index / MANIFEST)
-        inputs["model"] = embedder.fingerprint
-    return artifacts.made_from("retrieve", settings, inputs)
-
-
-def _bm25(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
-    """BM25 over titles and texts, of the index that mining uses too."""
-    return bm25.of_corpus(
-        workdir.bm25,
-        (passage.title_and_text for passage in corpus),
-        count=len(corpus),
-        corpus=artifacts.fingerprint(workdir.data / "manifest.json", "corpus/"),
-        k1=config.bm25.k1,
-        b=config.bm25.b,
-    ).search
-
-
-def _dense(
-    config: Config, workdir: WorkDir, corpus: Corpus, embedder: Embedder
-) -> Search:
-    """The question tower and the index, after checking that they belong together."""
-    folder = workdir.inside(config.retrieve.index)
-    index = open_index(folder)
-    if index.model_fingerprint != embedder.model_fingerprint:
-        raise InputError(
-            f"{folder} was built with another model than retrieve.model={config.retrieve.model}; run encode and index with that model, or give the model that the index was built with"
-        )
-    if index.count != len(corpus):
-        raise InputError(
-            f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run encode and index again"
-        )
-    return lambda texts, k: index.search(embedder.encode(texts), k)
+    return search.ahead((batch, way.find(queries, k)) for batch, queries in encoded)
 
 
 def _hits(
-    batch: list[Question],
-    corpus: Corpus,
-    scores_QK: np.ndarray,
-    rows_QK: np.ndarray,
-    answer_match: str,
+    batch: list[Question], corpus: Corpus, ranking: Ranking, answer_match: str
 ) -> list[list[Hit]]:
     """The passages of every question, best first; what an engine did not find is left out."""
+    scores_QK, rows_QK = ranking
     wanted_R = np.unique(rows_QK[rows_QK >= 0])
     passages = dict(zip(wanted_R.tolist(), corpus.rows(wanted_R), strict=True))
     batch_hits = []

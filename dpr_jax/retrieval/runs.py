@@ -1,11 +1,15 @@
 """Writing a run in the two forms that other tools read: TREC's, and DPR's retrieval output."""
 
 import json
+import operator
+import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TextIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
+from dpr_jax import artifacts
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
@@ -35,47 +39,119 @@ def falling(scores_K: np.ndarray) -> np.ndarray:
     return falling_K
 
 
-def write_trec(file: TextIO, question: Question, hits: Sequence[Hit], tag: str) -> None:
-    """Writes `question Q0 passage rank score tag` lines; ranks start at 1, nine digits give each float32 back exactly.
+class RunFiles:
+    """NAME.trec and NAME.json of a run while they grow, never held in memory; a context manager.
 
-    Raises:
-      InputError: an id holds white space, which this format cannot hold.
+    They have `.partial` names until the end. NAME.partial says how many questions are safely in them, and with how many bytes: what a
+    killed process wrote after that is cut off, and the next one with the same `origin` goes on from there.
+
+    Attributes:
+      done: questions that are written.
     """
+
+    def __init__(self, folder: Path, name: str, origin: dict[str, Any]) -> None:
+        """Takes up what was begun with the same `origin`, or starts anew."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._name, self._origin = name, origin
+        self._paths = [folder / f"{name}.trec", folder / f"{name}.json"]
+        self._partial = [path.with_name(path.name + ".partial") for path in self._paths]
+        self._plan = folder / f"{name}.partial"
+        self.done, sizes = self._begun()
+        self._files = [
+            _cut(path, size) for path, size in zip(self._partial, sizes, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+        if not self._plan.exists():  # nothing there to go on from
+            for path in self._partial:
+                path.unlink(missing_ok=True)
+
+    def add(self, question: Question, hits: Sequence[Hit]) -> None:
+        """Appends one question with its passages, best first.
+
+        Raises:
+          InputError: an id holds white space, which a TREC run cannot hold.
+        """
+        trec, dpr_json = self._files
+        trec.write(_trec(question, hits, self._name).encode())
+        before = ",\n" if self.done else "[\n"
+        dpr_json.write((before + _json(question, hits)).encode())
+        self.done += 1
+
+    def save(self) -> None:
+        """Makes what was added survive a kill."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+        sizes = [file.tell() for file in self._files]
+        artifacts.write_json(
+            self._plan,
+            {"made_from": self._origin, "questions": self.done, "bytes": sizes},
+        )
+
+    def finish(self) -> list[Path]:
+        """Ends both files and gives them their names; returns their paths."""
+        self._files[1].write(b"\n]\n")
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+        self._plan.unlink(missing_ok=True)
+        for partial, path in zip(self._partial, self._paths, strict=True):
+            partial.replace(path)
+        return self._paths
+
+    def _begun(self) -> tuple[int, list[int]]:
+        """Questions and bytes of each file that are there already."""
+        if artifacts.is_fresh(self._plan, self._origin):
+            plan = artifacts.read_json(self._plan)
+            there = [path.exists() and path.stat().st_size for path in self._partial]
+            if all(map(operator.ge, there, plan["bytes"])):
+                return plan["questions"], plan["bytes"]
+        return 0, [0, 0]
+
+
+def _cut(path: Path, size: int) -> BinaryIO:
+    """Opens a file to go on after `size` bytes; what stands there is dropped."""
+    file = path.open("r+b" if size else "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def _trec(question: Question, hits: Sequence[Hit], tag: str) -> str:
+    """`question Q0 passage rank score tag` lines; ranks start at 1, nine digits give each float32 back exactly."""
+    lines = []
     for rank, hit in enumerate(hits, start=1):
         for owner, value in (("question", question.id), ("passage", hit.passage.id)):
             if len(value.split()) != 1:
                 raise InputError(
                     f"{owner} id {value!r} is empty or holds white space, which a TREC run cannot hold; rename it in the data"
                 )
-        file.write(f"{question.id} Q0 {hit.passage.id} {rank} {hit.score:.9g} {tag}\n")
+        lines.append(
+            f"{question.id} Q0 {hit.passage.id} {rank} {hit.score:.9g} {tag}\n"
+        )
+    return "".join(lines)
 
 
-class JsonRun:
-    """Writes DPR's retrieval output, a JSON list with one entry a question, without holding it."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._before = "[\n"
-
-    def add(self, question: Question, hits: Sequence[Hit]) -> None:
-        """Appends one question with its passages."""
-        entry: dict[str, Any] = {
-            "question": question.question,
-            "answers": list(question.answers),
-            "ctxs": [
-                {
-                    "id": hit.passage.id,
-                    "title": hit.passage.title,
-                    "text": hit.passage.text,
-                    "score": hit.score,
-                    "has_answer": hit.has_answer,
-                }
-                for hit in hits
-            ],
-        }
-        self._file.write(self._before + json.dumps(entry, ensure_ascii=False))
-        self._before = ",\n"
-
-    def end(self) -> None:
-        """Closes the list."""
-        self._file.write("\n]\n" if self._before == ",\n" else "[]\n")
+def _json(question: Question, hits: Sequence[Hit]) -> str:
+    """One entry of DPR's retrieval output, on one line."""
+    entry: dict[str, Any] = {
+        "question": question.question,
+        "answers": list(question.answers),
+        "ctxs": [
+            {
+                "id": hit.passage.id,
+                "title": hit.passage.title,
+                "text": hit.passage.text,
+                "score": hit.score,
+                "has_answer": hit.has_answer,
+            }
+            for hit in hits
+        ],
+    }
+    return json.dumps(entry, ensure_ascii=False)
