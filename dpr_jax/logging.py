@@ -44,6 +44,9 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
     def rate() -> float:
         return done / max(time.monotonic() - start_s, 1e-9)
 
+    def speed() -> str:
+        return f"{rate():.1f} {unit}/s" if rate() >= 1 else f"{rate():.3f} {unit}/s"
+
     if _quiet:
         yield lambda n=1, note="": None
     elif console.is_terminal:
@@ -63,7 +66,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
             def advance_bar(n: int = 1, note: str = "") -> None:
                 nonlocal done
                 done += n
-                bar.update(task, advance=n, rate=f"{rate():.1f} {unit}/s", note=note)
+                bar.update(task, advance=n, rate=speed(), note=note)
 
             yield advance_bar
     else:
@@ -75,7 +78,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
                 last_s = time.monotonic()
                 left_s = (total - done) / max(rate(), 1e-9)
                 say(
-                    f"{title}: {done:,}/{total:,} {unit}, {rate():.1f} {unit}/s, {left_s:.0f} s left {note}".rstrip()
+                    f"{title}: {done:,}/{total:,} {unit}, {speed()}, {left_s:.0f} s left {note}".rstrip()
                 )
 
         yield advance_lines

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from dpr_jax import artifacts
 
 
@@ -16,6 +14,8 @@ class Record:
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         """Opens both for the updates after `first_step`."""
+        from tensorboardX import SummaryWriter  # imports PyTorch where there is one
+
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= first_step]
         with artifacts.atomic_file(path) as partial:
