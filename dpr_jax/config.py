@@ -17,18 +17,22 @@ from dpr_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`. Relative paths are relative to the current directory."""
+    """The raw files (plain or .gz), read by `dpr prepare`; docs/data.md lists the layouts that are recognised. Relative paths are relative to the current directory."""
 
     passages: str = ""
-    """Corpus: TSV `id, text, title` with a header (DPR's psgs_w100.tsv layout)."""
+    """Corpus: a file, such as DPR's TSV `id, text, title`, or a BEIR folder; empty: the passages that the questions carry with their texts."""
     train: str = ""
-    """Training questions: DPR JSON."""
+    """Training questions: a file, such as DPR JSON, or a BEIR folder."""
     dev: str = ""
-    """Development questions: DPR JSON."""
+    """Development questions: a file or BEIR folder as for train."""
     test: str = ""
-    """Test questions: DPR's question/answers file (.csv), `id, question` TSV (.tsv), or DPR JSON."""
+    """Test questions: a file or BEIR folder as for train; also questions alone, such as DPR's question/answers file."""
+    train_qrels: str = ""
+    """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); empty: gold passages are those in data.train."""
+    dev_qrels: str = ""
+    """Qrels of the development questions; empty: gold passages are those in data.dev."""
     test_qrels: str = ""
-    """TREC qrels of the test questions (`qid 0 passage_id relevance`); empty: gold passages come from the DPR JSON, if any."""
+    """Qrels of the test questions; empty: gold passages are those in data.test, if any."""
     max_train_questions: int = 0
     """Use only the first so many training questions; 0 uses all."""
 

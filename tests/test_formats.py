@@ -54,7 +54,10 @@ def test_passages_are_read_as_csv_with_tabs(
 
 def test_passages_tell_the_line_where_each_begins(tmp_path: Path) -> None:
     path = write(tmp_path / "p.tsv", 'id\ttext\ttitle\n1\t"a\nb"\tx\n2\tc\ty\n')
-    assert [line for line, _ in formats.read_passages(path)] == [2, 4]
+    assert [where for where, _ in formats.read_passages(path)] == [
+        f"{path}:2",
+        f"{path}:4",
+    ]
 
 
 def test_real_passages_agree_with_the_standard_library() -> None:
@@ -161,7 +164,6 @@ def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
 @pytest.mark.parametrize(
     ("content", "place", "says"),
     [
-        ('{"question": "a"}', ":1:", "one JSON list"),
         ('[{"question": "a"}\n{"question": "b"}]', ":2:", "comma"),
         ('["a"]', ":1:", "must stand here"),
         ('[\n{"question":\n oops}]', ":3:", "broken JSON"),
@@ -172,7 +174,7 @@ def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
         ([row(answers="a")], " row 0 ", "list of texts"),
         ([row(answers=[1])], " row 0 ", "list of texts"),
         ([row(answers=["a", " "])], " row 0 ", "answer is empty"),
-        ([row(positive_ctxs=[{"text": "x"}])], " row 0 ", "positive_ctxs[0]"),
+        ([row(positive_ctxs=[{"title": "x"}])], " row 0 ", "positive_ctxs[0]"),
         ([row(positive_ctxs={"a": 1})], " row 0 ", "must be a list"),
         ([row(hard_negative_ctxs=[{"psg_id": ""}])], " row 0 ", "hard_negative_ctxs"),
         ([row(question="\ud800")], " row 0 ", "Unicode"),

@@ -226,7 +226,7 @@ def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
     for changes, says in (
         ({"passages": ""}, "data.passages is not set"),
         ({"train": str(raw["test"])}, "data.train"),
-        ({"test": str(raw["test_qrels"])}, "data.test"),
+        ({"test": str(raw["test_qrels"])}, "not a known layout of questions"),
     ):
         config, workdir = setup(tmp_path, raw, **changes)
         with pytest.raises(InputError, match=says):

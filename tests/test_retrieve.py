@@ -258,8 +258,8 @@ def test_questions_of_a_file(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mine.txt", "Seine?\n", r"mine.txt; its name must end in .json or .csv or"),
-        ("mine.tsv", "", "mine.tsv has no questions"),
+        ("mine.txt", "Seine?\n", "mine.txt: not a known layout of questions"),
+        ("mine.tsv", "", "mine.tsv is empty"),
         ("mine.tsv", "a\tSeine?\na\tTiber?\n", "mine.tsv:2: question id 'a' occurs"),
         ("mine.tsv", "a\tSeine?\nb\t\n", "mine.tsv:2: no question"),
     ],

@@ -1,65 +1,67 @@
-"""Readers of other people's files, plain or .gz, one row at a time: what DPR's downloads and TREC's tools look like on disk.
+"""Readers of files that name passages by id, one row at a time: DPR's downloads, and what TREC, BEIR and MS MARCO have for questions.
 
 Every reader says where a bad row is (file and line) and what the rule is. Texts are UTF-8, with or without a byte order mark; lines end
 in LF or CRLF.
 """
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+import html
+import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_jax.data import rows
+from dpr_jax.data import raw, rows, tables
+from dpr_jax.data.raw import (
+    Passage,
+    RawQuestion,
+    answer_texts,
+    one_word,
+    question_text,
+    short,
+)
 from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
+QUESTION_KEYS = ("question", "query", "anchor")
+QUESTION_ID_KEYS = ("query_id", "qid", "question_id", "_id", "id")
+QRELS_HEADS = ("query-id", "query_id", "qid")
 
-class Passage(NamedTuple):
-    """A passage of the corpus; the title may be empty."""
-
-    id: str
-    title: str
-    text: str
-
-    @property
-    def title_and_text(self) -> str:
-        """What BM25 indexes."""
-        return f"{self.title} {self.text}"
-
-
-class RawQuestion(NamedTuple):
-    """A question whose passages are still the ids of the file.
-
-    Attributes:
-      where: file and row, for messages.
-    """
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    positives: tuple[str, ...]
-    hard_negatives: tuple[str, ...]
-    negatives: tuple[str, ...]
-    where: str
+_WHOLE = re.compile(r"-?\d{1,9}", re.ASCII)
+_TOPIC = re.compile(r"<top(ic\b[^>]*)?>", re.IGNORECASE)
+_TOPIC_END = re.compile(r"</top(ic)?>", re.IGNORECASE)
+_TOPIC_NUMBER = re.compile(
+    r"""(?:<topic\s+number\s*=\s*["']?|<num>\s*(?:Number:)?\s*)([^\s"'<>]+)""",
+    re.IGNORECASE,
+)
+_TOPIC_FIELD = re.compile(r"<(title|query|question)>([^<]*)", re.IGNORECASE)
 
 
 class Qrels(NamedTuple):
-    """Relevance judgements: question id -> ids of its relevant passages, and file:line of each question's first judgement."""
+    """Relevance judgements, by question id.
+
+    Attributes:
+      positives: ids of the relevant passages.
+      negatives: ids of passages known to be irrelevant, where the file is one of triples.
+      where: file:line of each question's first relevant passage.
+    """
 
     positives: dict[str, list[str]]
+    negatives: dict[str, list[str]]
     where: dict[str, str]
 
 
-# --- the four layouts ---------------------------------------------------------------------------------------------------
+# --- passages and questions ---------------------------------------------------------------------------------------------
 
 
 def read_passages(
     path: Path, on_read: OnRead | None = None
-) -> Iterator[tuple[int, Passage]]:
+) -> Iterator[tuple[str, Passage]]:
     """A corpus: TSV with the header `id, text, title`, quoted as CSV where a field needs it.
 
     Yields:
-      The number of the line where the row begins, and the passage, its text without outer quotes.
+      File and line where the row begins, and the passage, its text without outer quotes.
 
     Raises:
       InputError: wrong header or number of columns, an id that is empty or holds white space, a quote that is never closed, no
@@ -71,7 +73,7 @@ def read_passages(
         raise InputError(f"{path} is empty; a corpus begins with id, text, title")
     if header != ["id", "text", "title"]:
         raise InputError(
-            f"{path}:{line}: the first line must be the header id, text, title (tab-separated), found {_short(header)}"
+            f"{path}:{line}: the first line must be the header id, text, title (tab-separated), found {short(header)}"
         )
     empty = True
     for line, row in table:
@@ -79,36 +81,34 @@ def read_passages(
             raise InputError(
                 f"{path}:{line}: {len(row)} columns; a passage has 3 (id, text, title), separated by tabs"
             )
+        where = f"{path}:{line}"
         id_, text, title = row
-        if id_.split() != [id_]:
-            raise InputError(
-                f"{path}:{line}: passage id {id_!r} must be one word; run files and qrels separate ids by spaces"
-            )
-        yield line, Passage(id_, title, text.strip('"'))
+        yield where, Passage(one_word(id_, "passage id", where), title, text.strip('"'))
         empty = False
     if empty:
         raise InputError(f"{path}: no passage after the header; the corpus is empty")
 
 
 def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """DPR's training files: one JSON list of {question, answers, positive_ctxs, hard_negative_ctxs, negative_ctxs}.
+    """DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs, negative_ctxs}, a JSON list or one a line.
 
-    The passages of a row are taken by id (`passage_id` or `psg_id`); their texts in the file are not used. The id of a
+    The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they have none. The id of a
     question is its 0-based row.
 
     Raises:
-      InputError: truncated or broken JSON, a row without question, a positive without id, or a value of the wrong type.
+      InputError: truncated or broken JSON, a row without question, a passage with neither id nor text, or a value of the wrong type.
     """
-    for number, (line, row) in enumerate(rows.json_objects(path, on_read)):
-        where = f"{path} row {number} (line {line})"
+    for number, (where, row) in enumerate(tables.read(path, on_read)):
+        carried: list[Passage] = []
         yield RawQuestion(
             id=str(number),
-            question=_question(row.get("question"), where),
-            answers=_answers(row.get("answers", []), where),
-            positives=_context_ids(row, "positive_ctxs", where),
-            hard_negatives=_context_ids(row, "hard_negative_ctxs", where),
-            negatives=_context_ids(row, "negative_ctxs", where),
+            question=question_text(row.get("question"), where),
+            answers=_answers(row, where),
+            positives=_context_ids(row, "positive_ctxs", where, carried),
+            hard_negatives=_context_ids(row, "hard_negative_ctxs", where, carried),
+            negatives=_context_ids(row, "negative_ctxs", where, carried),
             where=where,
+            passages=tuple(carried),
         )
 
 
@@ -127,15 +127,16 @@ def read_question_answers(
                 f"{where}: {len(row)} columns; a line is a question, a tab, and a list such as ['answer', 'another']"
             )
         try:
-            answers = ast.literal_eval(row[1].strip())
+            with warnings.catch_warnings(action="ignore"):  # of \\d and the like
+                answers = ast.literal_eval(row[1].strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
-                f"{where}: the second column must be a list such as ['answer', 'another'], found {_short(row[1])}"
+                f"{where}: the second column must be a list such as ['answer', 'another'], found {short(row[1])}"
             ) from None
         yield RawQuestion(
             id=str(number),
-            question=_question(row[0], where),
-            answers=_answers(answers, where),
+            question=question_text(row[0], where),
+            answers=answer_texts(answers, where),
             positives=(),
             hard_negatives=(),
             negatives=(),
@@ -158,115 +159,148 @@ def read_question_ids(
             continue
         if not tab or "\t" in question:
             raise InputError(f"{where}: a line is a question id, a tab, and a question")
-        if id_.split() != [id_]:
-            raise InputError(
-                f"{where}: question id {id_!r} must be one word; run files and qrels separate ids by spaces"
-            )
-        yield RawQuestion(id_, _question(question, where), (), (), (), (), where)
+        yield _asked(one_word(id_, "question id", where), question, where)
+
+
+def read_question_objects(
+    path: Path, on_read: OnRead | None = None
+) -> Iterator[RawQuestion]:
+    """Objects that are questions alone: BEIR's queries.jsonl {_id, text}, Tevatron's {query_id, query}, {id, question}.
+
+    Raises:
+      InputError: the file cannot be read, an id is missing or not one word, or a question is missing.
+    """
+    for where, row in tables.read(path, on_read):
+        id_ = one_word(raw.first_of(row, QUESTION_ID_KEYS), "question id", where)
+        yield _asked(id_, raw.first_of(row, (*QUESTION_KEYS, "text")), where)
+
+
+def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
+    """TREC topics: <top> with <num> and <title>, closed or not; or <topic number="1"> with <query>, <question> or <title>.
+
+    Raises:
+      InputError: a topic has no number or no question, a topic is not closed, or there is none.
+    """
+    found, begun, parts = False, 0, []
+    for line, text in rows.lines(path, on_read):
+        if _TOPIC.search(text):
+            if begun:
+                break
+            begun, parts = line, []
+        if begun:
+            parts.append(text)
+        if begun and _TOPIC_END.search(text):
+            yield _topic("".join(parts), f"{path}:{begun}")
+            found, begun = True, 0
+    if begun:
+        raise InputError(
+            f"{path}:{begun}: a topic is not closed; every <top> needs a </top>"
+        )
+    if not found:
+        raise InputError(f"{path}: no topic; each stands between <top> and </top>")
+
+
+# --- judgements ---------------------------------------------------------------------------------------------------------
 
 
 def read_qrels(path: Path) -> Qrels:
-    """TREC qrels: `question-id 0 passage-id relevance`; a relevance above 0 makes the passage gold.
+    """TREC's `question-id 0 passage-id relevance`, BEIR's three columns with a header, or MS MARCO's triples of ids.
+
+    A relevance above 0 makes the passage gold. A triple is `question-id positive negative`.
 
     Raises:
-      InputError: a line without four columns, or a relevance that is not a whole number.
+      InputError: a line without three or four columns or unlike the lines before it, or a relevance that is not a whole number.
     """
-    qrels = Qrels({}, {})
+    qrels = Qrels({}, {}, {})
+    layout = ""
     for line, text in rows.lines(path, None):
         columns = text.split()
         if not columns:
             continue
-        if len(columns) != 4 or not columns[3].removeprefix("-").isdecimal():
-            raise InputError(
-                f"{path}:{line}: a line is question-id, 0, passage-id, relevance (a whole number), found {_short(columns)}"
-            )
-        question_id, _, passage_id, relevance = columns
-        if int(relevance) > 0:
-            qrels.positives.setdefault(question_id, []).append(passage_id)
-            qrels.where.setdefault(question_id, f"{path}:{line}")
+        if not layout:
+            layout = _qrels_layout(columns, text)
+            if layout == "BEIR":
+                continue
+        where = f"{path}:{line}"
+        question_id, passage_id, relevance = _judgement(columns, layout, where)
+        if relevance > 0:
+            gold = qrels.positives.setdefault(question_id, [])
+            if layout != "triples" or passage_id not in gold:
+                gold.append(passage_id)
+            qrels.where.setdefault(question_id, where)
+        if layout == "triples":
+            qrels.negatives.setdefault(question_id, []).append(columns[2])
     return qrels
 
 
-Reader = Callable[[Path, OnRead | None], Iterator[RawQuestion]]
-
-QUESTION_READERS: dict[str, Reader] = {
-    ".json": read_dpr_json,
-    ".csv": read_question_answers,
-    ".tsv": read_question_ids,
-}
+def _qrels_layout(columns: list[str], text: str) -> str:
+    """Told by the first line: only BEIR has a header, and triples are separated by tabs."""
+    if len(columns) == 3 and columns[0] in QRELS_HEADS:
+        return "BEIR"
+    return "triples" if len(columns) == 3 and text.count("\t") == 2 else "TREC"
 
 
-def ending(path: Path) -> str:
-    """The name's ending that says which layout a file has, without .gz."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-
-
-def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
-    """The questions as they come.
-
-    Raises:
-      InputError: an id occurs twice.
-    """
-    seen: dict[str, str] = {}
-    for row in questions:
-        if row.id in seen:
-            raise InputError(
-                f"{row.where}: question id {row.id!r} occurs twice, first at {seen[row.id]}; ids must be unique"
-            )
-        seen[row.id] = row.where
-        yield row
+def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, int]:
+    """Question id, passage id, relevance."""
+    if len(columns) != (4 if layout == "TREC" else 3):
+        raise InputError(
+            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), found {short(columns)}"
+        )
+    if layout == "triples":
+        return columns[0], columns[1], 1
+    if not _WHOLE.fullmatch(columns[-1]):
+        raise InputError(
+            f"{where}: the last column, relevance of a passage-id, must be a whole number, found {short(columns)}"
+        )
+    return columns[0], columns[-2], int(columns[-1])
 
 
 # --- values of a row ----------------------------------------------------------------------------------------------------
 
 
-def _question(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: no question; every row needs a text as question")
-    return _encodable(value, where).replace("’", "'")
+def _asked(id_: str, question: Any, where: str) -> RawQuestion:
+    return RawQuestion(id_, question_text(question, where), (), (), (), (), where)
 
 
-def _answers(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(
-            f"{where}: answers must be a list of texts, found {_short(value)}"
-        )
-    if not all(item.strip() for item in value):
-        raise InputError(
-            f"{where}: an answer is empty and would be found in every passage; remove it"
-        )
-    return tuple(_encodable(item, where) for item in value)
+def _topic(text: str, where: str) -> RawQuestion:
+    number = _TOPIC_NUMBER.search(text)
+    if number is None:
+        raise InputError(f"{where}: a topic needs <num> or <topic number=...>")
+    fields = {name.lower(): value for name, value in _TOPIC_FIELD.findall(text)}
+    question = raw.first_of(fields, ("query", "question", "title")) or ""
+    question = " ".join(html.unescape(question).split())
+    return _asked(number[1], question.removeprefix("Topic: "), where)
 
 
-def _encodable(text: str, where: str) -> str:
-    """JSON can spell half a surrogate pair, which no file can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(
-            f"{where}: {_short(text)} is not a valid Unicode text"
-        ) from None
-    return text
+def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The answers under one of their names; none where there is no such name."""
+    value = raw.first_of(row, ("answers", "answer"))
+    return answer_texts([] if value is None else value, where)
 
 
-def _context_ids(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+def _context_ids(
+    row: dict[str, Any], key: str, where: str, carried: list[Passage]
+) -> tuple[str, ...]:
+    """The ids of a row's passages; those that come with their text are added to `carried`."""
     contexts = row.get(key) or []
     if not isinstance(contexts, list):
-        raise InputError(f"{where}: {key} must be a list, found {_short(contexts)}")
+        raise InputError(f"{where}: {key} must be a list, found {short(contexts)}")
     ids = []
     for number, context in enumerate(contexts):
-        id_ = None
-        if isinstance(context, dict):
-            id_ = context.get("passage_id", context.get("psg_id"))
-        if not isinstance(id_, str | int) or id_ == "":
-            raise InputError(
-                f"{where}: {key}[{number}] has no passage_id or psg_id; it must name a passage of the corpus"
+        what = f"{key}[{number}]"
+        if not isinstance(context, dict):
+            raise InputError(f"{where}: {what} must be an object, {{...}}")
+        id_ = context.get("passage_id", context.get("psg_id"))
+        text = context.get("text")
+        if isinstance(text, str) and text.strip():
+            carried.append(
+                raw.passage(context | {"text": text.strip('"')}, what, where)
             )
-        ids.append(str(id_))
+            ids.append(carried[-1].id)
+        elif isinstance(id_, str | int) and id_ != "":
+            ids.append(str(id_))
+        else:
+            raise InputError(
+                f"{where}: {what} has no passage_id or psg_id; it must name a passage of the corpus, or carry its text"
+            )
     return tuple(ids)
-
-
-def _short(value: Any) -> str:
-    """A value for a message: on one line, not longer than that."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -25,6 +25,11 @@ class HashedTexts:
         """How many different texts there are."""
         return len(np.unique(np.frombuffer(self._hashes, np.int64)))
 
+    def also_in(self, other: "HashedTexts") -> int:
+        """How many of the texts, repeats counted, are among the other's."""
+        mine_N = np.frombuffer(self._hashes, np.int64)
+        return int(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)).sum())
+
     def table(self) -> "HashTable":
         """For looking up; texts added later are not in it."""
         hashes_N = np.frombuffer(self._hashes, np.int64)

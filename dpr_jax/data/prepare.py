@@ -1,6 +1,7 @@
 """The stage that reads the raw files and writes the data sets `corpus` and `questions`."""
 
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import NamedTuple
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import formats, store
-from dpr_jax.data.formats import OnRead, Passage, RawQuestion
+from dpr_jax.data import formats, raw, recognise, store
+from dpr_jax.data.formats import Qrels
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
+from dpr_jax.data.raw import Passage, RawQuestion, comparable
+from dpr_jax.data.recognise import Source
+from dpr_jax.data.rows import OnRead
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
 MEGABYTE = 1_000_000
+SPLITS = ("train", "dev", "test")
 
 
 class CorpusFacts(NamedTuple):
@@ -31,41 +36,49 @@ def run(config: Config, workdir: WorkDir) -> None:
     """Raw files -> workdir.data, all of it or nothing.
 
     Raises:
-      InputError: a file is missing or broken (file and line), a passage id occurs twice, a gold passage is not in the corpus, or a
-        split has no usable question.
+      InputError: a file is missing, of no known layout, or broken (file and line), a passage id occurs twice, a gold passage is not in
+        the corpus, or a split has no usable question.
     """
     data = config.data
-    files = _raw_files(data)
+    sources, qrels = _recognised(data)
     artifacts.restore_dir(workdir.data)
     origin = artifacts.made_from(
         "prepare",
         {
             "max_train_questions": data.max_train_questions,
-            "formats": {key: formats.ending(path) for key, path in files.items()},
+            "layouts": {key: source.layout for key, source in sources.items()},
         },
-        {key: artifacts.checksum(path) for key, path in files.items()},
+        {key: _fingerprint(source.files) for key, source in sources.items()}
+        | {f"{split}_qrels": artifacts.checksum(qrels[split]) for split in qrels},
     )
     if artifacts.is_fresh(workdir.data / "manifest.json", origin):
         logging.say("prepare: up to date")
         return
+    for key, source in sources.items():
+        logging.say(f"prepare: {key}: {getattr(data, key)} is {source.layout}")
 
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(workdir.data) as folder:
-        facts, corpus_files = _write_corpus(files["passages"], folder)
+        corpus = sources.pop("passages", None) or _carried(sources)
+        facts, corpus_files = _write_corpus(corpus, folder)
         logging.say(
             f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat another's text, {facts.empty_texts:,} have none)"
         )
 
         # --- the questions, which name passages by row
-        counts: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = {split: Counter(kept=0) for split in sources}
+        asked = {split: HashedTexts() for split in sources}
         splits = {
-            split: _questions(data, split, files, facts.table, counts)
-            for split in ("train", "dev", "test")
-            if split in files
+            split: _noted(
+                _questions(data, split, source, qrels, facts.table, counts[split]),
+                asked[split],
+            )
+            for split, source in sources.items()
         }
         question_files = store.write_questions(folder, splits)
         for split, count in counts.items():
             logging.say(f"prepare: {split}: {_report(count)}")
+        _warn_of_overlap(asked)
 
         artifacts.write_manifest(
             folder / "manifest.json",
@@ -76,64 +89,111 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
 
-def _raw_files(data: DataConfig) -> dict[str, Path]:
-    """The files that the config names, by setting; all of them there."""
-    files = {}
-    for key in ("passages", "train", "dev", "test", "test_qrels"):
+# --- the raw files ------------------------------------------------------------------------------------------------------
+
+
+def _recognised(data: DataConfig) -> tuple[dict[str, Source], dict[str, Path]]:
+    """The inputs by setting (passages, train, dev, test), and the qrels files by split; all of them there."""
+    files: dict[str, Path] = {}
+    for key in ("passages", *SPLITS):
         name = getattr(data, key)
-        if name and not Path(name).is_file():
-            raise InputError(
-                f"{name} does not exist or is not a file; data.{key} must name one"
-            )
-        if name:
-            files[key] = Path(name)
-    if "passages" not in files:
-        raise InputError("data.passages is not set; it must name the corpus file")
-    for key in ("train", "dev", "test"):
-        if key in files and formats.ending(files[key]) not in _formats_of(key):
-            raise InputError(
-                f"data.{key} is {files[key]}; its name must end in {' or '.join(_formats_of(key))} (or that and .gz)"
-            )
-    return files
+        if name and Path(name).is_dir():
+            files |= recognise.beir(Path(name), key)
+        elif name:
+            files[key] = _existing(key, name)
+    for split in SPLITS:
+        if name := getattr(data, f"{split}_qrels"):
+            files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
+    sources = {}
+    if "passages" in files:
+        sources["passages"] = recognise.passages(files["passages"])
+    for split in SPLITS:
+        if split in files:
+            sources[split] = recognise.questions(files[split])
+    if not sources:
+        raise InputError("data.passages is not set; it must name the corpus")
+    return sources, {
+        split: files[f"{split}_qrels"] for split in SPLITS if f"{split}_qrels" in files
+    }
 
 
-def _formats_of(split: str) -> list[str]:
-    return list(formats.QUESTION_READERS) if split == "test" else [".json"]
+def _existing(key: str, name: str) -> Path:
+    if not Path(name).is_file():
+        raise InputError(
+            f"{name} does not exist or is not a file; data.{key} must name one"
+        )
+    return Path(name)
+
+
+def _fingerprint(files: tuple[Path, ...]) -> str:
+    """The checksum of a file, or one over those of several."""
+    checksums = [artifacts.checksum(path) for path in files]
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+
+
+def _carried(sources: dict[str, Source]) -> Source:
+    """The passages that the questions carry as a corpus, each once, in the order in which they come."""
+
+    def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
+        texts: dict[int, int] = {}
+        for source in sources.values():
+            for row in source.read(on_read):
+                for passage in row.passages:
+                    id_, text = hash(passage.id), hash(passage.title_and_text)
+                    if id_ not in texts:
+                        texts[id_] = text
+                        yield row.where, passage
+                    elif texts[id_] != text:
+                        raise InputError(
+                            f"{row.where}: passage {passage.id!r} has another text than in an earlier row; name the corpus with data.passages"
+                        )
+
+    files = tuple(path for source in sources.values() for path in source.files)
+    return Source("the passages that the questions carry", files, read)
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------------------
 
 
-def _write_corpus(path: Path, folder: Path) -> tuple[CorpusFacts, list[Path]]:
+def _write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
     ids, texts, empty = HashedTexts(), HashedTexts(), 0
 
     def passages(on_read: OnRead) -> Iterator[Passage]:
         nonlocal empty
-        for _, passage in formats.read_passages(path, on_read):
+        for _, passage in source.read(on_read):
             ids.add(passage.id)
             texts.add(passage.text)
             empty += passage.text == ""
             yield passage
+        if not len(ids):
+            names = ", ".join(str(path) for path in source.files)
+            raise InputError(
+                f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not set to a file that has some"
+            )
 
-    with _reading("prepare corpus", path) as on_read:
+    with _reading("prepare corpus", source) as on_read:
         files = store.write_corpus(folder, passages(on_read))
     table = ids.table()
     if (repeat := table.first_repeat()) is not None:
-        _refuse_repeat(path, *repeat)
+        _refuse_repeat(source, *repeat)
     return CorpusFacts(table, len(ids), len(ids) - texts.distinct(), empty), files
 
 
-def _refuse_repeat(path: Path, first: int, second: int) -> None:
-    """Reads the file once more up to the repeated id, for the line numbers."""
-    found = [
-        (line, passage.id)
-        for row, (line, passage) in enumerate(formats.read_passages(path))
-        if row in (first, second)
-    ]
-    (first_line, id_), (second_line, other) = found
+def _refuse_repeat(source: Source, first: int, second: int) -> None:
+    """Reads the corpus once more up to the repeated id, for the line numbers."""
+    found = []
+    for row, (where, passage) in enumerate(source.read(None)):
+        if row in (first, second):
+            found.append((where, passage.id))
+        if row == second:
+            break
+    (first_where, id_), (second_where, other) = found
     assert id_ == other, f"{id_!r} and {other!r} have the same 64-bit hash; run again"
+    first_line = first_where.replace(f"{source.files[0]}:", "line ")
     raise InputError(
-        f"{path}:{second_line}: passage id {id_!r} occurs twice, first at line {first_line}; ids must be unique"
+        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line}; ids must be unique"
     )
 
 
@@ -143,24 +203,23 @@ def _refuse_repeat(path: Path, first: int, second: int) -> None:
 def _questions(
     data: DataConfig,
     split: str,
-    files: dict[str, Path],
+    source: Source,
+    qrels: dict[str, Path],
     table: HashTable,
-    counts: dict[str, Counter[str]],
+    count: Counter[str],
 ) -> Iterator[Question]:
-    """The questions to keep of one split; fills in counts[split] as it goes."""
-    count = counts.setdefault(split, Counter(kept=0))
-    path = files[split]
-    with _reading(f"prepare {split}", path) as on_read:
-        rows: Iterable[RawQuestion] = formats.QUESTION_READERS[formats.ending(path)](
-            path, on_read
-        )
-        if split == "test":
-            rows = _with_qrels(formats.unique(rows), files.get("test_qrels"), count)
+    """The questions to keep of one split; fills in `count` as it goes."""
+    with _reading(f"prepare {split}", source) as on_read:
+        rows: Iterable[RawQuestion] = source.read(on_read)
+        if split != "train":
+            rows = raw.unique(rows)
+        if split in qrels:
+            rows = _with_qrels(rows, formats.read_qrels(qrels[split]), count)
         for row in rows:
             if split == "train" and 0 < data.max_train_questions == count["kept"]:
                 break
-            if split != "test" and not row.positives:
-                count["dropped: no positive passage"] += 1
+            if reason := _unusable(row, split, judged=split in qrels):
+                count[f"dropped: {reason}"] += 1
                 continue
             question = _resolve(row, table, count)
             count["kept"] += 1
@@ -170,22 +229,39 @@ def _questions(
             yield question
     if not count["kept"]:
         raise InputError(
-            f"{path} has no question to use as data.{split} ({_report(count)})"
+            f"{source.files[0]} has no question to use as data.{split} ({_report(count)})"
         )
 
 
+def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
+    """Why a question is left out; empty for one to keep."""
+    if row.unusable:
+        return row.unusable
+    if split != "test" and not row.positives:
+        return "no positive passage"
+    if judged and not row.positives and not row.answers:
+        return "no positive passage in the qrels and no answers"
+    return ""
+
+
 def _with_qrels(
-    rows: Iterable[RawQuestion], path: Path | None, count: Counter[str]
+    rows: Iterable[RawQuestion], qrels: Qrels, count: Counter[str]
 ) -> Iterator[RawQuestion]:
-    """The questions with the gold passages of the qrels file in place of their own, where there is such a file."""
-    if path is None:
-        yield from rows
-        return
-    left = formats.read_qrels(path)
+    """The questions with the passages of the qrels in place of their own."""
     for row in rows:
-        positives = tuple(left.positives.pop(row.id, ()))
-        yield row._replace(positives=positives, where=left.where.get(row.id, row.where))
-    count["judged in qrels but not asked"] += len(left.positives)
+        negatives = qrels.negatives.get(row.id, row.hard_negatives)
+        yield row._replace(
+            positives=tuple(qrels.positives.pop(row.id, ())),
+            hard_negatives=tuple(dict.fromkeys(negatives)),
+            where=qrels.where.get(row.id, row.where),
+        )
+    count["judged in qrels but not asked"] += len(qrels.positives)
+
+
+def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
+    for row in rows:
+        asked.add(comparable(row.question))
+        yield row
 
 
 def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Question:
@@ -194,7 +270,7 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
     if -1 in positives:
         missing = row.positives[positives.index(-1)]
         raise InputError(
-            f"{row.where}: gold passage {missing!r} is not in the corpus; data.passages must hold every gold passage"
+            f"{row.where}: gold passage {missing!r} is not in the corpus; data.passages must hold every gold passage, or be empty where the questions carry their passages"
         )
     gold = set(positives)
     negatives = []
@@ -223,11 +299,23 @@ def _report(count: Counter[str]) -> str:
     return ", ".join(parts)
 
 
+def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
+    """Questions that are asked again elsewhere: what is learned by heart would be taken for skill."""
+    for split, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
+        if split in asked and other in asked:
+            repeated = asked[split].also_in(asked[other])
+            if repeated:
+                logging.say(
+                    f"prepare: WARNING: {repeated:,} of {len(asked[split]):,} {split} questions are also in {other}; `dpr inspect` lists them"
+                )
+
+
 @contextlib.contextmanager
-def _reading(title: str, path: Path) -> Iterator[OnRead]:
-    """Progress in megabytes of a file; yields what is to be told the bytes read."""
+def _reading(title: str, source: Source) -> Iterator[OnRead]:
+    """Progress in megabytes of the files; yields what is to be told the bytes read."""
     done_bytes = 0
-    with logging.progress(title, path.stat().st_size // MEGABYTE, "MB") as advance:
+    total_bytes = sum(path.stat().st_size for path in source.files)
+    with logging.progress(title, total_bytes // MEGABYTE, "MB") as advance:
 
         def on_read(count: int) -> None:
             nonlocal done_bytes

@@ -1,4 +1,4 @@
-"""Rows of text files, plain or .gz, streamed: lines, tab-separated values, the objects of a JSON list. Errors name file and line."""
+"""Rows of text files, plain or .gz, streamed: lines, separated values, the objects of a JSON list. Errors name file and line."""
 
 import contextlib
 import csv
@@ -14,7 +14,9 @@ from dpr_jax.errors import InputError
 
 OnRead = Callable[[int], None]  # told how many bytes were just read from disk
 
+HEAD_BYTES = 1 << 16
 CHUNK_CHARS = 1 << 20
+SEPARATED = {"\t": "tab", ",": "comma"}
 OBJECT_LIMIT_CHARS = 1 << 28  # a JSON object that has not ended by then never will
 CSV_FIELD_LIMIT = 2**31 - 1
 END = "\0"  # follows the last line; found inside a field, a quote was left open
@@ -42,7 +44,19 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
                 ) from None
 
 
-def tsv(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, list[str]]]:
+def head(path: Path) -> str:
+    """The beginning of a file, to tell its layout by; what is not UTF-8 is replaced.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    with _opened(path, None) as file:
+        return file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
+
+
+def tsv(
+    path: Path, on_read: OnRead | None = None, delimiter: str = "\t"
+) -> Iterator[tuple[int, list[str]]]:
     """First line and fields of every row that is not blank; a field in quotes (") may hold tabs, line ends and doubled quotes.
 
     Raises:
@@ -55,14 +69,14 @@ def tsv(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, list[s
         yield END
 
     csv.field_size_limit(CSV_FIELD_LIMIT)
-    table = csv.reader(texts(), delimiter="\t")
+    table = csv.reader(texts(), delimiter=delimiter)
     while True:
         line = table.line_num + 1
         try:
             row = next(table)
         except csv.Error as error:
             raise InputError(
-                f"{path}:{line}: not a row of tab-separated values: {error}"
+                f"{path}:{line}: not a row of {SEPARATED[delimiter]}-separated values: {error}"
             ) from None
         if row == [END]:
             return
@@ -75,15 +89,22 @@ def tsv(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, list[s
 
 
 def json_objects(
-    path: Path, on_read: OnRead | None = None
+    path: Path, on_read: OnRead | None = None, within: str = ""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """First line and value of every object in a file that is one JSON list of objects; holds one object at a time.
+
+    Args:
+      path: the file.
+      on_read: told the bytes read.
+      within: the file is an object, and the list is its value of this name.
 
     Raises:
       InputError: the file cannot be read, is not such a list, or ends before the list does.
     """
     with _opened(path, on_read) as file:
         text = _JsonText(path, file)
+        if within:
+            text.enter(within)
         text.take("[", "must be one JSON list of questions, [{...}, ...]")
         if text.peek() == "]":
             text.take("]", "")
@@ -92,8 +113,10 @@ def json_objects(
             while separator == ",":
                 yield text.take_object()
                 separator = text.take(",]", "a comma or ] must follow a question")
+        if within:
+            text.leave()
         if text.peek():
-            raise InputError(f"{path}:{text.line}: more after the list's closing ]")
+            raise InputError(f"{path}:{text.line}: more after the end of the JSON text")
 
 
 class _JsonText:
@@ -125,14 +148,43 @@ class _JsonText:
         self._at += 1
         return found
 
+    def enter(self, key: str) -> None:
+        """Passes over `{` and every value up to that of `key`."""
+        self.take("{", f'must be one JSON object with a list "{key}"')
+        while self._key() != key:
+            self._value()
+            self.take(",", f'must be one JSON object with a list "{key}"')
+
+    def leave(self) -> None:
+        """Passes over the values that follow, and `}`."""
+        while self.take(",}", "a comma or } must follow the list") == ",":
+            self._key()
+            self._value()
+
     def take_object(self) -> tuple[int, dict[str, Any]]:
         """Passes over one object; its first line and its value."""
         found = self.peek()
         if found != "{":
             self._refuse(found, "a question, {...}, must stand here")
+        line = self.line
+        return line, self._value()
+
+    def _key(self) -> str:
+        found = self.peek()
+        if found != '"':
+            self._refuse(found, "a name in quotes must stand here")
+        key = self._value()
+        self.take(":", "a colon must follow a name")
+        return key
+
+    def _value(self) -> Any:
+        self.peek()
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
+                # a number at the end of what is read may go on
+                if end == len(self._text) and self._refill():
+                    continue
                 break
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at < OBJECT_LIMIT_CHARS and self._refill():
@@ -141,10 +193,13 @@ class _JsonText:
                 raise InputError(
                     f"{self._path}:{line}: broken JSON, or the file is truncated: {error.msg}"
                 ) from None
-        line = self.line
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{self._path}:{self.line}: not a value that can be read: {error}"
+                ) from None
         self.line += self._text.count("\n", self._at, end)
         self._at = end
-        return line, value
+        return value
 
     def _refill(self) -> bool:
         """Forgets what was taken and reads as much again as is left; whether there was more."""

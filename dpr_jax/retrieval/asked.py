@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.data import formats
+from dpr_jax.data import raw, recognise, tables
 from dpr_jax.data.store import Question, open_questions
 from dpr_jax.errors import InputError
 
@@ -47,21 +47,16 @@ def _of_split(workdir: WorkDir, split: str) -> Asked:
 
 
 def _of_file(workdir: WorkDir, path: Path) -> Asked:
-    endings = list(formats.QUESTION_READERS)
-    if formats.ending(path) not in endings:
-        raise InputError(
-            f"retrieve.questions is {path}; its name must end in {' or '.join(endings)} (or that and .gz)"
-        )
+    source = recognise.questions(path)
     inputs = {"questions": artifacts.checksum(path)}
-    reader = formats.QUESTION_READERS[formats.ending(path)]
 
     def read() -> Iterator[Question]:
-        for row in reader(path, None):
+        for row in source.read(None):
             yield Question(row.id, row.question, row.answers, (), (), ())
 
     # once through before anything is searched: what is wrong with the last line is better known now than after hours
-    count = sum(1 for _ in formats.unique(reader(path, None)))
+    count = sum(1 for _ in raw.unique(source.read(None)))
     if count == 0:
         raise InputError(f"{path} has no questions; retrieve.questions must hold some")
-    name = path.name.removesuffix(".gz").removesuffix(formats.ending(path))
+    name = path.name.removesuffix(".gz").removesuffix(tables.ending(path))
     return Asked(name, workdir.runs / name, count, read, inputs)

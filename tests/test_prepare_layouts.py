@@ -1,0 +1,135 @@
+"""The prepare stage on other layouts than DPR's: BEIR folders, MS MARCO, and questions that carry their passages."""
+
+from pathlib import Path
+
+import pytest
+from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
+
+from dpr_jax import artifacts, logging
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, DataConfig
+from dpr_jax.data import prepare, store
+from dpr_jax.errors import InputError
+
+
+def prepared(tmp_path: Path, **data: object) -> WorkDir:
+    settings = {
+        key: value if isinstance(value, int) else str(value)
+        for key, value in data.items()
+    }
+    config = Config(name="small", data=DataConfig(**settings))
+    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    prepare.run(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines told to the user."""
+    told: list[str] = []
+    monkeypatch.setattr(logging, "say", told.append)
+    return told
+
+
+def test_a_beir_folder(tmp_path: Path, said: list[str]) -> None:
+    folder = tmp_path / "scifact"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = lines(
+        {"_id": "d1", "title": "A", "text": "one"}, {"_id": "d2", "text": "two"}
+    )
+    queries = lines(*({"_id": f"q{row}", "text": f"what {row}"} for row in range(4)))
+    write_text(folder, "corpus.jsonl", corpus)
+    write_text(folder, "queries.jsonl", queries)
+    head = "query-id\tcorpus-id\tscore\n"
+    write_text(folder / "qrels", "train.tsv", head + "q0\td1\t1\nq0\td2\t2\n")
+    write_text(folder / "qrels", "test.tsv", head + "q2\td2\t1\nq3\td1\t0\n")
+    workdir = prepared(tmp_path, passages=folder, train=folder, test=folder)
+    assert store.open_corpus(workdir).ids() == ["d1", "d2"]
+    train, test = (store.open_questions(workdir, split) for split in ("train", "test"))
+    assert [(one.id, one.positives) for one in train] == [("q0", (0, 1))]
+    assert [(one.id, one.positives) for one in test] == [("q2", (1,))]
+    text = "\n".join(said)
+    assert f"train: {folder} is questions, JSONL (BEIR, Tevatron)" in text
+    assert "1 kept, 3 dropped: no positive passage" in text
+
+    with pytest.raises(InputError, match=r"no dev\.tsv"):
+        prepared(tmp_path, passages=folder, dev=folder)
+    with pytest.raises(InputError, match="not a BEIR folder"):
+        prepared(tmp_path, passages=folder / "qrels")
+
+
+def test_ms_marco_with_triples_of_ids(tmp_path: Path) -> None:
+    workdir = prepared(
+        tmp_path,
+        passages=write_text(tmp_path, "collection.tsv", '7\t"a\n8\tb\n9\tc\n'),
+        train=write_text(tmp_path, "queries.tsv", "1\twho\n2\tunjudged\n"),
+        train_qrels=write_text(tmp_path, "triples.tsv", "1\t7\t8\n1\t7\t9\n"),
+    )
+    assert store.open_corpus(workdir)[0] == ("7", "", '"a')
+    (row,) = store.open_questions(workdir, "train")
+    assert (row.id, row.positives, row.hard_negatives) == ("1", (0,), (1, 2))
+
+
+def test_questions_bring_their_corpus(tmp_path: Path, said: list[str]) -> None:
+    """Passages of all splits, each once, in the order in which they come."""
+    train = write_text(tmp_path, "train.tsv", "who\thim\ther\nwhat\ther\tit\n")
+    test = lines({"anchor": CURLY, "positive": "him", "negative": "new"})
+    workdir = prepared(
+        tmp_path, train=train, test=write_text(tmp_path, "test.jsonl", test)
+    )
+    corpus = store.open_corpus(workdir)
+    assert [one.text for one in corpus] == ["him", "her", "it", "new"]
+    rows = store.open_questions(workdir, "train")
+    assert [(one.positives, one.hard_negatives) for one in rows] == [
+        ((0,), (1,)),
+        ((1,), (2,)),
+    ]
+    (row,) = store.open_questions(workdir, "test")
+    assert (row.positives, row.hard_negatives) == ((0,), (3,))
+    assert "train: " + str(train) + " is MS MARCO triples" in "\n".join(said)
+
+
+def test_squad_without_a_corpus_file(tmp_path: Path, said: list[str]) -> None:
+    squad = write_text(tmp_path, *QUESTIONS["SQuAD"][:2])
+    workdir = prepared(tmp_path, train=squad)
+    assert store.open_corpus(workdir)[0][1:] == ("Grand Hotel", GOLD)
+    (row,) = store.open_questions(workdir, "train")
+    assert (row.id, row.answers, row.positives) == ("s1", ("full",), (0,))
+    assert "1 kept, 1 dropped: marked impossible" in "\n".join(said)
+    # as a corpus, the file has its paragraphs without questions too
+    workdir = prepared(tmp_path, passages=squad, train=squad)
+    assert [one.text for one in store.open_corpus(workdir)] == [GOLD, OTHER]
+    (row,) = store.open_questions(workdir, "train")
+    assert row.positives == (0,)
+
+
+def test_test_questions_that_were_trained_on_are_told(
+    tmp_path: Path, said: list[str]
+) -> None:
+    train = "who is it?\thim\ther\nwhat\ther\tit\n"
+    test = "1\tWho is  IT\n2\tnew\n"
+    prepared(
+        tmp_path,
+        train=write_text(tmp_path, "train.tsv", train),
+        test=write_text(tmp_path, "test.tsv", test),
+    )
+    assert [line for line in said if "WARNING" in line] == [
+        "prepare: WARNING: 1 of 2 test questions are also in train; `dpr inspect` lists them"
+    ]
+
+
+def test_one_id_with_two_texts_is_refused(tmp_path: Path) -> None:
+    def row(text: str) -> dict[str, object]:
+        positive = {"docid": "P1", "title": "", "text": text}
+        return {"query_id": text, "query": "who", "positive_passages": [positive]}
+
+    train = write_text(tmp_path, "t.jsonl", lines(row("a"), row("b")))
+    with pytest.raises(InputError, match=r"t\.jsonl:2: passage 'P1' has another text"):
+        prepared(tmp_path, train=train)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["workdir.json"]
+
+
+def test_no_passages_anywhere(tmp_path: Path) -> None:
+    questions = write_text(tmp_path, "t.tsv", "1\twho\n")
+    with pytest.raises(InputError, match=r"t\.tsv: no passage.*data\.passages is not"):
+        prepared(tmp_path, test=questions)
