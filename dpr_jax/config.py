@@ -92,13 +92,23 @@ class TrainConfig:
     learning_rate: float = 2e-5
     """Peak learning rate of AdamW."""
     warmup_steps: int = 100
-    """Updates of linear warm-up before the linear decay to zero."""
+    """Updates of linear warm-up before the decay to zero."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Form of the decay."""
     weight_decay: float = 0.0
     """Decoupled weight decay, not applied to biases and LayerNorm."""
     adam_eps: float = 1e-8
     """Epsilon of AdamW."""
     clip_norm: float = 2.0
     """Clip the gradient to this global norm; 0 turns clipping off."""
+    dpr_parity: bool = False
+    """As the original code on its 8 GPUs: clip_norm and adam_eps act on an eighth of the gradient, and the first update has rate 0."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer as a share of that of the layer above it; the embeddings are the lowest. 1: the same for all."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings as they came."""
+    freeze_layers: int = 0
+    """Keep the lowest so many layers as they came, and with them the embeddings."""
     dropout: float = 0.1
     """Dropout rate of hidden states and attention weights."""
     temperature: float = 1.0
@@ -267,6 +277,7 @@ _AT_LEAST = {
     "train.warmup_steps": 0,
     "train.clip_norm": 0,
     "train.weight_decay": 0,
+    "train.freeze_layers": 0,
     "train.log_every_steps": 1,
     "train.validate_every_steps": 0,
     "train.checkpoint_every_steps": 1,
@@ -304,6 +315,7 @@ def validate(config: Config) -> None:
         )
     for key in ("train.learning_rate", "train.temperature", "train.adam_eps"):
         _require(config, key, lambda value: value > 0, "greater than 0")
+    _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
     _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
     _require(
         config,

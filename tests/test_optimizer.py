@@ -1,9 +1,11 @@
-"""The schedule by hand, and what is decayed and clipped."""
+"""The schedules by hand, what is decayed, clipped and frozen, and the rate of a layer."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
+from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.training import optimizer
 
 
@@ -21,10 +23,91 @@ def test_rate_without_warm_up_starts_at_the_peak() -> None:
     assert float(rate) == 0.5
 
 
-def test_first_update_is_adams_and_decays_matrices_alone() -> None:
-    adamw = optimizer.make(
-        peak=0.1, warmup_steps=1, total_steps=1, weight_decay=0.5, eps=1e-8, clip_norm=0
+def test_cosine_by_hand() -> None:
+    rates = [
+        float(
+            optimizer.learning_rate(
+                n, peak=2.0, warmup_steps=1, total_steps=5, schedule="cosine"
+            )
+        )
+        for n in range(6)
+    ]
+    # after the warm-up 1 + cos of 0, 1/4, 1/2, 3/4 and all of pi
+    half = 2**-0.5
+    np.testing.assert_allclose(rates, [2, 2, 1 + half, 1, 1 - half, 0], atol=1e-6)
+
+
+def test_parity_wastes_the_first_update_and_clips_an_eighth_of_the_gradient() -> None:
+    def rate(step: int) -> jax.Array:
+        return optimizer.learning_rate(
+            step, peak=1.0, warmup_steps=2, total_steps=4, dpr_parity=True
+        )
+
+    np.testing.assert_allclose([rate(n) for n in range(5)], [0, 0.5, 1, 0.5, 0])
+    alike = optimizer.make(
+        lambda _: 1.0, weight_decay=0, eps=1.0, clip_norm=2.0, dpr_parity=True
     )
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    for norm, kept in ((8.0, 1.0), (15.0, 15 / 8), (32.0, 2.0)):
+        grads = {"a": jnp.zeros(2), "b": jnp.array([norm])}
+        updates, _ = alike.update(grads, alike.init(params), params)
+        np.testing.assert_allclose(updates["b"], [-kept / (kept + 1)], rtol=1e-5)
+
+
+TOWER = {
+    "question": {
+        "bert": {
+            "embeddings": {"word_embeddings": {"embedding": jnp.ones((2, 1))}},
+            "layer_0": {"output": {"bias": jnp.ones(1)}},
+            "layer_1": {"output": {"bias": jnp.ones(1)}},
+        }
+    },
+    "scale": jnp.ones(1),
+}
+
+
+def updates_of(**changes: float) -> list[float]:
+    """Size of the first update of embeddings, first layer, second layer, and of what stands beside the towers."""
+    adamw = optimizer.make(
+        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=0, layers=2, **changes
+    )
+    updates, _ = adamw.update(TOWER, adamw.init(TOWER), TOWER)
+    return [float(abs(leaf).max()) for leaf in jax.tree.leaves(updates)]
+
+
+def test_rate_falls_from_layer_to_layer() -> None:
+    decayed = [0.25 * 1.1, 0.5, 1.0, 1.0]  # the embeddings decay by 0.1 besides
+    np.testing.assert_allclose(updates_of(layer_decay=0.5), decayed, rtol=1e-5)
+
+
+def test_frozen_levels_stay_and_have_no_moments() -> None:
+    np.testing.assert_allclose(updates_of(frozen=1), [0, 1, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(updates_of(frozen=2), [0, 0, 1, 1], rtol=1e-5)
+    adamw = optimizer.make(
+        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=0, layers=2, frozen=2
+    )
+    moments = [x for x in jax.tree.leaves(adamw.init(TOWER)) if x.ndim]
+    assert len(moments) == 4  # two of each of the two that move
+
+
+def test_frozen_levels_have_no_gradient() -> None:
+    tokens = Tokens(np.array([[5, 6, 7]], np.int32), np.array([3], np.int32))
+
+    def moving(frozen: int) -> set[str]:
+        encoder = Encoder(tiny.SHAPE, frozen=frozen)
+        grads = jax.grad(
+            lambda params: encoder.apply({"params": params}, tokens, train=True)[0, 0]
+        )(tiny.params())
+        flat = jax.tree.leaves_with_path(grads["bert"])
+        return {path[0].key for path, leaf in flat if np.any(leaf)}
+
+    assert moving(0) == {"embeddings", "layer_0", "layer_1"}
+    assert moving(1) == {"layer_0", "layer_1"}
+    assert moving(2) == {"layer_1"}
+
+
+def test_first_update_is_adams_and_decays_matrices_alone() -> None:
+    adamw = optimizer.make(lambda _: 0.1, weight_decay=0.5, eps=1e-8, clip_norm=0)
     params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full((1,), 2.0)}
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7.0), params)
     updates, _ = adamw.update(grads, adamw.init(params), params)
@@ -34,9 +117,7 @@ def test_first_update_is_adams_and_decays_matrices_alone() -> None:
 
 
 def test_clipping_scales_the_whole_gradient() -> None:
-    clipped = optimizer.make(
-        peak=1.0, warmup_steps=0, total_steps=9, weight_decay=0, eps=1.0, clip_norm=1.0
-    )
+    clipped = optimizer.make(lambda _: 1.0, weight_decay=0, eps=1.0, clip_norm=1.0)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}  # norm 5 -> 0.6, 0.8
     updates, _ = clipped.update(grads, clipped.init(params), params)

@@ -74,14 +74,10 @@ def make_params(encoder: Encoder, seed: int) -> dual_encoder.Params:
 
 
 def make_settings(dropout: float = 0.0) -> StepSettings:
-    adamw = optimizer.make(
-        peak=1e-3,
-        warmup_steps=2,
-        total_steps=10,
-        weight_decay=0.01,
-        eps=1e-8,
-        clip_norm=1.0,
+    rate = functools.partial(
+        optimizer.learning_rate, peak=1e-3, warmup_steps=2, total_steps=10
     )
+    adamw = optimizer.make(rate, weight_decay=0.01, eps=1e-8, clip_norm=1.0)
     return StepSettings(Encoder(SHAPE, dropout=dropout), adamw, 0.7, True, 3)
 
 

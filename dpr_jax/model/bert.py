@@ -44,11 +44,13 @@ class Bert(nn.Module):
       shape: the architecture.
       dropout: rate for hidden states and attention weights.
       dtype: compute precision; weights are float32, LayerNorm and softmax are computed in float32.
+      frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings, 1 + n the first n layers too.
     """
 
     shape: BertShape
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    frozen: int = 0
 
     @nn.compact
     def __call__(
@@ -68,6 +70,8 @@ class Bert(nn.Module):
             ids_BL, train=train
         )
         for i in range(self.shape.num_hidden_layers):
+            if i + 1 == self.frozen:
+                x_BLD = jax.lax.stop_gradient(x_BLD)
             layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
             x_BLD = layer(x_BLD, mask_BL, train=train)
         return x_BLD

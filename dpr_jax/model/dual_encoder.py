@@ -34,6 +34,7 @@ class Encoder(nn.Module):
       normalize: scale to unit length.
       dropout: rate, used when training.
       dtype: compute precision of BERT; pooling and the vectors are float32.
+      frozen: levels of BERT from below without a gradient; see Bert.
     """
 
     shape: BertShape
@@ -41,13 +42,16 @@ class Encoder(nn.Module):
     normalize: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    frozen: int = 0
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, train: bool) -> jax.Array:
         """Returns float32 vectors [B, D]."""
         length = tokens.ids_BL.shape[1]
         mask_BL = jnp.arange(length)[None] < tokens.lengths_B[:, None]
-        bert = Bert(self.shape, self.dropout, self.dtype, name="bert")
+        bert = Bert(
+            self.shape, self.dropout, self.dtype, frozen=self.frozen, name="bert"
+        )
         x_BLD = bert(tokens.ids_BL, mask_BL, train=train).astype(jnp.float32)
         if self.pooling == "cls":
             emb_BD = x_BLD[:, 0]

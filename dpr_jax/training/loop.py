@@ -13,7 +13,7 @@ import numpy as np
 
 from dpr_jax import artifacts, logging, parallel
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, to_dict
+from dpr_jax.config import Config, TrainConfig, to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.model import dual_encoder, embed, hf, tokenizer
@@ -65,25 +65,37 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- model ----------------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
+    frozen = _frozen(train, shape.num_hidden_layers)
     encoder = Encoder(
         shape,
         pooling=config.model.pooling,
         normalize=config.model.normalize,
         dropout=train.dropout,
         dtype=jnp.dtype(train.dtype),
+        frozen=frozen,
     )
     params = dual_encoder.dual_params(
         hf.read_params(folders["question"], shape),
         hf.read_params(folders["passage"], shape),
         shared=config.model.shared_towers,
     )
-    adamw = optimizer.make(
+    learning_rate = functools.partial(
+        optimizer.learning_rate,
         peak=train.learning_rate,
         warmup_steps=train.warmup_steps,
         total_steps=train.total_steps,
+        schedule=train.schedule,
+        dpr_parity=train.dpr_parity,
+    )
+    adamw = optimizer.make(
+        learning_rate,
         weight_decay=train.weight_decay,
         eps=train.adam_eps,
         clip_norm=train.clip_norm,
+        dpr_parity=train.dpr_parity,
+        layers=shape.num_hidden_layers,
+        layer_decay=train.layer_decay,
+        frozen=frozen,
     )
     state = TrainState(
         np.zeros((), np.int32), params, jax.device_get(adamw.init(params))
@@ -154,14 +166,7 @@ def run(config: Config, workdir: WorkDir) -> None:
                     f"training diverged at step {step} ({values}); checkpoints before it are kept in {workdir.checkpoints}; "
                     "try a lower train.learning_rate or train.clip_norm in another --workdir"
                 )
-            values["learning_rate"] = float(
-                optimizer.learning_rate(
-                    step - 1,
-                    peak=train.learning_rate,
-                    warmup_steps=train.warmup_steps,
-                    total_steps=train.total_steps,
-                )
-            )
+            values["learning_rate"] = float(learning_rate(step - 1))
             values["examples_per_s"] = clock.examples_per_s()
             if record and (
                 step % train.log_every_steps == 0 or step == train.total_steps
@@ -237,6 +242,17 @@ def _check_division(batch_size: int) -> None:
         raise InputError(
             f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
         )
+
+
+def _frozen(train: TrainConfig, layers: int) -> int:
+    """Levels of a tower, from below, that keep their weights."""
+    if train.freeze_layers >= layers:
+        raise InputError(
+            f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers; leave at least one to train"
+        )
+    if train.freeze_layers:
+        return 1 + train.freeze_layers
+    return int(train.freeze_embeddings)
 
 
 class _Clock:

@@ -1,4 +1,7 @@
-"""AdamW with linear warm-up and decay (Loshchilov and Hutter, 2019, arXiv 1711.05101)."""
+"""AdamW with warm-up and decay (Loshchilov and Hutter, 2019, arXiv 1711.05101), a rate a layer, and layers that stay as they are."""
+
+import re
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -6,58 +9,103 @@ import optax
 
 from dpr_jax.model.dual_encoder import Params
 
+# The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their number.
+DPR_DEVICES = 8
+
 
 def learning_rate(
-    step: int | jax.Array, *, peak: float, warmup_steps: int, total_steps: int
+    step: int | jax.Array,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    schedule: Literal["linear", "cosine"] = "linear",
+    dpr_parity: bool = False,
 ) -> jax.Array:
-    """Rate of update `step` (0-based): up in a line over the warm-up, then down in a line.
+    """Rate of update `step` (0-based): up in a line over the warm-up, then down to zero.
 
-    The first update already moves (peak / warmup_steps, where the original wastes it on a rate of 0), and the last one still does.
+    linear: peak * (total - step) / (total - warmup);  cosine: peak * (1 + cos(pi * (step - warmup) / (total - warmup))) / 2.
+    The first update already moves (peak / warmup_steps), and so does the last one.
 
     Args:
       step: 0-based number of the update.
       peak: highest rate.
       warmup_steps: updates until the peak.
       total_steps: updates in all.
+      schedule: form of the decay.
+      dpr_parity: rise from 0 as the original does, whose first update is wasted.
 
     Returns:
       float32 scalar.
     """
     step = jnp.asarray(step, jnp.float32)
-    rising = (step + 1) / max(warmup_steps, 1)
-    falling = (total_steps - step) / max(total_steps - warmup_steps, 1)
-    return peak * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
+    first = 0 if dpr_parity else 1
+    rising = (step + first) / warmup_steps if warmup_steps else 1.0
+    left = (total_steps - step) / max(total_steps - warmup_steps, 1)
+    left = jnp.clip(left, 0.0, 1.0)
+    falling = left if schedule == "linear" else (1 - jnp.cos(jnp.pi * left)) / 2
+    return peak * jnp.minimum(rising, falling)
 
 
 def make(
+    rate: optax.Schedule,
     *,
-    peak: float,
-    warmup_steps: int,
-    total_steps: int,
     weight_decay: float,
     eps: float,
     clip_norm: float,
+    dpr_parity: bool = False,
+    layers: int = 0,
+    layer_decay: float = 1.0,
+    frozen: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW with betas 0.9 and 0.999, clipped to a global norm.
 
     Args:
-      peak: highest learning rate.
-      warmup_steps: updates until the peak.
-      total_steps: updates in all.
+      rate: learning rate of update n (0-based).
       weight_decay: not applied to biases and LayerNorm.
       eps: of Adam's denominator.
-      clip_norm: largest global gradient norm; 0 does not clip.
+      clip_norm: largest global gradient norm; 0 does not clip. Weights that stay have no part in it.
+      dpr_parity: clip_norm and eps act on an eighth of the gradient, as on the paper's 8 GPUs.
+      layers: of a tower; read where one of the following is set.
+      layer_decay: rate of a level as a share of that of the level above it (Howard and Ruder, 2018, arXiv 1801.06146).
+      frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1 + n the first n layers too.
     """
+    parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
+    if clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(clip_norm))
+    if dpr_parity:
+        parts.insert(0, optax.scale(1 / DPR_DEVICES))
+    if layer_decay != 1.0:
+        parts.append(_scale_by_level(layer_decay, layers))
+    if not frozen:
+        return optax.chain(*parts)
 
-    def schedule(step: jax.Array) -> jax.Array:
-        return learning_rate(
-            step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps
+    def moves(params: Params) -> Params:
+        return jax.tree.map_with_path(
+            lambda path, _: _level(path, layers) >= frozen, params
         )
 
-    adamw = optax.adamw(schedule, eps=eps, weight_decay=weight_decay, mask=_decayed)
-    if clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+    return optax.partition(
+        {True: optax.chain(*parts), False: optax.set_to_zero()}, moves
+    )
+
+
+def _level(path: tuple[Any, ...], layers: int) -> int:
+    """Where in its tower a parameter stands: 0 the embeddings, n the n-th layer from below; what is in no tower is on top."""
+    key = jax.tree_util.keystr(path)
+    found = re.search(r"\['layer_(\d+)'\]", key)
+    if found:
+        return int(found[1]) + 1
+    return 0 if "['embeddings']" in key else layers
+
+
+def _scale_by_level(decay: float, layers: int) -> optax.GradientTransformation:
+    """Updates times decay ** (number of levels above)."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map_with_path(
+            lambda path, leaf: leaf * decay ** (layers - _level(path, layers)), updates
+        )
+    )
 
 
 def _decayed(params: Params) -> Params:
