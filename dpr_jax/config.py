@@ -33,6 +33,12 @@ class DataConfig:
     """Qrels of the development questions; empty: gold passages are those in data.dev."""
     test_qrels: str = ""
     """Qrels of the test questions; empty: gold passages are those in data.test, if any."""
+    split_words: int = 0
+    """data.passages holds documents: split them into disjoint passages of so many words (100 in the paper); 0: not by words."""
+    split_tokens: int = 0
+    """data.passages holds documents: split them into windows of so many tokens of the encoder's tokenizer; 0: not by tokens."""
+    split_stride_tokens: int = 0
+    """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that do not overlap."""
     max_train_questions: int = 0
     """Use only the first so many training questions; 0 uses all."""
 
@@ -283,6 +289,9 @@ _AT_LEAST = {
     "train.checkpoint_every_steps": 1,
     "train.validation_hard_negatives": 0,
     "train.validation_negatives": 0,
+    "data.split_words": 0,
+    "data.split_tokens": 0,
+    "data.split_stride_tokens": 0,
     "data.max_train_questions": 0,
     "model.max_question_tokens": 4,
     "model.max_passage_tokens": 8,
@@ -328,6 +337,20 @@ def validate(config: Config) -> None:
         "evaluate.cutoffs",
         lambda value: value and min(value) >= 1,
         "one or more numbers, each at least 1",
+    )
+    if config.data.split_words:
+        rule = (
+            "0 when data.split_words is set: documents are split by words or by tokens"
+        )
+        _require(config, "data.split_tokens", lambda value: value == 0, rule)
+    rule = (
+        "at most data.split_tokens: a larger one would leave out text between windows"
+    )
+    _require(
+        config,
+        "data.split_stride_tokens",
+        lambda value: value <= config.data.split_tokens,
+        rule,
     )
     _require(config, "name", lambda value: value.strip() != "", "a word, not empty")
     if config.train.batch_size == 1:

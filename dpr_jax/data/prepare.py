@@ -1,7 +1,6 @@
 """The stage that reads the raw files and writes the data sets `corpus` and `questions`."""
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import formats, raw, recognise, store
+from dpr_jax.data import formats, named, raw, store
 from dpr_jax.data.formats import Qrels
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
 from dpr_jax.data.raw import Passage, RawQuestion, comparable
@@ -20,7 +19,6 @@ from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
 MEGABYTE = 1_000_000
-SPLITS = ("train", "dev", "test")
 
 
 class CorpusFacts(NamedTuple):
@@ -40,15 +38,17 @@ def run(config: Config, workdir: WorkDir) -> None:
         the corpus, or a split has no usable question.
     """
     data = config.data
-    sources, qrels = _recognised(data)
+    documents: Counter[str] = Counter()
+    sources, qrels = named.recognised(data, config.model.init, documents)
     artifacts.restore_dir(workdir.data)
     origin = artifacts.made_from(
         "prepare",
         {
             "max_train_questions": data.max_train_questions,
             "layouts": {key: source.layout for key, source in sources.items()},
+            "cut": named.cut_settings(data, config.model.init, sources),
         },
-        {key: _fingerprint(source.files) for key, source in sources.items()}
+        {key: source.fingerprint() for key, source in sources.items()}
         | {f"{split}_qrels": artifacts.checksum(qrels[split]) for split in qrels},
     )
     if artifacts.is_fresh(workdir.data / "manifest.json", origin):
@@ -59,8 +59,10 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(workdir.data) as folder:
-        corpus = sources.pop("passages", None) or _carried(sources)
+        corpus = sources.pop("passages", None) or named.carried(sources)
         facts, corpus_files = _write_corpus(corpus, folder)
+        if documents:
+            logging.say(f"prepare: corpus: cut {_report(documents)}")
         logging.say(
             f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat another's text, {facts.empty_texts:,} have none)"
         )
@@ -75,7 +77,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             )
             for split, source in sources.items()
         }
-        question_files = store.write_questions(folder, splits)
+        question_files = store.write_questions(folder, splits) if splits else []
         for split, count in counts.items():
             logging.say(f"prepare: {split}: {_report(count)}")
         _warn_of_overlap(asked)
@@ -87,71 +89,6 @@ def run(config: Config, workdir: WorkDir) -> None:
             passages=facts.passages,
             questions={split: count["kept"] for split, count in counts.items()},
         )
-
-
-# --- the raw files ------------------------------------------------------------------------------------------------------
-
-
-def _recognised(data: DataConfig) -> tuple[dict[str, Source], dict[str, Path]]:
-    """The inputs by setting (passages, train, dev, test), and the qrels files by split; all of them there."""
-    files: dict[str, Path] = {}
-    for key in ("passages", *SPLITS):
-        name = getattr(data, key)
-        if name and Path(name).is_dir():
-            files |= recognise.beir(Path(name), key)
-        elif name:
-            files[key] = _existing(key, name)
-    for split in SPLITS:
-        if name := getattr(data, f"{split}_qrels"):
-            files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
-    sources = {}
-    if "passages" in files:
-        sources["passages"] = recognise.passages(files["passages"])
-    for split in SPLITS:
-        if split in files:
-            sources[split] = recognise.questions(files[split])
-    if not sources:
-        raise InputError("data.passages is not set; it must name the corpus")
-    return sources, {
-        split: files[f"{split}_qrels"] for split in SPLITS if f"{split}_qrels" in files
-    }
-
-
-def _existing(key: str, name: str) -> Path:
-    if not Path(name).is_file():
-        raise InputError(
-            f"{name} does not exist or is not a file; data.{key} must name one"
-        )
-    return Path(name)
-
-
-def _fingerprint(files: tuple[Path, ...]) -> str:
-    """The checksum of a file, or one over those of several."""
-    checksums = [artifacts.checksum(path) for path in files]
-    if len(checksums) == 1:
-        return checksums[0]
-    return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
-
-
-def _carried(sources: dict[str, Source]) -> Source:
-    """The passages that the questions carry as a corpus, each once, in the order in which they come."""
-
-    def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
-        texts: dict[int, int] = {}
-        for source in sources.values():
-            for row in source.read(on_read):
-                for passage in row.passages:
-                    id_, text = hash(passage.id), hash(passage.title_and_text)
-                    if id_ not in texts:
-                        texts[id_] = text
-                        yield row.where, passage
-                    elif texts[id_] != text:
-                        raise InputError(
-                            f"{row.where}: passage {passage.id!r} has another text than in an earlier row; name the corpus with data.passages"
-                        )
-
-    files = tuple(path for source in sources.values() for path in source.files)
-    return Source("the passages that the questions carry", files, read)
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------------------

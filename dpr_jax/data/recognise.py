@@ -1,10 +1,12 @@
 """Which layout a raw file has, told by its name's ending and its first row, and the reader for it."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpr_jax import artifacts
 from dpr_jax.data import carried, corpora, formats, rows, tables
 from dpr_jax.data.raw import ID_KEYS, TEXT_KEYS, short
 from dpr_jax.data.rows import OnRead
@@ -27,6 +29,13 @@ class Source(NamedTuple):
     layout: str
     files: tuple[Path, ...]
     read: Callable[[OnRead | None], Iterator[Any]]
+
+    def fingerprint(self) -> str:
+        """The checksum of the file, or one over those of several."""
+        checksums = [artifacts.checksum(path) for path in self.files]
+        if len(checksums) == 1:
+            return checksums[0]
+        return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
 
 
 def questions(path: Path) -> Source:

@@ -1,5 +1,6 @@
-"""Rows of text files, plain or .gz, streamed: lines, separated values, the objects of a JSON list. Errors name file and line."""
+"""Rows of text files, plain, .gz or .bz2, streamed: lines, separated values, the objects of a JSON list. Errors name file and line."""
 
+import bz2
 import contextlib
 import csv
 import gzip
@@ -222,22 +223,24 @@ class _JsonText:
 
 @contextlib.contextmanager
 def _opened(path: Path, on_read: OnRead | None) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in .gz."""
+    """The bytes of a file, unpacked if its name ends in .gz or .bz2."""
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(io.BufferedReader(_Counted(path, on_read)))
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
                 file = stack.enter_context(io.BufferedReader(file))
+            if path.suffix == ".bz2":
+                file = stack.enter_context(bz2.BZ2File(file))
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: truncated or damaged .gz ({error}); copy or download it again"
+            f"{path}: truncated or damaged {path.suffix} ({error}); copy or download it again"
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 class _Counted(io.FileIO):

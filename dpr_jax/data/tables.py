@@ -17,8 +17,9 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def ending(path: Path) -> str:
-    """The name's ending in small letters, without .gz."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    """The name's ending in small letters, without .gz or .bz2."""
+    packed = path.suffix in (".gz", ".bz2")
+    return (path.with_suffix("") if packed else path).suffix.lower()
 
 
 def read(path: Path, on_read: OnRead | None = None) -> Rows:

@@ -33,6 +33,11 @@ class Tokenizer:
         ]
         return [row.ids for row in self._backend.encode_batch_fast(single)]
 
+    def sizes(self, words: Sequence[str]) -> list[int]:
+        """How many tokens each word has, special tokens left out."""
+        rows = self._backend.encode_batch_fast(list(words), add_special_tokens=False)
+        return [len(row.ids) for row in rows]
+
     def __call__(self, texts: Sequence[Text], length: int) -> Tokens:
         """A batch padded to `length` tokens, which is at least `max_tokens` or every text's length."""
         return pad(self.ids(texts), length)

@@ -1,0 +1,131 @@
+"""What the settings of `data` name: recognised files and folders, documents to be cut, and the corpus that questions bring along."""
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpr_jax.config import DataConfig
+from dpr_jax.data import cut, documents, recognise
+from dpr_jax.data.cut import Cut
+from dpr_jax.data.raw import Passage
+from dpr_jax.data.recognise import Source
+from dpr_jax.data.rows import OnRead
+from dpr_jax.errors import InputError
+from dpr_jax.model import hf, tokenizer
+
+SPLITS = ("train", "dev", "test")
+
+
+def recognised(
+    data: DataConfig, model: str, count: Counter[str]
+) -> tuple[dict[str, Source], dict[str, Path]]:
+    """The inputs by setting (passages, train, dev, test), and the qrels files by split; all of them there.
+
+    Args:
+      data: the settings.
+      model: whose tokenizer counts the tokens of windows, where documents are to be cut into such.
+      count: gets the documents that are cut, as they are read.
+
+    Raises:
+      InputError: nothing is named, or a file is missing or of no known layout.
+    """
+    how = _cut(data, model)
+    files: dict[str, Path] = {}
+    for key in SPLITS if how else ("passages", *SPLITS):
+        name = getattr(data, key)
+        if name and Path(name).is_dir():
+            files |= recognise.beir(Path(name), key)
+        elif name:
+            files[key] = _existing(key, name)
+    for split in SPLITS:
+        if name := getattr(data, f"{split}_qrels"):
+            files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
+    sources = {}
+    if how:
+        sources["passages"] = _documents(data.passages, how, count)
+    elif "passages" in files:
+        sources["passages"] = recognise.passages(files["passages"])
+    for split in SPLITS:
+        if split in files:
+            sources[split] = recognise.questions(files[split])
+    if not sources:
+        raise InputError("data.passages is not set; it must name the corpus")
+    return sources, {
+        split: files[f"{split}_qrels"] for split in SPLITS if f"{split}_qrels" in files
+    }
+
+
+def cut_settings(
+    data: DataConfig, model: str, sources: dict[str, Source]
+) -> dict[str, int | str]:
+    """What the passages of documents depend on besides the files' content; none where there is nothing to cut."""
+    if data.split_words:
+        settings: dict[str, int | str] = {"words": data.split_words}
+    elif data.split_tokens:
+        stride_tokens = data.split_stride_tokens or data.split_tokens
+        settings = {"tokens": data.split_tokens, "stride_tokens": stride_tokens}
+        settings["tokenizer"] = model
+    else:
+        return {}
+    # a plain file's name is its document's id and title
+    names = "\n".join(path.name for path in sources["passages"].files)
+    return settings | {"names": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def _cut(data: DataConfig, model: str) -> Cut | None:
+    """How documents are cut; None where the corpus has passages already."""
+    if data.split_words:
+        return functools.partial(cut.by_words, length=data.split_words)
+    if data.split_tokens:
+        folder = hf.resolve(model, "passage")
+        return functools.partial(
+            cut.by_tokens,
+            sizes_of=tokenizer.load(folder, data.split_tokens + 1).sizes,
+            length=data.split_tokens,
+            stride=data.split_stride_tokens or data.split_tokens,
+        )
+    return None
+
+
+def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
+    """Documents as a source of the passages they are cut into."""
+    if not name or not Path(name).exists():
+        raise InputError(
+            f"data.passages is {name!r}, which does not exist; with data.split_words or data.split_tokens it must be a file or folder of documents"
+        )
+    found = documents.recognised(Path(name))
+    return found._replace(
+        layout=f"{found.layout}, to be cut into passages",
+        read=lambda on_read: cut.into_passages(found.read(on_read), how, count),
+    )
+
+
+def _existing(key: str, name: str) -> Path:
+    if not Path(name).is_file():
+        raise InputError(
+            f"{name} does not exist or is not a file; data.{key} must name one"
+        )
+    return Path(name)
+
+
+def carried(sources: dict[str, Source]) -> Source:
+    """The passages that the questions carry as a corpus, each once, in the order in which they come."""
+
+    def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
+        texts: dict[int, int] = {}
+        for source in sources.values():
+            for row in source.read(on_read):
+                for passage in row.passages:
+                    id_, text = hash(passage.id), hash(passage.title_and_text)
+                    if id_ not in texts:
+                        texts[id_] = text
+                        yield row.where, passage
+                    elif texts[id_] != text:
+                        raise InputError(
+                            f"{row.where}: passage {passage.id!r} has another text than in an earlier row; name the corpus with data.passages"
+                        )
+
+    files = tuple(path for source in sources.values() for path in source.files)
+    return Source("the passages that the questions carry", files, read)
