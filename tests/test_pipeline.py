@@ -87,8 +87,9 @@ def run(config: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def run_until(line: str, config: Path, workdir: Path) -> bool:
-    """Kills the pipeline when it prints `line`; says whether it did."""
+def run_until(line: str, config: Path, workdir: Path) -> None:
+    """Kills the pipeline when it prints `line`."""
+    said = []
     with subprocess.Popen(
         command(config, workdir),
         stderr=subprocess.PIPE,
@@ -96,11 +97,12 @@ def run_until(line: str, config: Path, workdir: Path) -> bool:
         text=True,
         env=ENVIRONMENT,
     ) as process:
-        for said in process.stderr:
-            if said.startswith(line):
+        for text in process.stderr:
+            said.append(text)
+            if text.startswith(line):
                 process.send_signal(signal.SIGKILL)
-                return True
-    return False
+                return
+    raise AssertionError(f"{line!r} not in {''.join(said)}")
 
 
 def metrics(workdir: Path) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def test_killed_at_every_stage_it_ends_with_the_same_numbers(
 ) -> None:
     workdir = config.parent / "killed"
     for line in KILL_AT:
-        assert run_until(line, config, workdir), line
+        run_until(line, config, workdir)
     run(config, workdir)
     assert metrics(workdir) == metrics(finished[0])
     left = [
