@@ -25,6 +25,7 @@ COMMANDS = {
     "index": "embeddings/ -> index/",
     "retrieve": "questions, model/ and index/ -> runs/",
     "evaluate": "runs/ -> metrics/, metrics/report.html",
+    "compare": "RUN_A RUN_B: two runs on the same questions, a paired test, wins and losses to read",
     "info": "versions, devices, and which index backends work here",
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
@@ -74,6 +75,7 @@ def run(args: list[str]) -> None:
 
         print(info.describe())
         return
+    runs, rest = _two_runs(rest) if command == "compare" else ((), rest)
     call = parse(command, rest)
     _quiet_libraries()
     # the stages import JAX, which reads the environment: not before it is settled
@@ -85,8 +87,24 @@ def run(args: list[str]) -> None:
         workdir = artifacts.open_workdir(call.workdir, call.config.name)
     parallel.barrier("work directory")
     workdir = artifacts.open_workdir(call.workdir, call.config.name)
+    if command == "compare":
+        from dpr_jax.evaluation import compare
+
+        compare.run(call.config, workdir, *runs)
+        return
     stage = pipeline.run if command == "pipeline" else pipeline.STAGES[command]
     stage(call.config, workdir)
+
+
+def _two_runs(args: list[str]) -> tuple[list[str], list[str]]:
+    """What `dpr compare` compares, and the arguments that follow."""
+    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
+        if {"-h", "--help"} & set(args):
+            return [], args
+        raise InputError(
+            "dpr compare takes two runs first; usage: dpr compare RUN_A RUN_B [CONFIG.py] --workdir DIR"
+        )
+    return args[:2], args[2:]
 
 
 def parse(command: str, args: list[str]) -> Call:

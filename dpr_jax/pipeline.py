@@ -42,7 +42,7 @@ STAGES: dict[str, Stage] = {
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """From raw files to the report: BM25, the encoder as it came, and the trained one on the same questions.
+    """From raw files to the report: BM25, the encoder as it came, the trained one, and it with BM25, on the same questions.
 
     Every stage is skipped whose inputs and settings are those of what is on disk.
     """
@@ -56,6 +56,9 @@ def run(config: Config, workdir: WorkDir) -> None:
         _search(untrained(config), workdir)
     STAGES["train"](config, workdir)
     _search(config, workdir)
+    if config.data.dev:  # where the weight of the two is found
+        hybrid = _with(config, retrieve={"kind": "hybrid", "name": "hybrid"})
+        STAGES["retrieve"](hybrid, workdir)
     STAGES["evaluate"](config, workdir)
 
 

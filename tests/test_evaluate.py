@@ -100,6 +100,9 @@ def test_numbers_by_hand(workdir: artifacts.WorkDir) -> None:
     assert values(bm25, "gold", ("recall@1", "recall@3")) == pytest.approx(
         [0.125, 0.75]
     )
+    # of c the two gold passages are at ranks 1 and 2, and in the other run one of them at rank 2
+    assert values(bm25, "gold", ("MAP",)) == pytest.approx([third])
+    assert values(trained, "gold", ("MAP",)) == pytest.approx([2.25 / 4])
     assert bm25["depth"] == 3
     assert bm25["compared_with"] == []
     assert trained["compared_with"] == ["bm25"]
@@ -142,14 +145,15 @@ def test_questions_without_gold_count_only_by_answer(tmp_path: Path) -> None:
 def test_order_and_comparisons(
     workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture
 ) -> None:
-    for name in ("alpha", "zeta", "untrained"):
+    for name in ("alpha", "zeta", "untrained", "hybrid"):
         write_run(workdir, name, {"a": "1"})
     evaluate.run(CONFIG, workdir)
     assert metrics(workdir, "trained")["compared_with"] == ["bm25", "untrained"]
+    assert metrics(workdir, "hybrid")["compared_with"] == ["bm25", "trained"]
     assert metrics(workdir, "alpha")["compared_with"] == ["bm25"]
     out = capsys.readouterr().out
     names = [line.split()[1] for line in out.splitlines() if line.startswith("│")]
-    assert names[:5] == ["bm25", "untrained", "trained", "alpha", "zeta"]
+    assert names[:6] == ["bm25", "untrained", "trained", "hybrid", "alpha", "zeta"]
     assert "trained against untrained" in out
     assert "no clear difference" in out
 
@@ -227,15 +231,35 @@ def test_page_holds_the_numbers_and_escapes_passages(
         assert text in page
 
 
-def test_dev_runs_are_left_out(workdir: artifacts.WorkDir, said: list[str]) -> None:
-    run = write_run(workdir, "tuning", {"unknown": "1"})
-    origin = artifacts.made_from("retrieve", {"split": "dev"}, {})
-    artifacts.write_manifest(
-        workdir.runs / "tuning.manifest.json", origin, [run], split="dev"
-    )
+def test_runs_of_other_questions_lie_elsewhere(workdir: artifacts.WorkDir) -> None:
+    (workdir.runs / "dev").mkdir()
+    write_run(workdir, "dev/tuning", {"unknown": "1"})
     evaluate.run(CONFIG, workdir)
-    assert said[0] == "evaluate: leaving out tuning.trec, a run of the dev questions"
-    assert not (workdir.metrics / "tuning.json").exists()
+    assert {file.name for file in workdir.metrics.glob("*.json")} == {
+        "bm25.json", "trained.json", "manifest.json",
+    }  # fmt: skip
+
+
+def test_what_another_version_left_is_made_anew(
+    workdir: artifacts.WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "FORMAT", 1)
+        evaluate.run(CONFIG, workdir)
+    (workdir.metrics / "bm25.json").write_text('{"name": "an old layout"}')
+    evaluate.run(CONFIG, workdir)
+    assert not any("up to date" in line for line in said)
+    assert metrics(workdir, "bm25")["run"] == "bm25"
+
+
+def test_the_page_tells_of_every_index(workdir: artifacts.WorkDir) -> None:
+    for folder in ("index", "untrained/index"):
+        artifacts.write_json(
+            workdir.root / folder / "index.json", {"kind": "faiss", "count": 5}
+        )
+    evaluate.run(CONFIG, workdir)
+    page = (workdir.metrics / "report.html").read_text()
+    assert "<th>index</th>" in page and "<th>untrained/index</th>" in page
 
 
 def test_shallow_runs_are_told(workdir: artifacts.WorkDir, said: list[str]) -> None:

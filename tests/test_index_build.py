@@ -61,6 +61,7 @@ def test_builds_a_movable_index_and_measures_it(workdir: WorkDir, kind: str) -> 
     assert facts["dimension"] == 16 and facts["metric"] == "inner_product"
     assert facts["recall_at_100"] >= (0.9 if kind == "scann" else 1.0)
     assert facts["made_from"]["stage"] == "index" and facts["files"]
+    assert facts["queries_per_s"] > 0
     assert facts["recall_queries"] == 40 and "corpus" in facts["recall_queries_from"]
 
     moved = workdir.root.parent / "elsewhere"

@@ -86,9 +86,18 @@ def render(**changes: object) -> str:
                 "count": 56789,
                 "dimension": 384,
                 "recall_at_100": 0.9876,
+                "queries_per_s": 4321.9,
             }
         },
-        "made_from": {"bm25": {"settings": {"k1": EVIL}}, "trained": {}, EVIL: {}},
+        "manifests": {
+            "bm25": {
+                "kind": "bm25",
+                "made_from": {"settings": {"k1": EVIL}},
+                "files": {"b.trec": 1},
+            },
+            "trained": {},
+            EVIL: {},
+        },
     }
     config = Config(name=EVIL, seed=77, evaluate=EvaluateConfig(cutoffs=(1, 4)))
     return report.render(config, **{**parts, **changes})
@@ -155,7 +164,7 @@ def test_every_number_is_there() -> None:
     for number in (
         "37.1 35.0–38.8", "82.9 80.8–84.6", "12.3 10.2–14.1",  # values
         "+45.8 ▲ +40.8 to +50.8", "+1.1 ≈ −3.9 to +6.1",  # differences
-        "1,234 test questions", "56,789 passages", "98.8 %", "384", "scann",
+        "1,234 test questions", "56,789 passages", "98.8 %", "384", "scann", "4,322",
         "trained is right and bm25 wrong in 700", "the other way round in 30",
         "NLL 0.4321", "seed 77",
     ):  # fmt: skip
@@ -174,7 +183,7 @@ def test_optional_parts_can_be_missing() -> None:
         examples=nothing,
         training=[],
         indexes={},
-        made_from={"mine": {}},
+        manifests={"mine": {}},
     )
     words = Page(text).text
     for title in ("Training", "Index", "Questions to read", "Differences"):
@@ -190,16 +199,18 @@ def test_settings_that_differ_come_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "p_value", "said"),
     [
-        (0.01, 0.2, "beats"),
-        (-0.2, -0.01, "is behind"),
-        (-0.1, 0.1, "no clear difference"),
-        (0.0, 0.2, "no clear difference"),
+        (0.01, 0.2, 0.01, "beats"),
+        (-0.2, -0.01, 0.049, "is behind"),
+        (-0.1, 0.1, 0.3, "no clear difference"),
+        (0.0, 0.2, 0.04, "no clear difference"),
+        (0.01, 0.2, 0.06, "no clear difference"),  # five wins, no loss
     ],
 )
-def test_verdict(low: float, high: float, said: str) -> None:
-    assert table.verdict({"low": low, "high": high}) == said
+def test_verdict(low: float, high: float, p_value: float, said: str) -> None:
+    difference = {"low": low, "high": high, "p_value": p_value}
+    assert table.verdict(difference) == said
 
 
 def test_table_on_stdout(capsys: pytest.CaptureFixture) -> None:

@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dpr_jax import artifacts
 from dpr_jax.config import Config, to_dict
-from dpr_jax.data.store import open_corpus, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples
-from dpr_jax.evaluation.trec import read_run
-from dpr_jax.logging import progress, say
+from dpr_jax.evaluation.judged import judge
+from dpr_jax.logging import say
 
-FIRST_IN_ORDER = ("bm25", "untrained", "trained")
+FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
+FORMAT = 2  # of metrics/NAME.json and of the page; another one makes them anew
 
 
 def run(config: Config, workdir: artifacts.WorkDir) -> None:
@@ -30,7 +28,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
 
     # --- inputs
     run_files = _run_files(workdir.runs)
-    index_files = sorted(workdir.root.glob("*/index.json"))
+    index_files = _index_files(workdir.root)
     training_file = workdir.checkpoints / "metrics.jsonl"
     inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
     for file in [*run_files.values(), *index_files, training_file]:
@@ -39,7 +37,8 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     for file in run_files.values():
         _check_unchanged(file, inputs[file.relative_to(workdir.root).as_posix()])
     # The page shows every setting, so each of them matters.
-    origin = artifacts.made_from("evaluate", to_dict(config), inputs)
+    shown = {**to_dict(config), "format": FORMAT}
+    origin = artifacts.made_from("evaluate", shown, inputs)
     metrics_files = {name: workdir.metrics / f"{name}.json" for name in run_files}
     outputs = [*metrics_files.values(), page]
     if artifacts.is_fresh(manifest, origin) and all(map(Path.exists, outputs)):
@@ -48,26 +47,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         return
 
     # --- what each run found
-    corpus = open_corpus(workdir)
-    questions = list(open_questions(workdir, "test"))
-    views = score.views(questions, corpus, settings.answer_match)
-    if not views:
-        raise InputError(
-            f"the {len(questions):,} test questions have neither gold passages nor answers; "
-            "set data.test_qrels, or give a file with answers as data.test"
-        )
-    passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
-    question_rows = {question.id: row for row, question in enumerate(questions)}
-    ranked: dict[str, list[np.ndarray]] = {}
-    scored: dict[str, dict[str, score.Scored]] = {}
-    with progress("evaluate", len(run_files), "runs") as advance:
-        for name, file in run_files.items():
-            ranked[name] = read_run(file, question_rows, passage_rows)
-            scored[name] = {
-                view.name: score.score(view, ranked[name], settings.cutoffs)
-                for view in views
-            }
-            advance(1, name)
+    questions, corpus, views, ranked, scored = judge(workdir, run_files, settings)
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -133,11 +113,11 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         curves=curves,
         examples=examples,
         training=_read_lines(training_file),
-        indexes={file.parent.name: artifacts.read_json(file) for file in index_files},
-        made_from={
-            name: _manifest(file).get("made_from", {})
-            for name, file in run_files.items()
+        indexes={
+            file.parent.relative_to(workdir.root).as_posix(): artifacts.read_json(file)
+            for file in index_files
         },
+        manifests={name: _manifest(file) for name, file in run_files.items()},
     )
     with artifacts.atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -147,14 +127,8 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
 
 
 def _run_files(folder: Path) -> dict[str, Path]:
-    """The runs of the test questions by name, in the order they are shown."""
-    found = {}
-    for file in sorted(folder.glob("*.trec")):
-        split = _manifest(file).get("split", "test")
-        if split == "test":
-            found[file.stem] = file
-        else:
-            say(f"evaluate: leaving out {file.name}, a run of the {split} questions")
+    """The runs by name, in the order they are shown."""
+    found = {file.stem: file for file in sorted(folder.glob("*.trec"))}
     if not found:
         raise InputError(
             f"{folder} holds no run of the test questions (NAME.trec); run `dpr retrieve` first"
@@ -164,9 +138,17 @@ def _run_files(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in first + others}
 
 
+def _index_files(root: Path) -> list[Path]:
+    """The indexes of the work directory; one that the pipeline made for the untrained encoder lies a folder deeper."""
+    return sorted([*root.glob("*/index.json"), *root.glob("*/*/index.json")])
+
+
 def _compared_with(name: str, baseline: str) -> list[str]:
-    """Each run is compared with the baseline, a trained encoder with its own start as well."""
-    others = [baseline, "untrained"] if name == "trained" else [baseline]
+    """Each run is compared with the baseline, a trained encoder with its own start as well, and a hybrid with the encoder in it."""
+    others = [
+        baseline,
+        *{"trained": ["untrained"], "hybrid": ["trained"]}.get(name, []),
+    ]
     return [other for other in dict.fromkeys(others) if other != name]
 
 

@@ -29,7 +29,7 @@ def render(
     examples: Choice,
     training: list[dict[str, float]],
     indexes: dict[str, dict[str, Any]],
-    made_from: dict[str, dict[str, Any]],
+    manifests: dict[str, dict[str, Any]],
 ) -> str:
     """The page as text.
 
@@ -41,7 +41,7 @@ def render(
       examples: questions with their passages.
       training: the lines of metrics.jsonl; none: no training curves.
       indexes: folder -> its index.json.
-      made_from: run -> settings and inputs that it was made from; empty for a run of another tool.
+      manifests: run -> its manifest; empty for a run of another tool.
     """
     environment = jinja2.Environment(
         autoescape=True,
@@ -74,7 +74,10 @@ def render(
         validation=next((x for x in training[::-1] if "validation_nll" in x), {}),
         choice=examples,
         indexes=indexes,
-        made_from=made_from,
+        made_from={
+            run: {key: facts[key] for key in facts if key not in ("files", "versions")}
+            for run, facts in manifests.items()
+        },
         settings=_settings(config),
         versions={
             **artifacts.versions(),

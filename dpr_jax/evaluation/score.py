@@ -68,7 +68,7 @@ def views(
 
 
 def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Scored:
-    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10 and recall at the cutoffs besides.
+    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10, MAP and recall at the cutoffs besides.
 
     Args:
       view: what is right.
@@ -82,6 +82,7 @@ def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Score
     if view.gold is not None:
         measures = {
             "nDCG@10": "nDCG@10",
+            "MAP": "AP",
             **{f"recall@{k}": f"R@{k}" for k in cutoffs},
         }
         graded = metrics.graded(

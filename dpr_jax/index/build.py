@@ -82,7 +82,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- certify: the folder is moved, then a fresh process answers from it ---
     with artifacts.atomic_dir(out) as moved:
         building.replace(moved)
-        recall = measure_recall(
+        recall, queries_per_s = measure(
             kind, moved, engine_settings, shards, settings.recall_queries
         )
         artifacts.write_manifest(
@@ -97,6 +97,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             recall_at_100=round(recall, 6),
             recall_queries=min(settings.recall_queries, count),
             recall_queries_from="corpus rows, evenly spaced",
+            queries_per_s=queries_per_s,
             model=facts["model"],
         )
     say(
@@ -123,14 +124,14 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
     return "scann", f"auto: {SCANN_FROM_ROWS:,} passages or more, scann is installed"
 
 
-def measure_recall(
+def measure(
     kind: str,
     folder: Path,
     settings: dict[str, Any],
     shards: list[np.ndarray],
     queries: int,
-) -> float:
-    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process.
+) -> tuple[float, float]:
+    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process, and the queries it answers a second.
 
     The queries are corpus rows, evenly spaced. A hit that scores as much as the exact 100th is right, whichever row it is: a corpus
     with equal passages has more than one exact answer.
@@ -140,13 +141,13 @@ def measure_recall(
     sample_Q = np.unique(np.linspace(0, count - 1, queries).astype(np.int64))
     queries_QD = _rows(shards, sample_Q)
     exact_QK, _ = ExactIndex(shards).search(queries_QD, k)
-    rows_QK = worker.ask(kind, folder, settings, queries_QD, k)
+    rows_QK, queries_per_s = worker.ask(kind, folder, settings, queries_QD, k)
     right = 0
     for query_D, exact_K, rows_K in zip(queries_QD, exact_QK, rows_QK, strict=True):
         scores_K = _rows(shards, np.unique(rows_K[rows_K >= 0])) @ query_D
         rounding = 1e-5 * np.abs(exact_K).max()
         right += int((scores_K >= exact_K[-1] - rounding).sum())
-    return right / exact_QK.size
+    return right / exact_QK.size, queries_per_s
 
 
 def _rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""Runs of the test questions, read and scored by every view that the questions' labels allow."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import EvaluateConfig
+from dpr_jax.data.store import Corpus, Question, open_corpus, open_questions
+from dpr_jax.errors import InputError
+from dpr_jax.evaluation import score
+from dpr_jax.evaluation.trec import read_run
+from dpr_jax.logging import progress
+
+
+class Judged(NamedTuple):
+    """Some runs over the same questions.
+
+    Attributes:
+      questions: the test questions.
+      corpus: their passages.
+      views: the ways to say that a passage is right.
+      ranked: run -> corpus rows of every question, best first.
+      scored: run -> view -> its values.
+    """
+
+    questions: list[Question]
+    corpus: Corpus
+    views: list[score.View]
+    ranked: dict[str, list[np.ndarray]]
+    scored: dict[str, dict[str, score.Scored]]
+
+
+def judge(
+    workdir: WorkDir, run_files: dict[str, Path], settings: EvaluateConfig
+) -> Judged:
+    """Reads runs, whoever wrote them, and scores them.
+
+    Args:
+      workdir: whose test questions they answer.
+      run_files: name -> a file in TREC's form.
+      settings: cutoffs, and how answers are looked for.
+
+    Raises:
+      InputError: no data, a run that is malformed or of other data, or questions with neither gold passages nor answers.
+    """
+    corpus = open_corpus(workdir)
+    questions = list(open_questions(workdir, "test"))
+    views = score.views(questions, corpus, settings.answer_match)
+    if not views:
+        raise InputError(
+            f"the {len(questions):,} test questions have neither gold passages nor answers; "
+            "set data.test_qrels, or give a file with answers as data.test"
+        )
+    passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
+    question_rows = {question.id: row for row, question in enumerate(questions)}
+    ranked: dict[str, list[np.ndarray]] = {}
+    scored: dict[str, dict[str, score.Scored]] = {}
+    with progress("evaluate", len(run_files), "runs") as advance:
+        for name, file in run_files.items():
+            ranked[name] = read_run(file, question_rows, passage_rows)
+            scored[name] = {
+                view.name: score.score(view, ranked[name], settings.cutoffs)
+                for view in views
+            }
+            advance(1, name)
+    return Judged(questions, corpus, views, ranked, scored)
