@@ -188,7 +188,7 @@ class RetrieveConfig:
     split: Literal["test", "dev"] = "test"
     """Which questions, unless `questions` names a file."""
     questions: str = ""
-    """A file of questions in any layout that data.test may have (.tsv, .csv, .json, plain or .gz); their run lies in a folder of its own in runs/."""
+    """A file of questions in any layout that data.test may have, TREC topics too; their run lies in a folder of its own, runs/<name of the file>/."""
     model: str = "model"
     """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or anything `model.init` takes."""
     index: str = "index"

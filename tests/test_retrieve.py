@@ -233,6 +233,11 @@ def _asking(config: Config, file: Path) -> Config:
     [
         ("mine.tsv", "x1\tAlps highest mountain\nx2\tVienna banks\n", ["x1", "x2"]),
         ("mine.csv", "Alps highest mountain\t['white one']\n", ["0"]),
+        (
+            "mine.xml",
+            "<top>\n<num> Number: 7\n<title> Alps highest mountain\n</top>\n",
+            ["7"],
+        ),
         ("mine.json", '[{"question": "Seine?", "answers": ["Paris"]}]', ["0"]),
     ],
 )

@@ -51,11 +51,12 @@ def _of_file(workdir: WorkDir, path: Path) -> Asked:
     inputs = {"questions": artifacts.checksum(path)}
 
     def read() -> Iterator[Question]:
-        for row in source.read(None):
-            yield Question(row.id, row.question, row.answers, (), (), ())
+        for row in raw.unique(source.read(None)):
+            if not row.unusable:
+                yield Question(row.id, row.question, row.answers, (), (), ())
 
     # once through before anything is searched: what is wrong with the last line is better known now than after hours
-    count = sum(1 for _ in raw.unique(source.read(None)))
+    count = sum(1 for _ in read())
     if count == 0:
         raise InputError(f"{path} has no questions; retrieve.questions must hold some")
     name = path.name.removesuffix(".gz").removesuffix(tables.ending(path))
