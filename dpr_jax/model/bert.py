@@ -45,12 +45,14 @@ class Bert(nn.Module):
       dropout: rate for hidden states and attention weights.
       dtype: compute precision; weights are float32, LayerNorm and softmax are computed in float32.
       frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings, 1 + n the first n layers too.
+      remat: keep only each layer's input for the backward pass, which computes the layer again.
     """
 
     shape: BertShape
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -69,11 +71,16 @@ class Bert(nn.Module):
         x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
             ids_BL, train=train
         )
+
+        def run(layer: Layer, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
+            return layer(x_BLD, mask_BL, train=train)
+
+        run = nn.remat(run) if self.remat else run
         for i in range(self.shape.num_hidden_layers):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
             layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
-            x_BLD = layer(x_BLD, mask_BL, train=train)
+            x_BLD = run(layer, x_BLD, mask_BL)
         return x_BLD
 
 

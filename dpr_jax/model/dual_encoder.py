@@ -35,6 +35,7 @@ class Encoder(nn.Module):
       dropout: rate, used when training.
       dtype: compute precision of BERT; pooling and the vectors are float32.
       frozen: levels of BERT from below without a gradient; see Bert.
+      remat: compute each layer again in the backward pass instead of keeping its activations.
     """
 
     shape: BertShape
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
+    remat: bool = False
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, train: bool) -> jax.Array:
@@ -50,7 +52,12 @@ class Encoder(nn.Module):
         length = tokens.ids_BL.shape[1]
         mask_BL = jnp.arange(length)[None] < tokens.lengths_B[:, None]
         bert = Bert(
-            self.shape, self.dropout, self.dtype, frozen=self.frozen, name="bert"
+            self.shape,
+            self.dropout,
+            self.dtype,
+            frozen=self.frozen,
+            remat=self.remat,
+            name="bert",
         )
         x_BLD = bert(tokens.ids_BL, mask_BL, train=train).astype(jnp.float32)
         if self.pooling == "cls":
@@ -58,11 +65,14 @@ class Encoder(nn.Module):
         else:
             total_BD = jnp.sum(jnp.where(mask_BL[..., None], x_BLD, 0.0), axis=1)
             emb_BD = total_BD / jnp.maximum(tokens.lengths_B, 1)[:, None]
-        if self.normalize:
-            # rsqrt of the clamped square keeps the gradient finite at a zero vector
-            square_B1 = jnp.sum(jnp.square(emb_BD), axis=-1, keepdims=True)
-            emb_BD = emb_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
-        return emb_BD
+        return unit_length(emb_BD) if self.normalize else emb_BD
+
+
+def unit_length(emb_BD: jax.Array) -> jax.Array:
+    """Every row divided by its length."""
+    # rsqrt of the clamped square keeps the gradient finite at a zero vector
+    square_B1 = jnp.sum(jnp.square(emb_BD), axis=-1, keepdims=True)
+    return emb_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
 
 
 def dual_params(question: Params, passage: Params, *, shared: bool) -> Params:

@@ -1,11 +1,16 @@
-"""The loss of DPR (Karpukhin et al., 2020, section 3.2), as pure functions of arrays."""
+"""The loss of DPR (Karpukhin et al., 2020, section 3.2), as pure functions of arrays.
+
+Written for questions that look for their passage; the same functions serve passages that look for their question.
+"""
 
 import jax
 import jax.numpy as jnp
 
 
 def scores(
-    question_emb_BD: jax.Array, passage_emb_PD: jax.Array, temperature: float
+    question_emb_BD: jax.Array,
+    passage_emb_PD: jax.Array,
+    temperature: float | jax.Array,
 ) -> jax.Array:
     """Inner products over temperature, computed in float32 whatever the inputs are.
 
@@ -24,42 +29,45 @@ def scores(
     return product_BP / temperature
 
 
-def usable_passages(
-    passage_rows_P: jax.Array,
-    positive_rows_BM: jax.Array,
-    label_B: jax.Array,
-    *,
-    mask_duplicates: bool,
-) -> jax.Array:
-    """Which passages stand in a question's softmax.
+def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:
+    """Which passages have a text that is known to answer a question.
 
     Args:
-      passage_rows_P: int32 corpus row of each passage; negative for a dummy, which no question sees.
-      positive_rows_BM: int32 corpus rows of all positives of each question, filled up with negative numbers.
-      label_B: int32 position in P of each question's own positive, which always stands.
-      mask_duplicates: leave out other questions' passages that are a positive of this question too.
+      known_texts_BM: int32 keys of the texts of all positives of each question, filled up with a key that no passage has.
+      texts_P: int32 key of each passage's text; equal texts have equal keys.
 
     Returns:
       bool [B, P].
     """
-    usable_BP = jnp.broadcast_to(
-        passage_rows_P[None] >= 0, (label_B.shape[0], passage_rows_P.shape[0])
-    )
-    if mask_duplicates:
-        known_BMP = positive_rows_BM[:, :, None] == passage_rows_P[None, None]
-        usable_BP &= ~jnp.any(known_BMP, axis=1)
-    own_BP = jnp.arange(passage_rows_P.shape[0])[None] == label_B[:, None]
-    return usable_BP | own_BP
+    return jnp.any(known_texts_BM[:, :, None] == texts_P[None, None], axis=1)
+
+
+def usable(
+    real_P: jax.Array, label_B: jax.Array, excluded_BP: jax.Array | None = None
+) -> jax.Array:
+    """Which candidates stand in a row's softmax: its label always, others where they are real and not excluded.
+
+    Args:
+      real_P: bool, false for a dummy.
+      label_B: int32 position of each row's match.
+      excluded_BP: bool, candidates that are no negatives of a row.
+
+    Returns:
+      bool [B, P].
+    """
+    own_BP = jnp.arange(real_P.shape[0])[None] == label_B[:, None]
+    stands_BP = real_P[None] if excluded_BP is None else real_P[None] & ~excluded_BP
+    return stands_BP | own_BP
 
 
 def nll(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.Array:
-    """Negative log likelihood of the positive among all usable passages.
+    """Negative log likelihood of each row's match among all usable candidates.
 
     -log( exp(s[i, label_i]) / sum over usable j of exp(s[i, j]) )
 
     Args:
       scores_BP: float32 scores.
-      label_B: int32 position of each question's positive.
+      label_B: int32 position of each row's match.
       usable_BP: bool; the label must be usable.
 
     Returns:
@@ -73,6 +81,14 @@ def nll(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.A
 def first_is_label(
     scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array
 ) -> jax.Array:
-    """Whether the positive scores highest of all usable passages: bool [B]."""
+    """Whether the match scores highest of all usable candidates: bool [B]."""
     masked_BP = jnp.where(usable_BP, scores_BP, -jnp.inf)
     return jnp.argmax(masked_BP, axis=1) == label_B
+
+
+def mean(terms: list[jax.Array]) -> jax.Array:
+    """The mean of one or more arrays of one shape; of a single one, itself."""
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total / len(terms) if len(terms) > 1 else total

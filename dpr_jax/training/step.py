@@ -2,9 +2,10 @@
 
 With W devices, each scores its own questions against the passages of all (all_gather with gradient), takes the mean over its own
 questions, and the gradients are averaged over devices. That is the gradient of the mean over the global batch, to rounding:
-`tests/test_step.py` holds it against one device.
+`tests/test_step.py` holds it against one device. Options of the loss are decided while tracing: one that is off leaves no instruction.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ from jax import lax
 
 from dpr_jax.model import dual_encoder
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
-from dpr_jax.training import loss
+from dpr_jax.training import gradcache, loss
+
+LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
 
 
 class Batch(NamedTuple):
@@ -24,15 +27,15 @@ class Batch(NamedTuple):
     Attributes:
       question: B texts.
       passages: P texts; passages[i * G] is question i's positive, the following G - 1 its hard negatives.
-      passage_rows_P: int32 corpus rows; negative for a dummy.
-      positive_rows_BM: int32 corpus rows of all positives of each question, filled up with -2.
+      passage_texts_P: int32 key of each passage's text, equal for equal texts; negative for a dummy.
+      positive_texts_BM: int32 keys of the texts of all positives of each question, filled up with -2.
       weight_B: float32, 1 for a question, 0 for one that only fills the batch.
     """
 
     question: Tokens
     passages: Tokens
-    passage_rows_P: jax.Array | np.ndarray
-    positive_rows_BM: jax.Array | np.ndarray
+    passage_texts_P: jax.Array | np.ndarray
+    positive_texts_BM: jax.Array | np.ndarray
     weight_B: jax.Array | np.ndarray
 
 
@@ -41,7 +44,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32, updates done.
-      params: float32 weights of both towers.
+      params: float32 weights of both towers, and the logarithm of the temperature where it is learned.
       opt_state: AdamW's moments.
     """
 
@@ -56,9 +59,12 @@ class StepSettings(NamedTuple):
     Attributes:
       encoder: architecture, dropout and precision of the towers.
       optimizer: from training/optimizer.py.
-      temperature: scores are divided by it.
-      mask_duplicates: see loss.usable_passages.
+      temperature: scores are divided by it, unless it is learned.
+      mask_duplicates: passages with the text of one of a question's positives are no negatives of it.
       seed: of dropout; the key of step n on device d is fold_in(fold_in(seed, n), d).
+      symmetric: half of the loss is that of positives which look for their question among all questions.
+      matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati et al., 2022, arXiv 2205.13147).
+      chunk_size: texts encoded at once on a device (training/gradcache.py); 0 encodes all.
     """
 
     encoder: Encoder
@@ -66,6 +72,18 @@ class StepSettings(NamedTuple):
     temperature: float
     mask_duplicates: bool
     seed: int
+    symmetric: bool = False
+    matryoshka_widths: tuple[int, ...] = ()
+    chunk_size: int = 0
+
+
+class _Contrast(NamedTuple):
+    """B vectors, each to be told which of P candidates is its match."""
+
+    emb_BD: jax.Array
+    candidate_emb_PD: jax.Array
+    label_B: jax.Array
+    usable_BP: jax.Array
 
 
 def batch_loss(
@@ -80,33 +98,93 @@ def batch_loss(
     Returns:
       float32 scalar loss, and {"loss", "accuracy"} as sums that pmean turns into means over the global batch.
     """
-    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-    question_emb_BD = dual_encoder.encode(
-        settings.encoder, params, "question", batch.question, keys[0]
-    )
-    passage_emb_PD = dual_encoder.encode(
-        settings.encoder, params, "passage", batch.passages, keys[1]
-    )
-    # with gradient: what other devices' questions say of this device's passages comes back here
-    all_emb_PD = lax.all_gather(passage_emb_PD, axis, tiled=True)
-    all_rows_P = lax.all_gather(batch.passage_rows_P, axis, tiled=True)
+    question_emb_BD, passage_emb_PD = _encode(params, batch, settings, dropout_key)
+    temperature = settings.temperature
+    if LOG_TEMPERATURE in params:
+        temperature = jnp.exp(params[LOG_TEMPERATURE])
 
-    questions = question_emb_BD.shape[0]
-    local = batch.passage_rows_P.shape[0]
-    first = lax.axis_index(axis) * local
-    label_B = first + jnp.arange(questions) * (local // questions)
-    scores_BP = loss.scores(question_emb_BD, all_emb_PD, settings.temperature)
-    usable_BP = loss.usable_passages(
-        all_rows_P,
-        batch.positive_rows_BM,
-        label_B,
-        mask_duplicates=settings.mask_duplicates,
+    contrasts = _contrasts(question_emb_BD, passage_emb_PD, batch, settings, axis)
+    scores = [
+        loss.scores(one.emb_BD, one.candidate_emb_PD, temperature) for one in contrasts
+    ]
+    nll_B = loss.mean(
+        [
+            loss.nll(scores_BP, one.label_B, one.usable_BP)
+            for scores_BP, one in zip(scores, contrasts, strict=True)
+        ]
     )
-    nll_B = loss.nll(scores_BP, label_B, usable_BP)
-    hit_B = loss.first_is_label(scores_BP, label_B, usable_BP)
+    hit_B = loss.first_is_label(scores[0], contrasts[0].label_B, contrasts[0].usable_BP)
     share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), axis)
     total = jnp.sum(nll_B * share_B)
     return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
+
+
+def _encode(
+    params: Params,
+    batch: Batch,
+    settings: StepSettings,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The vectors of this device's questions and passages."""
+    encode = dual_encoder.encode
+    if settings.chunk_size:
+        encode = functools.partial(gradcache.encode, chunk_size=settings.chunk_size)
+    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    encoder = settings.encoder
+    return (
+        encode(encoder, params, "question", batch.question, keys[0]),
+        encode(encoder, params, "passage", batch.passages, keys[1]),
+    )
+
+
+def _contrasts(
+    question_emb_BD: jax.Array,
+    passage_emb_PD: jax.Array,
+    batch: Batch,
+    settings: StepSettings,
+    axis: str,
+) -> list[_Contrast]:
+    """All that the loss is the mean of; first this device's questions against the passages of all devices."""
+    gather = functools.partial(lax.all_gather, axis_name=axis, tiled=True)
+    # with gradient: what other devices' questions say of this device's passages comes back here
+    all_passage_emb_PD = gather(passage_emb_PD)
+    all_texts_P = gather(batch.passage_texts_P)
+    questions = question_emb_BD.shape[0]
+    stride = passage_emb_PD.shape[0] // questions  # G: every G-th is a positive
+    own_B = lax.axis_index(axis) * questions + jnp.arange(questions)
+    label_B = own_B * stride
+    known_BP = None
+    if settings.mask_duplicates:
+        known_BP = loss.same_text(batch.positive_texts_BM, all_texts_P)
+    usable_BP = loss.usable(all_texts_P >= 0, label_B, known_BP)
+    contrasts = [_Contrast(question_emb_BD, all_passage_emb_PD, label_B, usable_BP)]
+
+    if settings.symmetric:
+        known_BQ = None
+        if settings.mask_duplicates:
+            all_known_QM = gather(batch.positive_texts_BM)
+            own_texts_B = batch.passage_texts_P[::stride]
+            known_BQ = loss.same_text(all_known_QM, own_texts_B).T
+        usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, known_BQ)
+        all_question_emb_QD = gather(question_emb_BD)
+        positive_emb_BD = passage_emb_PD[::stride]
+        contrasts.append(
+            _Contrast(positive_emb_BD, all_question_emb_QD, own_B, usable_BQ)
+        )
+
+    def cut(emb_BD: jax.Array, width: int) -> jax.Array:
+        narrow = emb_BD[:, :width]
+        unit = settings.encoder.normalize
+        return dual_encoder.unit_length(narrow) if unit else narrow
+
+    return contrasts + [
+        one._replace(
+            emb_BD=cut(one.emb_BD, width),
+            candidate_emb_PD=cut(one.candidate_emb_PD, width),
+        )
+        for width in settings.matryoshka_widths
+        for one in contrasts
+    ]
 
 
 def global_gradient(
