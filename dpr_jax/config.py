@@ -119,8 +119,18 @@ class TrainConfig:
     """Dropout rate of hidden states and attention weights."""
     temperature: float = 1.0
     """Scores are divided by it: 1 for the paper's dot product, about 0.05 for unit vectors."""
+    learn_temperature: bool = False
+    """Train the temperature along with the towers, starting from `temperature`, at their learning rate."""
+    symmetric: bool = False
+    """Half of the loss is that of positive passages which look for their question among all questions of the batch."""
+    matryoshka_widths: tuple[int, ...] = ()
+    """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors retrieve well too."""
     mask_duplicates: bool = True
-    """Mask passages of other questions that are a positive of this one."""
+    """Mask passages of other questions whose text is that of a positive of this one."""
+    chunk_size: int = 0
+    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once."""
+    remat: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, about a third more time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of the towers; weights, scores and loss are always float32."""
     spmd: Literal["pmap", "shard_map"] = "pmap"
@@ -279,6 +289,7 @@ def load(path: str | Path) -> Config:
 _AT_LEAST = {
     "train.batch_size": 1,
     "train.hard_negatives": 0,
+    "train.chunk_size": 0,
     "train.total_steps": 1,
     "train.warmup_steps": 0,
     "train.clip_norm": 0,
@@ -326,6 +337,12 @@ def validate(config: Config) -> None:
         _require(config, key, lambda value: value > 0, "greater than 0")
     _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
     _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
+    _require(
+        config,
+        "train.matryoshka_widths",
+        lambda widths: all(width >= 1 for width in widths),
+        "numbers of at least 1",
+    )
     _require(
         config,
         "mine.window",

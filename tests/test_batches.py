@@ -13,6 +13,7 @@ from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.training import batches
+from dpr_jax.training.false_negatives import text_key
 from dpr_jax.training.step import Batch
 
 
@@ -45,7 +46,13 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
     folder = hf.resolve(tiny.PACKAGED, "question")
 
     def stream(**changes: int) -> list[Batch]:
-        settings = {"batch_size": 8, "hard_negatives": 1, "seed": 3, "first_step": 0}
+        settings = {
+            "batch_size": 8,
+            "hard_negatives": 1,
+            "mask_duplicates": True,
+            "seed": 3,
+            "first_step": 0,
+        }
         rows = batches.stream(
             store.open_questions(workdir, "train", mined=True),
             store.open_corpus(workdir),
@@ -61,7 +68,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
 
 def rows_of(batch: Batch) -> list[tuple[int, ...]]:
     """The passages of each question, as a set-like sorted list."""
-    return sorted(map(tuple, batch.passage_rows_P.reshape(-1, 2).tolist()))
+    return sorted(map(tuple, batch.passage_texts_P.reshape(-1, 2).tolist()))
 
 
 def test_global_batch_is_the_same_for_any_process_count(make_stream) -> None:
@@ -75,7 +82,7 @@ def test_global_batch_is_the_same_for_any_process_count(make_stream) -> None:
 def test_position_is_the_step_number(make_stream) -> None:
     whole, later = make_stream(), make_stream(first_step=5)
     for a, b in zip(whole[5:], later[:7], strict=True):
-        np.testing.assert_array_equal(a.passage_rows_P, b.passage_rows_P)
+        np.testing.assert_array_equal(a.passage_texts_P, b.passage_texts_P)
         np.testing.assert_array_equal(a.question.ids_BL, b.question.ids_BL)
         np.testing.assert_array_equal(a.passages.ids_BL, b.passages.ids_BL)
 
@@ -83,8 +90,8 @@ def test_position_is_the_step_number(make_stream) -> None:
 def test_an_epoch_visits_every_question_once(make_stream) -> None:
     # 60 questions, batches of 6: ten batches an epoch
     streamed = make_stream(batch_size=6)
-    first = np.concatenate([batch.positive_rows_BM[:, 0] for batch in streamed[:10]])
-    again = np.concatenate([batch.positive_rows_BM[:, 0] for batch in streamed[10:]])
+    first = np.concatenate([batch.positive_texts_BM[:, 0] for batch in streamed[:10]])
+    again = np.concatenate([batch.positive_texts_BM[:, 0] for batch in streamed[10:]])
     texts = {tuple(row) for b in streamed[:10] for row in b.question.ids_BL.tolist()}
     assert len(texts) == 60
     assert not np.array_equal(first[: len(again)], again)
@@ -96,14 +103,50 @@ def test_shapes_are_fixed_and_texts_are_the_rows(
 ) -> None:
     corpus = store.open_corpus(nq_small_workdir[1])
     tokens = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 48)
+    by_key = {text_key(passage.text): passage for passage in corpus}
+    assert len(by_key) == len(corpus)
     for batch in make_stream():
         assert batch.question.ids_BL.shape == (8, 24)
         assert batch.passages.ids_BL.shape == (16, 48)
-        row = int(batch.passage_rows_P[0])
-        (ids,) = tokens.ids([(corpus[row].title, corpus[row].text)])
+        passage = by_key[int(batch.passage_texts_P[0])]
+        (ids,) = tokens.ids([(passage.title, passage.text)])
         assert batch.passages.ids_BL[0, : batch.passages.lengths_B[0]].tolist() == ids
 
 
 def test_too_few_questions_are_refused(make_stream) -> None:
     with pytest.raises(InputError, match="only 60 training questions"):
         make_stream(batch_size=64)
+
+
+def test_every_questions_positives_are_known_by_their_texts(
+    nq_small_workdir: tuple[Config, WorkDir], make_stream
+) -> None:
+    _, workdir = nq_small_workdir
+    corpus = store.open_corpus(workdir)
+    wanted = {
+        tuple(sorted({text_key(corpus[row].text) for row in one.positives}))
+        for one in store.open_questions(workdir, "train", mined=True)
+    }
+    for batch in make_stream():
+        assert (batch.positive_texts_BM[:, 0] == batch.passage_texts_P[::2]).all()
+        for known in batch.positive_texts_BM.tolist():
+            assert tuple(sorted(set(known) - {batches.NO_POSITIVE})) in wanted
+    (batch, *_) = make_stream(mask_duplicates=False)
+    assert batch.positive_texts_BM.shape == (8, 0)
+
+
+def test_a_lonely_question_without_negatives_is_refused() -> None:
+    lonely = [question((1,)), question(())]
+    with pytest.raises(InputError, match="question '0' has no negative passage"):
+        batches.stream(
+            lonely,
+            corpus=None,
+            question_tokenizer=None,
+            passage_tokenizer=None,
+            batch_size=1,
+            hard_negatives=1,
+            shuffle_positives=False,
+            mask_duplicates=True,
+            seed=0,
+            first_step=0,
+        )

@@ -34,18 +34,35 @@ def test_accuracy_ignores_masked_passages() -> None:
     assert found.tolist() == [True, False]
 
 
-def test_usable_passages_by_hand() -> None:
-    rows_P = jnp.array([10, 11, 20, 10, 30, -1])
+def test_usable_by_hand() -> None:
+    texts_P = jnp.array([10, 11, 20, 10, 30, -1])
     positives_BM = jnp.array([[10, -2], [20, 30], [30, -2]])
     label_B = jnp.array([0, 2, 4])
-    masked = loss.usable_passages(rows_P, positives_BM, label_B, mask_duplicates=True)
+    known_BP = loss.same_text(positives_BM, texts_P)
+    assert known_BP.astype(int).tolist() == [
+        [1, 0, 0, 1, 0, 0],
+        [0, 0, 1, 0, 1, 0],
+        [0, 0, 0, 0, 1, 0],
+    ]
+    masked = loss.usable(texts_P >= 0, label_B, known_BP)
     assert masked.astype(int).tolist() == [
         [1, 1, 1, 0, 1, 0],  # its own positive again at 3; a dummy at 5
         [1, 1, 1, 1, 0, 0],  # its second positive at 4
         [1, 1, 1, 1, 1, 0],
     ]
-    whole = loss.usable_passages(rows_P, positives_BM, label_B, mask_duplicates=False)
+    whole = loss.usable(texts_P >= 0, label_B)
     assert whole.astype(int).tolist() == [[1, 1, 1, 1, 1, 0]] * 3
+
+
+def test_a_label_always_stands() -> None:
+    found = loss.usable(jnp.array([False, True]), jnp.array([0]))
+    assert found.tolist() == [[True, True]]
+
+
+def test_mean_by_hand() -> None:
+    one, other = jnp.array([1.0, 2.0]), jnp.array([3.0, 8.0])
+    assert loss.mean([one]) is one
+    assert loss.mean([one, other]).tolist() == [2.0, 5.0]
 
 
 def test_scores_are_float32_products_over_temperature() -> None:

@@ -140,25 +140,46 @@ def test_diverging_training_stops_and_names_the_step(
     assert not workdir.model.exists()
 
 
-def test_a_batch_the_devices_cannot_share_is_refused(
-    run_dir: tuple[Config, WorkDir],
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, "12, which 8 devices cannot share evenly"),
+        ({"chunk_size": 2}, "2, which does not divide the 1 questions of a device"),
+        ({"matryoshka_widths": (8, 32)}, "names 32, but whole vectors have 32 numbers"),
+    ],
+)
+def test_what_does_not_divide_is_refused(
+    run_dir: tuple[Config, WorkDir], changes: dict[str, object], message: str
 ) -> None:
     config, workdir = run_dir
-    odd = dataclasses.replace(config.train, batch_size=12)
-    with pytest.raises(InputError, match="12, which 8 devices cannot share evenly"):
+    odd = dataclasses.replace(config.train, **changes)
+    with pytest.raises(InputError, match=message):
         loop.run(dataclasses.replace(config, train=odd), workdir)
 
 
-def test_shared_towers_stay_equal(run_dir: tuple[Config, WorkDir]) -> None:
+def test_shared_towers_stay_equal_whatever_the_loss(
+    run_dir: tuple[Config, WorkDir],
+) -> None:
     config, workdir = run_dir
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, shared_towers=True),
-        train=dataclasses.replace(config.train, total_steps=2),
+        train=dataclasses.replace(
+            config.train,
+            total_steps=2,
+            learn_temperature=True,
+            symmetric=True,
+            matryoshka_widths=(8, 16),
+            chunk_size=1,
+        ),
     )
     loop.run(config, workdir)
     one, other = weights(workdir, "question"), weights(workdir, "passage")
     assert all(np.array_equal(one[name], other[name]) for name in one)
+    temperatures = lines(workdir, "temperature")
+    assert temperatures[1] == pytest.approx(0.05)
+    # Adam's first update is the learning rate, half of the peak, in the logarithm
+    assert abs(np.log(temperatures[2] / 0.05)) == pytest.approx(5e-4, rel=0.01)
 
 
 def test_a_damaged_checkpoint_is_named(run_dir: tuple[Config, WorkDir]) -> None:

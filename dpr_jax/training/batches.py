@@ -4,6 +4,7 @@ The global batch of step n depends on the seed and n alone, not on the number of
 one global order. The position in the data is the step number.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import numpy as np
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
+from dpr_jax.training.false_negatives import text_key
 from dpr_jax.training.step import Batch
 
 NO_PASSAGE = -1  # a dummy where a question has too few hard negatives
-NO_POSITIVE = -2  # fills up the rows of positives; equal to no passage's row
+NO_POSITIVE = -2  # fills up the positives; equal to no passage's text key
 READ_AHEAD = 4  # batches tokenized ahead of the device
 
 
@@ -58,13 +60,20 @@ def collate(
     passage_tokenizer: Tokenizer,
     most_positives: int,
 ) -> Batch:
-    """Joins rows with the corpus and tokenizes them to fixed lengths."""
+    """Joins rows with the corpus and tokenizes them to fixed lengths; keeps the first `most_positives` positives of each question."""
     rows = [row for one in draws for row in one.rows]
-    known = sorted({row for row in rows if row != NO_PASSAGE})
+    positives = [one.positives[:most_positives] for one in draws]
+    known = sorted({*rows, *itertools.chain(*positives)} - {NO_PASSAGE})
     passages = dict(zip(known, corpus.rows(known), strict=True))
     texts = [
         ("", "") if row == NO_PASSAGE else (passages[row].title, passages[row].text)
         for row in rows
+    ]
+    keys = {row: text_key(passage.text) for row, passage in passages.items()}
+    keys |= {NO_PASSAGE: NO_PASSAGE}
+    filled = [
+        [keys[row] for row in one] + [NO_POSITIVE] * (most_positives - len(one))
+        for one in positives
     ]
     return Batch(
         question=pad(
@@ -72,10 +81,8 @@ def collate(
             question_tokenizer.max_tokens,
         ),
         passages=pad(passage_tokenizer.ids(texts), passage_tokenizer.max_tokens),
-        passage_rows_P=np.array(rows, np.int32),
-        positive_rows_BM=np.array(
-            [_fill(one.positives, most_positives) for one in draws], np.int32
-        ),
+        passage_texts_P=np.array([keys[row] for row in rows], np.int32),
+        positive_texts_BM=np.array(filled, np.int32),
         weight_B=np.ones(len(draws), np.float32),
     )
 
@@ -89,6 +96,7 @@ def stream(
     batch_size: int,
     hard_negatives: int,
     shuffle_positives: bool,
+    mask_duplicates: bool,
     seed: int,
     first_step: int,
     process_index: int = 0,
@@ -104,19 +112,29 @@ def stream(
       batch_size: questions in the global batch.
       hard_negatives: a question.
       shuffle_positives: draw the positive; else the first.
+      mask_duplicates: the batches say of every question what its positives' texts are.
       seed: of the order and of the draws.
       first_step: number of batches already used.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
 
     Raises:
-      InputError: fewer questions than one batch holds.
+      InputError: fewer questions than one batch holds, or a batch of one question without any negative.
     """
     if len(questions) < batch_size:
         raise InputError(
             f"train.batch_size is {batch_size}, but there are only {len(questions)} training questions; make it smaller"
         )
-    most_positives = max(len(one.positives) for one in questions)
+    if batch_size == 1:
+        for one in questions:
+            if not (one.hard_negatives or one.negatives):
+                raise InputError(
+                    f"question {one.id!r} has no negative passage and, with a train.batch_size of 1, no other question's: "
+                    "its loss is 0 and teaches nothing; make the batch larger"
+                )
+    most_positives = 0
+    if mask_duplicates:
+        most_positives = max(len(one.positives) for one in questions)
     rows = (
         grain.MapDataset.source(questions)
         .seed(seed)
@@ -139,7 +157,3 @@ def stream(
     )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     return iter(local[first_step:].to_iter_dataset(options))
-
-
-def _fill(rows: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return rows + (NO_POSITIVE,) * (length - len(rows))

@@ -21,7 +21,13 @@ from dpr_jax.model.dual_encoder import Encoder
 from dpr_jax.training import batches, checkpoint, optimizer, validation
 from dpr_jax.training.export import SIDES, export
 from dpr_jax.training.record import Record
-from dpr_jax.training.step import StepSettings, TrainState, train_step
+from dpr_jax.training.step import (
+    LOG_TEMPERATURE,
+    StepSettings,
+    TrainState,
+    temperature_of,
+    train_step,
+)
 
 # settings of the train stage that do not change the weights
 INCIDENTAL = ("log_every_steps", "validate_every_steps", "checkpoint_every_steps")
@@ -49,7 +55,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         logging.say("train: up to date")
         return
     train = config.train
-    _check_division(train.batch_size)
+    _check_division(train.batch_size, train.chunk_size)
 
     # --- data -----------------------------------------------------------------------
     corpus = store.open_corpus(workdir)
@@ -66,6 +72,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- model ----------------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
     frozen = _frozen(train, shape.num_hidden_layers)
+    _check_widths(train.matryoshka_widths, shape.hidden_size)
     encoder = Encoder(
         shape,
         pooling=config.model.pooling,
@@ -73,6 +80,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         dropout=train.dropout,
         dtype=jnp.dtype(train.dtype),
         frozen=frozen,
+        remat=train.remat,
     )
     params = dual_encoder.dual_params(
         hf.read_params(folders["question"], shape),
@@ -97,6 +105,8 @@ def run(config: Config, workdir: WorkDir) -> None:
         layer_decay=train.layer_decay,
         frozen=frozen,
     )
+    if train.learn_temperature:
+        params[LOG_TEMPERATURE] = np.float32(math.log(train.temperature))
     state = TrainState(
         np.zeros((), np.int32), params, jax.device_get(adamw.init(params))
     )
@@ -117,7 +127,14 @@ def run(config: Config, workdir: WorkDir) -> None:
         # --- the mapped step ------------------------------------------------------------
         spmd = parallel.spmd(train.spmd)
         settings = StepSettings(
-            encoder, adamw, train.temperature, train.mask_duplicates, config.seed
+            encoder,
+            adamw,
+            temperature=train.temperature,
+            mask_duplicates=train.mask_duplicates,
+            seed=config.seed,
+            symmetric=train.symmetric,
+            matryoshka_widths=train.matryoshka_widths,
+            chunk_size=train.chunk_size,
         )
         update = spmd.map(
             functools.partial(train_step, settings=settings, axis=parallel.AXIS),
@@ -130,7 +147,6 @@ def run(config: Config, workdir: WorkDir) -> None:
             corpus=corpus,
             question_tokenizer=question_tokenizer,
             passage_tokenizer=passage_tokenizer,
-            temperature=train.temperature,
             block=train.batch_size,
             block_hard_negatives=train.hard_negatives,
             pool_hard_negatives=train.validation_hard_negatives,
@@ -144,6 +160,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             batch_size=train.batch_size,
             hard_negatives=train.hard_negatives,
             shuffle_positives=train.shuffle_positives,
+            mask_duplicates=train.mask_duplicates,
             seed=config.seed,
             first_step=first_step,
             process_index=jax.process_index(),
@@ -175,7 +192,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} {values['examples_per_s']:.1f} examples/s"
 
         def judge(step: int, params: dual_encoder.Params) -> validation.Validation:
-            judged = validate(params)
+            temperature = float(temperature_of(params, train.temperature))
+            judged = validate(params, temperature=temperature)
             named = {
                 f"validation_{name}": value for name, value in judged._asdict().items()
             }
@@ -237,10 +255,22 @@ def _origin(config: Config, data: dict[str, str], start: str) -> dict[str, objec
     return artifacts.made_from("train", settings, inputs)
 
 
-def _check_division(batch_size: int) -> None:
-    if batch_size % jax.device_count():
+def _check_division(batch_size: int, chunk_size: int) -> None:
+    questions, left = divmod(batch_size, jax.device_count())
+    if left:
         raise InputError(
             f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
+        )
+    if chunk_size and questions % chunk_size:
+        raise InputError(
+            f"train.chunk_size is {chunk_size}, which does not divide the {questions} questions of a device; make it one of their divisors"
+        )
+
+
+def _check_widths(widths: tuple[int, ...], whole: int) -> None:
+    if widths and max(widths) >= whole:
+        raise InputError(
+            f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers and always count; name smaller widths"
         )
 
 

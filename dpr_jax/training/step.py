@@ -99,10 +99,7 @@ def batch_loss(
       float32 scalar loss, and {"loss", "accuracy"} as sums that pmean turns into means over the global batch.
     """
     question_emb_BD, passage_emb_PD = _encode(params, batch, settings, dropout_key)
-    temperature = settings.temperature
-    if LOG_TEMPERATURE in params:
-        temperature = jnp.exp(params[LOG_TEMPERATURE])
-
+    temperature = temperature_of(params, settings.temperature)
     contrasts = _contrasts(question_emb_BD, passage_emb_PD, batch, settings, axis)
     scores = [
         loss.scores(one.emb_BD, one.candidate_emb_PD, temperature) for one in contrasts
@@ -117,6 +114,11 @@ def batch_loss(
     share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), axis)
     total = jnp.sum(nll_B * share_B)
     return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
+
+
+def temperature_of(params: Params, fixed: float) -> float | jax.Array:
+    """The learned temperature where there is one, else the fixed one."""
+    return jnp.exp(params[LOG_TEMPERATURE]) if LOG_TEMPERATURE in params else fixed
 
 
 def _encode(
@@ -215,7 +217,8 @@ def train_step(
       axis: name of the mapped axis.
 
     Returns:
-      The new state and {"loss", "accuracy", "grad_norm"} (before clipping), the same on every device.
+      The new state and {"loss", "accuracy", "grad_norm"} (before clipping), and "temperature" where it is learned; the same on
+      every device.
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     key = jax.random.fold_in(key, lax.axis_index(axis))
@@ -224,4 +227,6 @@ def train_step(
     updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    if LOG_TEMPERATURE in state.params:
+        metrics["temperature"] = temperature_of(state.params, settings.temperature)
     return TrainState(state.step + 1, params, opt_state), metrics
