@@ -30,6 +30,10 @@ class WorkDir:
         return self.root / "data"
 
     @property
+    def mined(self) -> Path:
+        return self.data / "mined"
+
+    @property
     def bm25(self) -> Path:
         return self.root / "bm25"
 

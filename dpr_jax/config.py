@@ -6,9 +6,11 @@ and each stage's `run` see the whole `Config`; deeper functions take the values 
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
+import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,16 +55,39 @@ class Bm25Config:
     """Length normalization (0.4 in the DPR paper)."""
 
 
+Source = Literal["bm25", "dense"]
+# (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
+Filter = Callable[[str, list[tuple[str, str]]], Sequence[bool]]
+
+
 @dataclasses.dataclass(frozen=True)
 class MineConfig:
-    """Hard negatives from BM25: best-ranked passages that are neither gold nor contain an answer."""
+    """Hard negatives: passages that rank high, and are neither gold, nor nearly gold, nor contain an answer."""
 
     enabled: bool = True
     """Mine hard negatives; when false, those in the data set are used."""
+    sources: tuple[Source, ...] = ("bm25",)
+    """What ranks the passages; of several, each one's best in turn. dense needs `model` and `index`."""
     depth: int = 8
     """How many hard negatives to keep a question."""
+    skip: int = 0
+    """Pass over so many top passages of a source, gold or not: among the very best are answers nobody marked."""
     window: int = 100
-    """How many top BM25 passages to look through."""
+    """How many top passages of a source to look through, `skip` included."""
+    sample: bool = False
+    """Draw from the whole window, all passages alike; otherwise the best are taken."""
+    absolute_margin: float | None = None
+    """Keep only what scores at least so much below the first gold passage, in units of the source's score (0 or more)."""
+    relative_margin: float | None = None
+    """Keep only what scores at least this share of its score below the first gold passage: 0.05 asks for at most 95 %."""
+    near_duplicate: float = 0.6
+    """Pass over a passage that shares this part or more of its 5-word runs, or of the gold passage's, with a gold passage."""
+    filter: Filter | None = None
+    """A function of the config file that says what may be a hard negative, such as a cross-encoder's judgement (docs/data.md)."""
+    model: str = "model"
+    """dense: encoder of the questions, a folder (absolute, or inside the work directory) or anything `model.init` takes."""
+    index: str = "index"
+    """dense: folder of the index, absolute or inside the work directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,6 +332,7 @@ _AT_LEAST = {
     "model.max_question_tokens": 4,
     "model.max_passage_tokens": 8,
     "mine.depth": 1,
+    "mine.skip": 0,
     "encode.rows_per_shard": 1,
     "encode.batch_tokens": 0,
     "index.leaves": 0,
@@ -346,9 +372,22 @@ def validate(config: Config) -> None:
     _require(
         config,
         "mine.window",
-        lambda value: value >= config.mine.depth,
-        "mine.depth or more",
+        lambda value: value >= config.mine.skip + config.mine.depth,
+        "mine.skip + mine.depth or more",
     )
+    _require(
+        config,
+        "mine.sources",
+        lambda value: len(set(value)) == len(value) > 0,
+        "one or more sources, each once",
+    )
+    for key in ("mine.absolute_margin", "mine.relative_margin"):
+        _require(
+            config, key, lambda value: value is None or value >= 0, "0 or more, or None"
+        )
+    _require(config, "mine.near_duplicate", lambda value: 0 < value <= 1, "in (0, 1]")
+    if config.mine.filter is not None:
+        describe(config.mine.filter)
     _require(
         config,
         "evaluate.cutoffs",
@@ -388,8 +427,25 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
+        if callable(value):
+            value = describe(value)
         plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """A function of a config file by name and hash of its own lines, which is how a manifest tells whether it changed.
+
+    Raises:
+      InputError: it has no lines to be known by.
+    """
+    try:
+        lines = inspect.getsource(function)
+    except (TypeError, OSError):
+        raise InputError(
+            f"mine.filter is {function!r}; it must be a function that the config file defines with `def`"
+        ) from None
+    return f"{function.__qualname__} {hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def keys(kind: type = Config, prefix: str = "") -> list[str]:

@@ -1,58 +1,26 @@
 """Mined hard negatives: ranked by BM25, and never an answer."""
 
 import dataclasses
-from collections import Counter
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from prepared import WordEmbedder
 
 from dpr_jax import artifacts, logging
+from dpr_jax import config as settings
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, DataConfig, MineConfig
+from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig
 from dpr_jax.data import prepare, store
 from dpr_jax.data.answers import has_answer
-from dpr_jax.data.store import Question
+from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25
-from dpr_jax.mining import mine
+from dpr_jax.index import bm25, build
+from dpr_jax.mining import mine, report, sources
+from dpr_jax.mining.rules import near_copy, word_runs
 
 TEXTS = ["Gold one.", "gold  ONE.", "Paris it is", "wrong", "other", "more", "last"]
-
-
-def ask(
-    ranked: list[int], depth: int, **changes: object
-) -> tuple[tuple[int, ...], Counter[str]]:
-    question = Question("0", "q", ("paris",), (0,), (6,), (5,))._replace(**changes)
-    count: Counter[str] = Counter()
-    kept = mine.hard_negatives(
-        question, ranked, TEXTS.__getitem__, depth=depth, match="string", count=count
-    )
-    return kept, count
-
-
-def test_each_rule_passes_over_what_is_no_negative() -> None:
-    kept, count = ask([2, 3, 0, 1, 4, 5], depth=2)
-    assert kept == (3, 4)
-    assert count == {
-        "questions": 1,
-        "kept": 2,
-        "gold": 1,
-        "the text of a gold passage": 1,
-        "with an answer": 1,
-        "without any": 0,
-    }
-    assert ask([5, 3, 4], depth=9)[0] == (5, 3, 4)  # the order of the ranking
-    assert ask([2, 3], depth=9, answers=())[0] == (2, 3)  # no answers known
-    kept, count = ask([2, 0, 1], depth=2)
-    assert kept == () and count["without any"] == 1
-
-
-def test_answers_may_be_patterns() -> None:
-    question = Question("0", "q", (r"wr.ng",), (0,), (), ())
-    kept = mine.hard_negatives(
-        question, [3, 4], TEXTS.__getitem__, depth=2, match="regex", count=Counter()
-    )
-    assert kept == (4,)
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -68,13 +36,13 @@ def test_mined_rows_are_the_best_that_the_rules_allow(
     answered = 0
     for old, new, ranked in zip(before, after, rows_QK.tolist(), strict=True):
         assert old == new._replace(hard_negatives=old.hard_negatives)
-        gold_texts = [corpus[row].text.lower().split() for row in new.positives]
+        gold_runs = [word_runs(corpus[row].text) for row in new.positives]
         allowed = [
             row
             for row in ranked
             if row not in (-1, *new.positives)
             and not has_answer(new.answers, corpus[row].text)
-            and corpus[row].text.lower().split() not in gold_texts
+            and not near_copy(corpus[row].text, gold_runs, config.mine.near_duplicate)
         ]
         assert new.hard_negatives == tuple(allowed[: config.mine.depth])
         answered += any(has_answer(new.answers, corpus[row].text) for row in ranked)
@@ -111,6 +79,7 @@ def test_stage_is_done_once_and_again_for_other_settings(
     config, workdir = small
     said: list[str] = []
     monkeypatch.setattr(logging, "say", said.append)
+    monkeypatch.setattr(report, "say", said.append)
     manifest = workdir.data / "manifest.json"
     data = artifacts.fingerprint(manifest)
 
@@ -118,7 +87,7 @@ def test_stage_is_done_once_and_again_for_other_settings(
     rows = store.open_questions(workdir, "train", mined=True)
     assert [one.hard_negatives for one in rows] == [(3,), ()]
     assert any("warning: 1 questions have no hard negative" in line for line in said)
-    assert "1 gold, 1 the text of a gold passage" in "\n".join(said)
+    assert "1 gold, 1 near copies of a gold passage" in "\n".join(said)
 
     said.clear()
     mine.run(config, workdir)
@@ -159,3 +128,137 @@ def test_without_data(tmp_path: Path) -> None:
     workdir = artifacts.open_workdir(tmp_path / "work", "small")
     with pytest.raises(InputError, match="manifest.json does not exist"):
         mine.run(Config(name="small"), workdir)
+
+
+def mined_rows(workdir: WorkDir, split: str = "train") -> list[tuple[int, ...]]:
+    rows = store.open_questions(workdir, split, mined=True)
+    return [one.hard_negatives for one in rows]
+
+
+def with_mine(config: Config, **changes: object) -> Config:
+    return dataclasses.replace(config, mine=MineConfig(**changes))
+
+
+def test_vectors_find_what_words_do_not(
+    small: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = small
+    config = dataclasses.replace(config, index=IndexConfig(kind="faiss"))
+    embedder = WordEmbedder()
+    for module in (encode, sources):
+        monkeypatch.setattr(module, "load_embedder", lambda *_, **__: embedder)
+    dense = with_mine(config, sources=("dense",), depth=2, window=7)
+    with pytest.raises(InputError, match="index.json does not exist"):
+        mine.run(dense, workdir)
+    encode.run(config, workdir)
+    build.run(config, workdir)
+
+    mine.run(dense, workdir)
+    texts = [("T", text) for text in TEXTS]
+    scores_QN = embedder.encode(["wrong gold", "zebra"]) @ embedder.encode(texts).T
+    order = [np.argsort(-scores_N, kind="stable").tolist() for scores_N in scores_QN]
+    wanted = [
+        tuple([row for row in order[0] if row not in (0, 1)][:2]),  # 1 repeats 0
+        tuple([row for row in order[1] if row != 3][:2]),
+    ]
+    assert mined_rows(workdir) == wanted
+    both = with_mine(config, sources=("bm25", "dense"), depth=2, window=7)
+    mine.run(both, workdir)
+    assert mined_rows(workdir) == [
+        (3, next(row for row in order[0] if row not in (0, 1, 3))),
+        wanted[1],
+    ]
+
+    embedder.model_fingerprint = embedder.fingerprint = "another"
+    with pytest.raises(InputError, match="another model than mine.model=model"):
+        mine.run(dense, workdir)
+    assert len(mined_rows(workdir)) == 2  # what was there stands
+
+
+def test_a_sample_is_drawn_from_the_whole_window(
+    nq_small_workdir: tuple[Config, WorkDir], tmp_path: Path
+) -> None:
+    config, prepared = nq_small_workdir
+    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    shutil.copytree(prepared.data, workdir.data)
+    whole = with_mine(config, depth=60, window=60)
+    mine.run(whole, workdir)
+    allowed = mined_rows(workdir)
+
+    def drawn(seed: int) -> list[tuple[int, ...]]:
+        sampled = with_mine(config, sample=True, depth=5, window=60)
+        mine.run(dataclasses.replace(sampled, seed=seed), workdir)
+        return mined_rows(workdir)
+
+    one, other = drawn(1), drawn(2)
+    assert one != other and drawn(1) == one
+    for rows, possible in zip(one, allowed, strict=True):
+        assert set(rows) <= set(possible) and len(rows) == min(5, len(possible))
+    places = [
+        possible.index(row) / len(possible)
+        for rows, possible in zip(one, allowed, strict=True)
+        for row in rows
+    ]
+    assert 0.4 < np.mean(places) < 0.6
+
+
+FILTER = """
+from dpr_jax.config import Config, MineConfig
+
+def keep(question, passages):
+    return [text {relation} "wrong" for _, text in passages]
+
+config = Config(name="small", mine=MineConfig(filter=keep))
+"""
+
+
+def test_a_changed_filter_is_asked_anew(
+    small: tuple[Config, WorkDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = small
+    said: list[str] = []
+    monkeypatch.setattr(logging, "say", said.append)
+    monkeypatch.setattr(report, "say", said.append)
+
+    def run_with(text: str) -> list[tuple[int, ...]]:
+        (tmp_path / "filtering.py").write_text(text)
+        loaded = settings.load(tmp_path / "filtering.py")
+        mine.run(dataclasses.replace(loaded, data=config.data), workdir)
+        return mined_rows(workdir)
+
+    assert run_with(FILTER.format(relation="!=")) == [(), ()]
+    assert any("1 refused by mine.filter" in line for line in said)
+    assert run_with(FILTER.format(relation="==")) == [(3,), ()]
+    said.clear()
+    run_with("# a line more\n" + FILTER.format(relation="=="))
+    assert said == ["mine: up to date"]
+
+
+def test_the_manifest_says_how_many_each_rule_passed_over(
+    small: tuple[Config, WorkDir],
+) -> None:
+    config, workdir = small
+    mine.run(config, workdir)
+    facts = artifacts.read_json(workdir.mined / "manifest.json")
+    assert facts["mined"]["train"] == {
+        "questions": 2,
+        "hard_negatives": 1,
+        "without_any": 1,
+        "passed_over": {"gold": 1, "near copies of a gold passage": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": ()}, "mine.sources is .*one or more sources, each once"),
+        ({"sources": ("bm25", "bm25")}, "each once"),
+        ({"skip": 95}, "mine.window is 100; it must be mine.skip"),
+        ({"relative_margin": -0.1}, "mine.relative_margin is -0.1"),
+        ({"near_duplicate": 0.0}, "mine.near_duplicate is 0.0"),
+        ({"filter": len}, "must be a function that the config file defines"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings.validate(with_mine(Config(), **changes))

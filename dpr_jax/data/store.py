@@ -110,7 +110,7 @@ def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questio
     Raises:
       InputError: they are missing, damaged, or the config names no file for this split.
     """
-    folder = workdir.data / "mined" if mined else workdir.data
+    folder = workdir.mined if mined else workdir.data
     stage = "dpr mine" if mined else "dpr prepare"
     facts = _check(folder / "manifest.json", "questions", stage)
     if split not in facts["questions"]:

@@ -48,33 +48,13 @@ class Bm25:
             scores_QK[number, : len(rows)] = scores_N[rows]
             rows_QK[number, : len(rows)] = rows
 
-        words = self._words(questions)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(search_one, range(len(words)), words))
-        return scores_QK, rows_QK
-
-    def score(self, questions: Sequence[str], rows: Sequence[int]) -> np.ndarray:
-        """The score of one given passage a question, float32 [Q]; 0 where they share no word."""
-        scores_P, rows_P, starts_V = (
-            self._index.scores[name] for name in ("data", "indices", "indptr")
-        )
-        scores_Q = np.zeros(len(questions), np.float32)
-        for number, (words, row) in enumerate(
-            zip(self._words(questions), rows, strict=True)
-        ):
-            for word in words:
-                start, stop = starts_V[word], starts_V[word + 1]
-                at = start + np.searchsorted(rows_P[start:stop], row)
-                if at < stop and rows_P[at] == row:
-                    scores_Q[number] += scores_P[at]
-        return scores_Q
-
-    def _words(self, questions: Sequence[str]) -> list[np.ndarray]:
-        """Each question's words that the index knows, by number."""
-        return [
+        words = [
             np.array(self._index.get_tokens_ids(words), np.int64)
             for words in bm25_build.tokenize(list(questions), return_ids=False)
         ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(search_one, range(len(words)), words))
+        return scores_QK, rows_QK
 
 
 def of_corpus(

@@ -1,171 +1,162 @@
-"""The stage that finds hard negatives: what BM25 ranks high for a question and is no answer to it.
+"""The stage that finds hard negatives: what ranks high for a question and is no answer to it.
 
-A top passage that is gold, holds an answer, or repeats a gold passage's text is passed over: trained on as a negative, it would teach
+A passage that is gold, holds an answer, or repeats much of a gold passage is passed over: trained on as a negative, it would teach
 the opposite of the truth.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config
+from dpr_jax.config import Config, describe
 from dpr_jax.data import store
-from dpr_jax.data.answers import has_answer
+from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.index import bm25
+from dpr_jax.mining import rules, sources
+from dpr_jax.mining.report import Report
+from dpr_jax.mining.rules import Ranking, Rules
+from dpr_jax.mining.sources import Search
 
-QUESTIONS_AT_ONCE = 256
+QUESTIONS_AT_ONCE = 1024
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """workdir.data -> workdir.data / "mined": the train and dev questions with their hard negatives replaced by mined ones.
+    """workdir.data -> workdir.mined: the train and dev questions with their hard negatives replaced by mined ones.
+
+    Memory does not grow with the questions: they pass through in batches.
 
     Raises:
-      InputError: the prepared data are missing or damaged.
+      InputError: the prepared data are missing or damaged; the dense source lacks its model or index, or these do not belong together.
     """
-    folder, match = workdir.data / "mined", config.evaluate.answer_match
+    settings = config.mine
     data = workdir.data / "manifest.json"
-    origin = artifacts.made_from(
-        "mine",
-        {
-            "depth": config.mine.depth,
-            "window": config.mine.window,
-            "k1": config.bm25.k1,
-            "b": config.bm25.b,
-            "answer_match": match,
-        },
-        {"data": artifacts.fingerprint(data)},
-    )
-    artifacts.restore_dir(folder)
-    if artifacts.is_fresh(folder / "manifest.json", origin):
+    corpus = store.open_corpus(workdir)
+    embedder = sources.question_tower(config, workdir)
+
+    # --- is there anything to do? ---
+    origin = _origin(config, *sources.depend_on(config, workdir, embedder))
+    origin["inputs"]["data"] = artifacts.fingerprint(data)
+    artifacts.restore_dir(workdir.mined)
+    if artifacts.is_fresh(workdir.mined / "manifest.json", origin):
         logging.say("mine: up to date")
         return
 
-    corpus = store.open_corpus(workdir)
-    index = bm25.of_corpus(
-        workdir.bm25,
-        (passage.title_and_text for passage in corpus),
-        count=len(corpus),
-        corpus=artifacts.fingerprint(data, "corpus/"),
-        k1=config.bm25.k1,
-        b=config.bm25.b,
+    # --- search, and pick ---
+    searches = sources.open_sources(config, workdir, corpus, embedder)
+    allowed = Rules(
+        settings.depth,
+        config.evaluate.answer_match,
+        settings.near_duplicate,
+        settings.filter,
     )
-    counts: dict[str, Counter[str]] = {}
+    reports: dict[str, Report] = {}
 
     def mined(split: str) -> Iterator[Question]:
+        report = reports[split] = Report(split)
         questions = store.open_questions(workdir, split)
-        counts[split] = count = Counter()
         with logging.progress(f"mine {split}", len(questions), "questions") as advance:
-            rows = iter(questions)
-            while batch := list(itertools.islice(rows, QUESTIONS_AT_ONCE)):
-                _, rows_QK = index.search(
-                    [one.question for one in batch], config.mine.window
-                )
-                ranked = [
-                    [row for row in rows if row >= 0] for rows in rows_QK.tolist()
-                ]
-                text_of = _texts(corpus, batch, ranked, 2 * config.mine.depth)
-                for question, best_first in zip(batch, ranked, strict=True):
-                    negatives = hard_negatives(
-                        question,
-                        best_first,
-                        text_of,
-                        depth=config.mine.depth,
-                        match=match,
-                        count=count,
-                    )
-                    yield question._replace(hard_negatives=negatives)
+            left = iter(questions)
+            while batch := list(itertools.islice(left, QUESTIONS_AT_ONCE)):
+                proposed = _proposed(config, searches, batch, report.questions)
+                passage_of = _passages(corpus, batch, proposed, 2 * settings.depth)
+                for question, rows in zip(batch, proposed, strict=True):
+                    yield _mine(question, rows, passage_of, allowed, report)
                 advance(len(batch))
 
-    splits = [
-        split
-        for split in ("train", "dev")
-        if split in artifacts.read_json(data)["questions"]
-    ]
-    with artifacts.atomic_dir(folder) as partial:
+    present = artifacts.read_json(data)["questions"]
+    splits = [split for split in ("train", "dev") if split in present]
+    with artifacts.atomic_dir(workdir.mined) as partial:
         files = store.write_questions(partial, {name: mined(name) for name in splits})
-        kept = {name: counts[name]["questions"] for name in splits}
         artifacts.write_manifest(
-            partial / "manifest.json", origin, files, questions=kept
+            partial / "manifest.json",
+            origin,
+            files,
+            questions={name: report.questions for name, report in reports.items()},
+            mined={name: report.facts() for name, report in reports.items()},
         )
-    for split in splits:
-        _report(split, counts[split])
+    for split, report in reports.items():
+        report.show(samples=split == "train")
 
 
-def hard_negatives(
+def _proposed(
+    config: Config, searches: list[Search], batch: list[Question], first: int
+) -> list[dict[int, bool]]:
+    """Each question's candidates in the order to try them, from `rules.candidates`; `first` is the number of the batch's first question."""
+    settings = config.mine
+    asked = [question.question for question in batch]
+    found = [search(asked, settings.window) for search in searches]
+    proposed = []
+    for i, question in enumerate(batch):
+        candidates = rules.candidates(
+            [Ranking(scores_QK[i], rows_QK[i]) for scores_QK, rows_QK in found],
+            question.positives[0],
+            skip=settings.skip,
+            absolute_margin=settings.absolute_margin,
+            relative_margin=settings.relative_margin,
+        )
+        if settings.sample:
+            candidates = _shuffled(candidates, config.seed, first + i)
+        proposed.append(candidates)
+    return proposed
+
+
+def _mine(
     question: Question,
-    ranked: Sequence[int],
-    text_of: Callable[[int], str],
-    *,
-    depth: int,
-    match: Literal["string", "regex"],
-    count: Counter[str],
-) -> tuple[int, ...]:
-    """The first `depth` rows of a ranking that are not answers to the question.
+    candidates: dict[int, bool],
+    passage_of: Callable[[int], Passage],
+    allowed: Rules,
+    report: Report,
+) -> Question:
+    """The question with mined hard negatives."""
 
-    Args:
-      question: with its gold rows and answers.
-      ranked: corpus rows, best first.
-      text_of: the text of a row.
-      depth: how many to keep.
-      match: how an answer is looked for in a text.
-      count: gets what was kept, and what was passed over by which rule.
-    """
-    gold_texts = {_plain(text_of(row)) for row in question.positives}
-    kept: list[int] = []
-    for row in ranked:
-        if len(kept) == depth:
-            break
-        if row in question.positives:
-            count["gold"] += 1
-        elif _plain(text_of(row)) in gold_texts:
-            count["the text of a gold passage"] += 1
-        elif has_answer(question.answers, text_of(row), match=match):
-            count["with an answer"] += 1
-        else:
-            kept.append(row)
-    count["questions"] += 1
-    count["kept"] += len(kept)
-    count["without any"] += not kept
-    return tuple(kept)
+    def passed_over(rule: str, row: int) -> None:
+        report.pass_over(rule, question, row, passage_of)
+
+    rows = rules.hard_negatives(question, candidates, passage_of, allowed, passed_over)
+    report.keep(question, rows, passage_of)
+    return question._replace(hard_negatives=rows)
 
 
-def _texts(
-    corpus: Corpus, batch: list[Question], ranked: list[list[int]], ahead: int
-) -> Callable[[int], str]:
-    """Texts by row: those of gold passages and of the first `ahead` of each ranking read at once, others when asked for."""
-    likely = {row for question in batch for row in question.positives}
-    likely |= {row for rows in ranked for row in rows[:ahead]}
-    rows = sorted(likely)
-    texts = {
-        row: passage.text for row, passage in zip(rows, corpus.rows(rows), strict=True)
+def _origin(
+    config: Config, of_sources: dict[str, object], inputs: dict[str, str]
+) -> dict[str, dict[str, object]]:
+    """What the mined questions depend on."""
+    mine = config.mine
+    settings = {
+        "depth": mine.depth,
+        "skip": mine.skip,
+        "window": mine.window,
+        "sample_seed": config.seed if mine.sample else None,
+        "absolute_margin": mine.absolute_margin,
+        "relative_margin": mine.relative_margin,
+        "near_duplicate": mine.near_duplicate,
+        "filter": describe(mine.filter) if mine.filter else None,
+        "answer_match": config.evaluate.answer_match,
     }
-
-    def text_of(row: int) -> str:
-        if row not in texts:
-            texts[row] = corpus[row].text
-        return texts[row]
-
-    return text_of
+    return artifacts.made_from("mine", settings | of_sources, inputs)
 
 
-def _plain(text: str) -> str:
-    """A text without what differs between copies: case and white space."""
-    return " ".join(text.casefold().split())
+def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, bool]:
+    """The same in an order of chance that depends on the seed and the question's number alone: the first that pass are then a sample."""
+    rows = np.random.default_rng([seed, number]).permutation(list(candidates))
+    return {row: candidates[row] for row in rows.tolist()}
 
 
-def _report(split: str, count: Counter[str]) -> None:
-    passed_over = ", ".join(
-        f"{count[rule]:,} {rule}"
-        for rule in ("gold", "the text of a gold passage", "with an answer")
-    )
-    logging.say(
-        f"mine: {split}: {count['questions']:,} questions, {count['kept'] / count['questions']:.1f} hard negatives each; passed over: {passed_over}"
-    )
-    if count["without any"]:
-        logging.say(
-            f"mine: {split}: warning: {count['without any']:,} questions have no hard negative; a larger mine.window may find some"
-        )
+def _passages(
+    corpus: Corpus, batch: list[Question], proposed: list[Iterable[int]], ahead: int
+) -> Callable[[int], Passage]:
+    """Passages by row: gold ones and the first `ahead` candidates of each question read at once, others when asked for."""
+    likely = {row for question in batch for row in question.positives}
+    likely |= {row for rows in proposed for row in itertools.islice(rows, ahead)}
+    in_order = sorted(likely)
+    known = dict(zip(in_order, corpus.rows(in_order), strict=True))
+
+    def passage_of(row: int) -> Passage:
+        if row not in known:
+            known[row] = corpus[row]
+        return known[row]
+
+    return passage_of

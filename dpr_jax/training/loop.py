@@ -48,7 +48,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     mined = config.mine.enabled
     data = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
     if mined:
-        data["mined"] = artifacts.fingerprint(workdir.data / "mined" / "manifest.json")
+        data["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
     origin = _origin(config, data, start)
     checkpoint.claim(workdir.checkpoints, origin, write=parallel.is_main())
     if artifacts.is_fresh(workdir.model / "manifest.json", origin):

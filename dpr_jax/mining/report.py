@@ -1,0 +1,85 @@
+"""What mining says of itself: how many passages each rule passed over, and samples to read."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from dpr_jax.data.formats import Passage
+from dpr_jax.data.store import Question
+from dpr_jax.logging import say
+
+PassageOf = Callable[[int], Passage]
+
+SAMPLES_KEPT = 3  # questions shown with their hard negatives
+SAMPLES_A_RULE = 2  # passages shown a rule
+NEGATIVES_A_SAMPLE = 2
+SHOWN_LETTERS = 150
+
+
+class Report:
+    """The counts and samples of one split."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split
+        self.questions = self.kept = self.without_any = 0
+        self.passed_over: Counter[str] = Counter()
+        self._samples_kept: list[str] = []
+        self._samples_passed_over: dict[str, list[str]] = {}
+
+    def pass_over(
+        self, rule: str, question: Question, row: int, passage_of: PassageOf
+    ) -> None:
+        """Counts a passage that is no hard negative."""
+        self.passed_over[rule] += 1
+        samples = self._samples_passed_over.setdefault(rule, [])
+        if rule != "gold" and len(samples) < SAMPLES_A_RULE:
+            samples.append(_sample(question, {rule: [row]}, passage_of))
+
+    def keep(
+        self, question: Question, rows: Sequence[int], passage_of: PassageOf
+    ) -> None:
+        """Counts a question's hard negatives."""
+        self.questions += 1
+        self.kept += len(rows)
+        self.without_any += not rows
+        if rows and len(self._samples_kept) < SAMPLES_KEPT:
+            kept = {"hard negative": rows[:NEGATIVES_A_SAMPLE]}
+            self._samples_kept.append(_sample(question, kept, passage_of))
+
+    def facts(self) -> dict[str, object]:
+        """All counts, for the manifest."""
+        return {
+            "questions": self.questions,
+            "hard_negatives": self.kept,
+            "without_any": self.without_any,
+            "passed_over": dict(self.passed_over),
+        }
+
+    def show(self, *, samples: bool) -> None:
+        """Says the counts, and the samples if asked for."""
+        rules = ", ".join(f"{n:,} {rule}" for rule, n in self.passed_over.items())
+        say(
+            f"mine: {self._split}: {self.questions:,} questions, {self.kept:,} hard negatives ({self.kept / self.questions:.1f} each); passed over: {rules or 'none'}"
+        )
+        if self.without_any:
+            say(
+                f"mine: {self._split}: warning: {self.without_any:,} questions have no hard negative; a larger mine.window may find some"
+            )
+        if samples:
+            passed_over = [
+                one for some in self._samples_passed_over.values() for one in some
+            ]
+            say("\n".join(["mine: to read:", *self._samples_kept, *passed_over]))
+
+
+def _sample(
+    question: Question, shown: dict[str, Sequence[int]], passage_of: PassageOf
+) -> str:
+    lines = [f"  {question.question}  [{'; '.join(question.answers)}]"]
+    for what, rows in ({"gold": question.positives[:1]} | shown).items():
+        lines += [f"    {what}: {_start(passage_of(row))}" for row in rows]
+    return "\n".join(lines)
+
+
+def _start(passage: Passage) -> str:
+    text = " ".join(f"{passage.title} | {passage.text}".split())
+    return text[:SHOWN_LETTERS] + ("..." if len(text) > SHOWN_LETTERS else "")
