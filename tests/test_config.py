@@ -41,7 +41,7 @@ def test_defaults_are_valid() -> None:
         (Config(train=TrainConfig(learning_rate=0)), "train.learning_rate is 0"),
         (
             Config(mine=MineConfig(window=3)),
-            "mine.window is 3; it must be mine.depth or more",
+            r"mine.window is 3; it must be mine.skip \+ mine.depth or more",
         ),
         (
             Config(train=TrainConfig(batch_size=1, hard_negatives=0)),
