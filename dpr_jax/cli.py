@@ -12,8 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from dpr_jax import artifacts, logging
-from dpr_jax import config as settings
+from dpr_jax import artifacts, config_file, logging
+from dpr_jax.config import Config, validate
 from dpr_jax.errors import InputError
 
 COMMANDS = {
@@ -38,7 +38,7 @@ class Call:
 
     workdir: Path
     """Folder that holds everything this run makes; made if missing."""
-    config: Annotated[settings.Config, tyro.conf.arg(name="")]
+    config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def parse(command: str, args: list[str]) -> Call:
       InputError: an unknown setting (with near matches), a value of the wrong type or range, no work directory.
     """
     file = args[0] if args and not args[0].startswith("-") else None
-    default = settings.load(file) if file else settings.Config()
+    default = config_file.load(file) if file else Config()
     rest = args[1:] if file else args
     helping = bool({"-h", "--help"} & set(rest))
     if not helping:
@@ -133,13 +133,13 @@ def parse(command: str, args: list[str]) -> Call:
         if helping:
             raise
         raise InputError(_one_line(said.getvalue())) from None
-    settings.validate(call.config)
+    validate(call.config)
     return call
 
 
 def _check_names(args: list[str]) -> None:
     """One line for what tyro would say in a box."""
-    known = ["workdir", *settings.keys()]
+    known = ["workdir", *config_file.keys()]
     for arg in args:
         if not arg.startswith("--"):
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_jax import config
+from dpr_jax import config, config_file
 from dpr_jax.config import Config, MineConfig, TrainConfig
 from dpr_jax.errors import InputError
 
@@ -16,7 +16,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
-    loaded = config.load(path)
+    loaded = config_file.load(path)
     assert loaded.name == path.stem
     doc = path.read_text(encoding="utf-8").split('"""')[1]
     for fact in ("Command:", "Hardware:", "Time:", "Expected:"):
@@ -70,7 +70,7 @@ def test_bad_config_files_are_named(
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        config.load(path)
+        config_file.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 

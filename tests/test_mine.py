@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from prepared import WordEmbedder
 
-from dpr_jax import artifacts, logging
-from dpr_jax import config as settings
+from dpr_jax import artifacts, config_file, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig
+from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig, validate
 from dpr_jax.data import prepare, store
 from dpr_jax.data.answers import has_answer
 from dpr_jax.encoding import encode
@@ -222,7 +221,7 @@ def test_a_changed_filter_is_asked_anew(
 
     def run_with(text: str) -> list[tuple[int, ...]]:
         (tmp_path / "filtering.py").write_text(text)
-        loaded = settings.load(tmp_path / "filtering.py")
+        loaded = config_file.load(tmp_path / "filtering.py")
         mine.run(dataclasses.replace(loaded, data=config.data), workdir)
         return mined_rows(workdir)
 
@@ -256,9 +255,15 @@ def test_the_manifest_says_how_many_each_rule_passed_over(
         ({"skip": 95}, "mine.window is 100; it must be mine.skip"),
         ({"relative_margin": -0.1}, "mine.relative_margin is -0.1"),
         ({"near_duplicate": 0.0}, "mine.near_duplicate is 0.0"),
-        ({"filter": len}, "must be a function that the config file defines"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        settings.validate(with_mine(Config(), **changes))
+        validate(with_mine(Config(), **changes))
+
+
+def test_a_filter_without_lines_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(FILTER.format(relation="==").replace("filter=keep", "filter=len"))
+    with pytest.raises(InputError, match="that the config file defines with `def`"):
+        config_file.load(path)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax import artifacts
-from dpr_jax import config as settings
+from dpr_jax import artifacts, config_file
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.training import loop
@@ -100,15 +99,15 @@ def test_two_processes_train_as_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     base, prepared = nq_small_workdir
-    config_file = write_config(tmp_path, base, spmd)
-    config = settings.load(config_file)
+    file = write_config(tmp_path, base, spmd)
+    config = config_file.load(file)
     one, two = (
         artifacts.open_workdir(tmp_path / name, config.name) for name in ("one", "two")
     )
     for workdir in (one, two):
         shutil.copytree(prepared.data, workdir.data)
     loop.run(config, one)  # this process, eight devices
-    train_in_two_processes(config_file, two, tmp_path / "logs")
+    train_in_two_processes(file, two, tmp_path / "logs")
     assert sorted(lines(one)) == [1, 2, 3, 4]
     assert_same_curve(one, two)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config, to_dict
+from dpr_jax.config import Config
+from dpr_jax.config_file import to_dict
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples

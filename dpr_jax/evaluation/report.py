@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 import dpr_jax
 from dpr_jax import artifacts
-from dpr_jax.config import Config, keys, to_dict
+from dpr_jax.config import Config
+from dpr_jax.config_file import keys, to_dict
 from dpr_jax.evaluation import plots
 from dpr_jax.evaluation.examples import Choice
 from dpr_jax.evaluation.metrics import Estimate

@@ -11,7 +11,8 @@ import numpy as np
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, describe
+from dpr_jax.config import Config
+from dpr_jax.config_file import describe
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Corpus, Question

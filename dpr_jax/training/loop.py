@@ -13,7 +13,8 @@ import numpy as np
 
 from dpr_jax import artifacts, logging, parallel
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, TrainConfig, to_dict
+from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.model import dual_encoder, embed, hf, tokenizer
