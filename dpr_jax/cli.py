@@ -19,6 +19,7 @@ from dpr_jax.errors import InputError
 COMMANDS = {
     "pipeline": "all stages in order, and the report",
     "prepare": "raw files -> data/",
+    "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
     "mine": "hard negatives by BM25 -> data/mined/",
     "train": "data/ -> checkpoints/, model/",
     "encode": "corpus and model/ -> embeddings/",

@@ -10,6 +10,7 @@ from dpr_jax.data import prepare
 from dpr_jax.encoding import encode
 from dpr_jax.evaluation import evaluate
 from dpr_jax.index import build
+from dpr_jax.inspection import inspect
 from dpr_jax.mining import mine
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
@@ -32,6 +33,7 @@ def on_main(stage: Stage) -> Stage:
 
 STAGES: dict[str, Stage] = {
     "prepare": on_main(prepare.run),
+    "inspect": on_main(inspect.run),
     "mine": on_main(mine.run),
     "train": loop.run,
     "encode": encode.run,

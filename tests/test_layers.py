@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dpr_jax"
-COMMON = {"config", "config_file", "artifacts", "errors", "logging", "parallel"}
+COMMON = {
+    "config",
+    "config_file",
+    "artifacts",
+    "errors",
+    "logging",
+    "pages",
+    "parallel",
+}
 
 
 def allowed() -> dict[str, set[str]]:

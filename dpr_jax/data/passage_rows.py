@@ -25,10 +25,10 @@ class HashedTexts:
         """How many different texts there are."""
         return len(np.unique(np.frombuffer(self._hashes, np.int64)))
 
-    def also_in(self, other: "HashedTexts") -> int:
-        """How many of the texts, repeats counted, are among the other's."""
+    def rows_also_in(self, other: "HashedTexts") -> np.ndarray:
+        """Which of the texts are among the other's too: their rows, int64, ascending."""
         mine_N = np.frombuffer(self._hashes, np.int64)
-        return int(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)).sum())
+        return np.flatnonzero(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)))
 
     def table(self) -> "HashTable":
         """For looking up; texts added later are not in it."""

@@ -240,7 +240,7 @@ def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
     """Questions that are asked again elsewhere: what is learned by heart would be taken for skill."""
     for split, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
         if split in asked and other in asked:
-            repeated = asked[split].also_in(asked[other])
+            repeated = len(asked[split].rows_also_in(asked[other]))
             if repeated:
                 logging.say(
                     f"prepare: WARNING: {repeated:,} of {len(asked[split]):,} {split} questions are also in {other}; `dpr inspect` lists them"

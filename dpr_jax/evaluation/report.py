@@ -6,11 +6,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 import dpr_jax
-from dpr_jax import artifacts
+from dpr_jax import artifacts, pages
 from dpr_jax.config import Config
 from dpr_jax.config_file import keys, to_dict
 from dpr_jax.evaluation import plots
@@ -44,12 +43,7 @@ def render(
       indexes: folder -> its index.json.
       manifests: run -> its manifest; empty for a run of another tool.
     """
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment()
     environment.filters.update(
         percent=percent,
         points=lambda value: points(value).replace("-", "\N{MINUS SIGN}"),

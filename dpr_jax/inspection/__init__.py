@@ -1,0 +1,1 @@
+"""What prepared data sets hold, and what in them would deceive."""

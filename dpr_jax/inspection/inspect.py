@@ -1,0 +1,82 @@
+"""The stage that says what the prepared data hold: counts, lengths in tokens, repeats, overlap of test with train."""
+
+from typing import Any
+
+from dpr_jax import artifacts, logging
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
+from dpr_jax.data import store
+from dpr_jax.inspection import show, survey
+from dpr_jax.model import hf, tokenizer
+
+PAIRS = (("test", "train"), ("test", "dev"), ("dev", "train"))
+UNCUT_TOKENS = 1_000_000
+
+
+def run(config: Config, workdir: WorkDir) -> None:
+    """workdir.data -> inspection/inspection.json and inspection.html, and tables on stdout.
+
+    Raises:
+      InputError: the prepared data are missing or damaged, or the encoder's tokenizer cannot be had.
+    """
+    folder, model = workdir.inside("inspection"), config.model
+    data = workdir.data / "manifest.json"
+    origin = artifacts.made_from(
+        "inspect",
+        {
+            "init": model.init,
+            "max_question_tokens": model.max_question_tokens,
+            "max_passage_tokens": model.max_passage_tokens,
+            "answer_match": config.evaluate.answer_match,
+        },
+        {"data": artifacts.fingerprint(data)},
+    )
+    artifacts.restore_dir(folder)
+    if not artifacts.is_fresh(folder / "manifest.json", origin):
+        facts = _measure(config, workdir)
+        with artifacts.atomic_dir(folder) as partial:
+            files = [partial / "inspection.json", partial / "inspection.html"]
+            artifacts.write_json(files[0], facts)
+            files[1].write_text(show.page(facts), encoding="utf-8")
+            artifacts.write_manifest(partial / "manifest.json", origin, files)
+    show.tables(artifacts.read_json(folder / "inspection.json"))
+    logging.say(f"inspect: {folder / 'inspection.html'}")
+
+
+def _measure(config: Config, workdir: WorkDir) -> dict[str, Any]:
+    corpus = store.open_corpus(workdir)
+    names = list(artifacts.read_json(workdir.data / "manifest.json")["questions"])
+    splits = {name: store.open_questions(workdir, name) for name in names}
+    question_tokens, passage_tokens = (
+        tokenizer.load(hf.resolve(config.model.init, side), UNCUT_TOKENS)
+        for side in ("question", "passage")
+    )
+    with logging.progress("inspect corpus", len(corpus), "passages") as advance:
+        corpus_facts = survey.corpus(
+            corpus,
+            lambda texts: [len(ids) for ids in passage_tokens.ids(texts)],
+            config.model.max_passage_tokens,
+            advance,
+        )
+    facts, asked = {}, {}
+    for name, questions in splits.items():
+        logging.say(f"inspect {name}: {len(questions):,} questions")
+        facts[name], asked[name] = survey.split(
+            questions,
+            corpus,
+            lambda texts: [len(ids) for ids in question_tokens.ids(texts)],
+            config.model.max_question_tokens,
+            config.evaluate.answer_match,
+        )
+    return {
+        "name": config.name,
+        "model": config.model.init,
+        "corpus": corpus_facts,
+        "splits": facts,
+        "overlap": [
+            {"split": name, "seen": seen}
+            | survey.overlap(splits[name], asked[name], asked[seen])
+            for name, seen in PAIRS
+            if name in splits and seen in splits
+        ],
+    }
