@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import prepare, store
+from dpr_jax.data import from_tfds, prepare, raw, store
+from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
 
@@ -133,3 +135,64 @@ def test_no_passages_anywhere(tmp_path: Path) -> None:
     questions = write_text(tmp_path, "t.tsv", "1\twho\n")
     with pytest.raises(InputError, match=r"t\.tsv: no passage.*data\.passages is not"):
         prepared(tmp_path, test=questions)
+
+
+def as_tfds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set `questions` where TFDS looks for them."""
+    rows = [
+        Question("x", CURLY, ("a", "b", "a"), (), (), ()),
+        Question("y", "who", ("c",), (), (), ()),
+    ]
+    store.write_questions(folder / "written", {"validation": rows})
+    (folder / "questions").mkdir()
+    (folder / "written" / "questions").rename(folder / "questions" / "1.0.0")
+    monkeypatch.setattr(from_tfds.tfds.core.constants, "DATA_DIR", str(folder))
+
+
+def test_tfds_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    as_tfds(tmp_path, monkeypatch)
+    passages = write_text(tmp_path, "p.tsv", "id\ttext\ttitle\nP1\tx\ty\n")
+    workdir = prepared(tmp_path, passages=passages, test="tfds:questions#validation")
+    first, second = store.open_questions(workdir, "test")
+    assert (first.id, first.question, first.answers) == (
+        "0",
+        CURLY.replace("’", "'"),
+        ("a", "b"),
+    )
+    assert (second.id, second.answers) == ("1", ("c",))
+    assert any("TFDS questions/1.0.0#validation" in line for line in said)
+    (row,) = from_tfds.questions("tfds:questions#validation[1:]").read(None)
+    assert row.question == "who"
+
+
+def test_squad_rows_of_tfds() -> None:
+    record = {
+        "question": b"who",
+        "context": b"gold ",
+        "title": b"A_B",
+        "answers": {"text": np.array([b"x", b"x"], object), "answer_start": [0, 0]},
+        "is_impossible": np.bool_(True),
+    }
+    row = from_tfds._question(from_tfds._plain(record), 3, "here")
+    assert row.passages == (raw.by_content("A B", "gold"),)
+    assert (row.id, row.answers, row.unusable) == ("3", ("x",), "marked impossible")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tfds:questions", "named with its split"),
+        ("tfds:#train", "named with its split"),
+        ("tfds:nothing_of_this_name#train", "cannot be had .DatasetNotFoundError"),
+        ("tfds:questions#train", "cannot be had"),
+    ],
+)
+def test_tfds_names_that_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    as_tfds(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=says) as caught:
+        from_tfds.questions(name)
+    assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpr_jax.config import DataConfig
-from dpr_jax.data import cut, documents, recognise
+from dpr_jax.data import cut, documents, from_tfds, recognise
 from dpr_jax.data.cut import Cut
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.recognise import Source
@@ -35,6 +35,8 @@ def recognised(
     files: dict[str, Path] = {}
     for key in SPLITS if how else ("passages", *SPLITS):
         name = getattr(data, key)
+        if name.startswith(from_tfds.PREFIX) and key in SPLITS:
+            continue
         if name and Path(name).is_dir():
             files |= recognise.beir(Path(name), key)
         elif name:
@@ -50,6 +52,8 @@ def recognised(
     for split in SPLITS:
         if split in files:
             sources[split] = recognise.questions(files[split])
+        elif getattr(data, split):
+            sources[split] = from_tfds.questions(getattr(data, split))
     if not sources:
         raise InputError("data.passages is not set; it must name the corpus")
     return sources, {

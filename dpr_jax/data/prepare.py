@@ -166,7 +166,7 @@ def _questions(
             yield question
     if not count["kept"]:
         raise InputError(
-            f"{source.files[0]} has no question to use as data.{split} ({_report(count)})"
+            f"{getattr(data, split)} has no question to use as data.{split} ({_report(count)})"
         )
 
 
