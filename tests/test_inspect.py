@@ -12,6 +12,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
+from dpr_jax.errors import InputError
 from dpr_jax.inspection import inspect, show, survey
 
 EVIL = "<script>alert('1')</script>"
@@ -83,6 +84,12 @@ def test_a_second_run_measures_nothing(
     monkeypatch.setattr(survey, "corpus", lambda *_: pytest.fail("measured again"))
     inspect.run(Config(name="small"), workdir)
     assert capsys.readouterr().out == first
+
+
+def test_without_prepared_data(tmp_path: Path) -> None:
+    workdir = artifacts.open_workdir(tmp_path / "work", "small")
+    with pytest.raises(InputError, match="run `dpr prepare` first"):
+        inspect.run(Config(name="small"), workdir)
 
 
 class Whole(HTMLParser):

@@ -6,6 +6,7 @@ from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
+from dpr_jax.data.store import Corpus
 from dpr_jax.inspection import show, survey
 from dpr_jax.model import hf, tokenizer
 
@@ -21,6 +22,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     """
     folder, model = workdir.inside("inspection"), config.model
     data = workdir.data / "manifest.json"
+    corpus = store.open_corpus(workdir)
     origin = artifacts.made_from(
         "inspect",
         {
@@ -33,7 +35,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     )
     artifacts.restore_dir(folder)
     if not artifacts.is_fresh(folder / "manifest.json", origin):
-        facts = _measure(config, workdir)
+        facts = _measure(config, workdir, corpus)
         with artifacts.atomic_dir(folder) as partial:
             files = [partial / "inspection.json", partial / "inspection.html"]
             artifacts.write_json(files[0], facts)
@@ -43,8 +45,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     logging.say(f"inspect: {folder / 'inspection.html'}")
 
 
-def _measure(config: Config, workdir: WorkDir) -> dict[str, Any]:
-    corpus = store.open_corpus(workdir)
+def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
     names = list(artifacts.read_json(workdir.data / "manifest.json")["questions"])
     splits = {name: store.open_questions(workdir, name) for name in names}
     question_tokens, passage_tokens = (
