@@ -52,8 +52,8 @@ $(INSTALLED): pyproject.toml requirements.txt constraints.txt
 quickstart: install ## the whole pipeline on the data in data/quickstart; goes on where it was
 	"$(VENV)/bin/dpr" pipeline configs/quickstart.py --workdir runs/quickstart
 
-test: install ## the test suite: CPU, no network (ARGS="-k loss" passes options on to pytest)
-	"$(VENV)/bin/python" -m pytest -q $(ARGS)
+test: install ## the test suite: CPU, no network in two processes (ARGS="-k loss" passes options on to pytest)
+	"$(VENV)/bin/python" -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: install ## ruff check, ruff format, shellcheck
 	"$(VENV)/bin/ruff" check .
