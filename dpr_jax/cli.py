@@ -14,7 +14,7 @@ import tyro
 
 from dpr_jax import artifacts, config_file, logging
 from dpr_jax.config import Config, validate
-from dpr_jax.errors import InputError
+from dpr_jax.errors import InputError, Preempted
 
 COMMANDS = {
     "pipeline": "all stages in order, and the report",
@@ -31,6 +31,7 @@ COMMANDS = {
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
 USER_ERROR = 2
+RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Call:
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 130 interrupted."""
+    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted."""
     try:
         run(sys.argv[1:])
     except InputError as error:
         print(f"dpr: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except Preempted as error:
+        print(f"dpr: {error}", file=sys.stderr)
+        sys.exit(RUN_AGAIN)
     except KeyboardInterrupt:
         print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

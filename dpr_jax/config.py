@@ -158,13 +158,25 @@ class TrainConfig:
     log_every_steps: int = 10
     """Write a line of metrics every so many steps."""
     validate_every_steps: int = 0
-    """Validate on the dev set every so many steps; 0: only after the last step."""
+    """Validate on the dev set every so many steps, and save a checkpoint; 0: only after the last step."""
+    best_metric: Literal[
+        "nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"
+    ] = "nll"
+    """Which validation metric chooses the best checkpoint, which is kept besides the last two."""
+    export: Literal["best", "last"] = "best"
+    """Which checkpoint becomes model/; without a validation in between the last is the best."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better best_metric; 0 never stops early."""
     checkpoint_every_steps: int = 500
     """Save a checkpoint every so many steps (and always after the last)."""
     validation_hard_negatives: int = 30
     """Hard negatives a dev question in the average-rank pool (30 in DPR)."""
     validation_negatives: int = 30
     """Other negatives a dev question in the average-rank pool (30 in DPR)."""
+    validation_passages: int = 0
+    """Passages from all over the corpus that the average-rank pool holds besides (0 in DPR): retrieval from a sub-corpus."""
+    profile_steps: int = 0
+    """Write a trace of so many updates, from the third after a start on, to checkpoints/profile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +301,9 @@ _AT_LEAST = {
     "data.split_words": 0,
     "data.split_tokens": 0,
     "data.split_stride_tokens": 0,
+    "train.validation_passages": 0,
+    "train.patience": 0,
+    "train.profile_steps": 0,
     "data.max_train_questions": 0,
     "model.max_question_tokens": 4,
     "model.max_passage_tokens": 8,
@@ -368,6 +383,11 @@ def validate(config: Config) -> None:
         rule,
     )
     _require(config, "name", lambda value: value.strip() != "", "a word, not empty")
+    if config.train.patience:
+        rule = "1 or more where train.patience is set, which counts validations"
+        _require(config, "train.validate_every_steps", lambda value: value >= 1, rule)
+        rule = "a file of questions where train.patience is set"
+        _require(config, "data.dev", lambda value: value != "", rule)
     if config.train.batch_size == 1:
         rule = "1 or more when train.batch_size is 1: a question without any negative has loss 0 and teaches nothing"
         _require(config, "train.hard_negatives", lambda value: value >= 1, rule)

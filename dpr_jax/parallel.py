@@ -4,8 +4,11 @@ Everything that knows of more than one device or process is here; the step in tr
 one axis, `AXIS`.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -211,3 +214,31 @@ def all_processes(values: np.ndarray) -> np.ndarray:
     return np.asarray(
         multihost_utils.process_allgather(jnp.asarray(values), tiled=True)
     )
+
+
+def of_main(values: np.ndarray) -> np.ndarray:
+    """Process 0's values, on every process; with several processes in at most 32 bits."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Yields `asked(step)`: whether this run has been asked to stop (SIGTERM), to be called after every step with its number.
+
+    All processes get the same answer at the same step, also where only one of them was asked. JAX does that for several processes, with
+    a signal handler of its own. A single process is asked only while the block runs, and only in the main thread.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)

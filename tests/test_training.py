@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ import tiny
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
-from dpr_jax.errors import InputError
-from dpr_jax.training import checkpoint, loop
+from dpr_jax.data import store
+from dpr_jax.errors import InputError, Preempted
+from dpr_jax.training import checkpoint, loop, validation
 
 
 @pytest.fixture
@@ -130,14 +133,18 @@ def test_finished_training_is_not_done_again_and_other_settings_are_refused(
     loop.run(quieter, workdir)  # changes no weight
 
 
-def test_diverging_training_stops_and_names_the_step(
+def test_diverging_training_stops_and_names_step_and_questions(
     run_dir: tuple[Config, WorkDir],
 ) -> None:
     config, workdir = run_dir
     wild = dataclasses.replace(config.train, learning_rate=1e30, clip_norm=0)
-    with pytest.raises(InputError, match="diverged at step [234]"):
+    with pytest.raises(InputError, match="diverged at step [234]") as caught:
         loop.run(dataclasses.replace(config, train=wild), workdir)
     assert not workdir.model.exists()
+    named = str(caught.value).split("with ids ")[1].split(";")[0].split(", ")
+    known = {one.id for one in store.open_questions(workdir, "train", mined=True)}
+    assert len(named) == 8
+    assert known.issuperset(named)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +189,131 @@ def test_shared_towers_stay_equal_whatever_the_loss(
     assert abs(np.log(temperatures[2] / 0.05)) == pytest.approx(5e-4, rel=0.01)
 
 
-def test_a_damaged_checkpoint_is_named(run_dir: tuple[Config, WorkDir]) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    run_dir: tuple[Config, WorkDir], capfd: pytest.CaptureFixture[str]
+) -> None:
     config, workdir = run_dir
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, total_steps=2)
-    )
     loop.run(config, workdir)
+    curve, trained = lines(workdir), weights(workdir, "passage")
     shutil.rmtree(workdir.model)
-    state = workdir.checkpoints / "steps" / "2" / "state"
-    for path in state.rglob("*"):
+    change_a_byte_of_the_weights(workdir.checkpoints / "steps" / "6")
+    loop.run(config, workdir)
+    said = capfd.readouterr().err
+    assert "steps/6 is damaged" in said
+    assert "damaged-6, going on from step 4" in said
+    assert lines(workdir) == curve
+    again = weights(workdir, "passage")
+    assert all(np.array_equal(trained[name], again[name]) for name in trained)
+
+    shutil.rmtree(workdir.model)
+    for path in (workdir.checkpoints / "steps").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"checkpoint .*steps/2 does not load"):
+    with pytest.raises(InputError, match=r"steps/6 .* no earlier one can be read"):
         loop.run(config, workdir)
+
+
+def change_a_byte_of_the_weights(step: Path) -> None:
+    """Changes what only a checksum of the arrays can tell: a byte in the middle of the largest file."""
+    largest = max(
+        (path for path in step.rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    run_dir: tuple[Config, WorkDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = run_dir
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, learn_temperature=True)
+    )
+    stopped = artifacts.open_workdir(tmp_path / "stopped", config.name)
+    shutil.copytree(workdir.data, stopped.data)
+    loop.run(config, workdir)
+
+    stream = loop.batches.stream
+
+    def stopping(*args: object, **kwargs: object):
+        for number, batch in enumerate(stream(*args, **kwargs), 1):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.batches, "stream", stopping)
+        with pytest.raises(Preempted, match="after step 3"):
+            loop.run(config, stopped)
+    assert (stopped.checkpoints / "steps" / "3").exists()
+    loop.run(config, stopped)
+    assert lines(stopped) == lines(workdir)
+    one, other = weights(workdir, "question"), weights(stopped, "question")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_the_best_by_validation_is_kept_and_exported(
+    run_dir: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = run_dir
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            config.train,
+            total_steps=12,
+            checkpoint_every_steps=2,
+            validate_every_steps=2,
+            best_metric="accuracy",
+            patience=3,
+        ),
+    )
+    accuracies = {2: 0.2, 4: 0.9, 6: 0.9, 8: 0.3, 10: 0.4}
+    judged: list[int] = []
+
+    def told(_: object, params: object, **kwargs: object) -> validation.Validation:
+        judged.append(2 + 2 * len(judged))
+        accuracy = accuracies.get(judged[-1], 0.0)
+        return validation.Validation(1.0, accuracy, 1.0, 0.0, 0.0, 9)
+
+    monkeypatch.setattr(loop.validation, "validate", told)
+    loop.run(config, workdir)
+    assert judged == [2, 4, 6, 8, 10]  # three after the best
+    steps = sorted(int(path.name) for path in (workdir.checkpoints / "steps").iterdir())
+    assert steps == [4, 8, 10]
+    manifest = artifacts.read_json(workdir.model / "manifest.json")
+    assert manifest["step"] == 4
+    assert manifest["validation"]["accuracy"] == 0.9
+
+    # the last one instead: not trained again, not even one more step
+    last = dataclasses.replace(config.train, export="last")
+    best_weights = weights(workdir, "question")
+    loop.run(dataclasses.replace(config, train=last), workdir)
+    assert judged == [2, 4, 6, 8, 10]
+    assert artifacts.read_json(workdir.model / "manifest.json")["step"] == 10
+    other = weights(workdir, "question")
+    assert not all(np.array_equal(best_weights[n], other[n]) for n in other)
+
+
+def test_metrics_say_how_fast_and_a_trace_is_written(
+    run_dir: tuple[Config, WorkDir],
+) -> None:
+    config, workdir = run_dir
+    profiled = dataclasses.replace(config.train, profile_steps=2)
+    loop.run(dataclasses.replace(config, train=profiled), workdir)
+    rows = [
+        json.loads(line)
+        for line in (workdir.checkpoints / "metrics.jsonl").read_text().splitlines()
+    ]
+    timed = [row for row in rows if "tokens_per_s" in row]
+    assert [row["step"] for row in timed] == [2, 3, 4, 5, 6]
+    for row in timed:
+        assert 0 < row["padding_share"] < 1
+        assert row["tokens_per_s"] > row["examples_per_s"] > 0
+        assert row["data_wait_s"] >= 0
+        assert row["compute_s"] >= 0
+    assert list((workdir.checkpoints / "profile").rglob("*.xplane.pb"))
 
 
 def test_differences_name_the_keys() -> None:

@@ -14,8 +14,14 @@ def q(positives: tuple[int, ...], hard: tuple[int, ...] = ()) -> Question:
 
 def test_pool_holds_each_passage_once() -> None:
     questions = [q((3, 9), (1, 2, 5)), q((4,), (3, 1)), q((3,))]
-    rows = validation.pool_rows(questions, hard_negatives=2, negatives=5)
+    rows = validation.pool_rows(
+        questions, hard_negatives=2, negatives=5, corpus_rows=10
+    )
     assert rows.tolist() == [1, 2, 3, 4]
+    rows = validation.pool_rows(
+        questions, hard_negatives=0, negatives=0, corpus_rows=10, spread=4
+    )
+    assert rows.tolist() == sorted({3, 4} | {0, 2, 5, 7})
 
 
 class Fixed:
@@ -39,6 +45,9 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "tower", lambda params, side: params)
 
     class Rows:
+        def __len__(self) -> int:
+            return 4
+
         def rows(self, rows: list[int]) -> list[Passage]:
             return [Passage(str(row), "", f"passage {row}") for row in rows]
 
@@ -55,10 +64,13 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         block_hard_negatives=1,
         pool_hard_negatives=1,
         pool_negatives=0,
+        pool_passages=0,
     )
     # scores against passages 0..3:  q0: 1 0 1 2   q1: 0 1 1 0   q2: 1 1 2 2
     assert found.pool == 4
     assert found.average_rank == pytest.approx((1 + 0 + 0) / 3)  # ties do not push down
+    assert found.recall_at_1 == pytest.approx(2 / 3)
+    assert found.recall_at_20 == 1
     # block 0 holds passages 0, 3, 1; block 1 passage 2 alone
     nll0 = np.log(np.exp([1, 2, 0]).sum()) - 1
     nll1 = np.log(np.exp([0, 0, 1]).sum()) - 1

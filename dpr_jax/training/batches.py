@@ -87,6 +87,19 @@ def collate(
     )
 
 
+def order(questions: Sequence[Question], seed: int) -> grain.MapDataset[Question]:
+    """The questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n - 1) * batch_size and on."""
+    return grain.MapDataset.source(questions).seed(seed).shuffle().repeat()
+
+
+def question_ids(
+    questions: Sequence[Question], seed: int, step: int, batch_size: int
+) -> list[str]:
+    """Ids of the questions in the global batch of update `step` (1-based)."""
+    rows = order(questions, seed)
+    return [rows[i].id for i in range((step - 1) * batch_size, step * batch_size)]
+
+
 def stream(
     questions: Sequence[Question],
     corpus: Corpus,
@@ -135,18 +148,12 @@ def stream(
     most_positives = 0
     if mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
-    rows = (
-        grain.MapDataset.source(questions)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(
-            lambda question, rng: draw(
-                question,
-                rng,
-                hard_negatives=hard_negatives,
-                shuffle_positives=shuffle_positives,
-            )
+    rows = order(questions, seed).random_map(
+        lambda question, rng: draw(
+            question,
+            rng,
+            hard_negatives=hard_negatives,
+            shuffle_positives=shuffle_positives,
         )
     )
     local = rows[process_index::process_count].batch(

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +11,14 @@ import numpy as np
 
 from dpr_jax import artifacts, logging, parallel
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, TrainConfig
-from dpr_jax.config_file import to_dict
+from dpr_jax.config import Config
 from dpr_jax.data import store
-from dpr_jax.errors import InputError
+from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import dual_encoder, embed, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder
-from dpr_jax.training import batches, checkpoint, optimizer, validation
+from dpr_jax.training import batches, checkpoint, optimizer, setup, speed, validation
 from dpr_jax.training.export import SIDES, export
+from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
 from dpr_jax.training.step import (
     LOG_TEMPERATURE,
@@ -29,9 +27,6 @@ from dpr_jax.training.step import (
     temperature_of,
     train_step,
 )
-
-# settings of the train stage that do not change the weights
-INCIDENTAL = ("log_every_steps", "validate_every_steps", "checkpoint_every_steps")
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -46,17 +41,13 @@ def run(config: Config, workdir: WorkDir) -> None:
     side_settings = {side: embed.default_settings(config.model, side) for side in SIDES}
     folders = {side: hf.resolve(config.model.init, side) for side in SIDES}
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
-    mined = config.mine.enabled
-    data = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
-    if mined:
-        data["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
-    origin = _origin(config, data, start)
-    checkpoint.claim(workdir.checkpoints, origin, write=parallel.is_main())
-    if artifacts.is_fresh(workdir.model / "manifest.json", origin):
+    origin = setup.origin(config, workdir, start)
+    checkpoint.claim(workdir.checkpoints, origin.checkpoints, write=parallel.is_main())
+    if artifacts.is_fresh(workdir.model / "manifest.json", origin.model):
         logging.say("train: up to date")
         return
-    train = config.train
-    _check_division(train.batch_size, train.chunk_size)
+    train, mined = config.train, config.mine.enabled
+    setup.check_division(train.batch_size, train.chunk_size)
 
     # --- data -----------------------------------------------------------------------
     corpus = store.open_corpus(workdir)
@@ -72,8 +63,8 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- model ----------------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
-    frozen = _frozen(train, shape.num_hidden_layers)
-    _check_widths(train.matryoshka_widths, shape.hidden_size)
+    frozen = setup.frozen_levels(train, shape.num_hidden_layers)
+    setup.check_widths(train.matryoshka_widths, shape.hidden_size)
     encoder = Encoder(
         shape,
         pooling=config.model.pooling,
@@ -107,7 +98,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         frozen=frozen,
     )
     if train.learn_temperature:
-        params[LOG_TEMPERATURE] = np.float32(math.log(train.temperature))
+        params[LOG_TEMPERATURE] = np.array(math.log(train.temperature), np.float32)
     state = TrainState(
         np.zeros((), np.int32), params, jax.device_get(adamw.init(params))
     )
@@ -116,14 +107,14 @@ def run(config: Config, workdir: WorkDir) -> None:
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
         stack.callback(checkpoints.close)
-        if checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
+        progress = START
+        saved = checkpoints.latest(state)
+        if saved:
+            state, progress = saved
             logging.say(f"train: resuming after step {int(state.step)}")
         first_step = int(state.step)
-        record = None
-        if parallel.is_main():
-            record = Record(workdir.checkpoints, first_step=first_step)
-            stack.callback(record.close)
+        record = Record(workdir.checkpoints, first_step=first_step)
+        stack.callback(record.close)
 
         # --- the mapped step ------------------------------------------------------------
         spmd = parallel.spmd(train.spmd)
@@ -152,6 +143,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             block_hard_negatives=train.hard_negatives,
             pool_hard_negatives=train.validation_hard_negatives,
             pool_negatives=train.validation_negatives,
+            pool_passages=train.validation_passages,
         )
         stream = batches.stream(
             questions,
@@ -174,132 +166,97 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
         # --- updates --------------------------------------------------------------------
-        clock = _Clock(train.batch_size)
+        meter = speed.Meter()
+        trace = speed.Trace(
+            workdir.checkpoints / "profile", after=first_step, steps=train.profile_steps
+        )
+        stack.callback(trace.close)
 
-        def finish(step: int, metrics: dict[str, jax.Array]) -> str:
+        def finish(step: int, metrics: dict[str, jax.Array], work: speed.Work) -> str:
             """Reads, checks and records the metrics of update `step` (1-based)."""
             values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
             if not all(map(math.isfinite, values.values())):
+                ids = batches.question_ids(
+                    questions, config.seed, step, train.batch_size
+                )
                 raise InputError(
-                    f"training diverged at step {step} ({values}); checkpoints before it are kept in {workdir.checkpoints}; "
-                    "try a lower train.learning_rate or train.clip_norm in another --workdir"
+                    f"training diverged at step {step} ({values}) on the questions with ids {', '.join(ids)}; the checkpoints "
+                    f"before it are kept in {workdir.checkpoints}; try a lower train.learning_rate or train.clip_norm in "
+                    "another --workdir"
                 )
             values["learning_rate"] = float(learning_rate(step - 1))
-            values["examples_per_s"] = clock.examples_per_s()
-            if record and (
-                step % train.log_every_steps == 0 or step == train.total_steps
-            ):
+            meter.add(work)
+            if step == first_step + 1:  # which is compilation
+                meter.restart()
+            if step % train.log_every_steps == 0 or step == train.total_steps:
+                values |= meter.read()
                 record.write(step, values)
-            return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} {values['examples_per_s']:.1f} examples/s"
+            return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f}"
 
-        def judge(step: int, params: dual_encoder.Params) -> validation.Validation:
+        def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
             temperature = float(temperature_of(params, train.temperature))
             judged = validate(params, temperature=temperature)
-            named = {
-                f"validation_{name}": value for name, value in judged._asdict().items()
-            }
-            if record:
-                record.write(step, named)
+            named = judged._asdict()
+            record.write(step, {f"validation_{name}": v for name, v in named.items()})
             logging.say(
                 f"train: step {step}: validation NLL {judged.nll:.4f}, accuracy {judged.accuracy:.3f}, "
                 f"average rank {judged.average_rank:.2f} of {judged.pool}"
             )
-            return judged
+            return named
 
         on_devices = spmd.replicate(state)
         remaining = train.total_steps - first_step
-        with logging.progress("train", remaining, "steps") as advance:
-            waiting: tuple[int, dict[str, jax.Array]] | None = None
-            for step in range(first_step + 1, train.total_steps + 1):
-                on_devices, metrics = update(on_devices, spmd.shard(next(stream)))
-                if waiting:  # read one step late, so that the devices never wait for us
-                    advance(1, finish(*waiting))
-                waiting = (step, metrics)
-                due_save = step % train.checkpoint_every_steps == 0
-                due_judge = (
-                    train.validate_every_steps
-                    and step % train.validate_every_steps == 0
+        waiting: tuple[int, dict[str, jax.Array], speed.Work] | None = None
+        step = first_step
+        advance = stack.enter_context(logging.progress("train", remaining, "steps"))
+        asked_to_stop = stack.enter_context(parallel.stop_requests())
+        while step < train.total_steps and not progress.exhausted(train.patience):
+            step += 1
+            trace.before(step)
+            batch, work = speed.next_batch(stream, shape)
+            on_devices, metrics = update(on_devices, spmd.shard(batch))
+            if waiting:  # read one step late, so that the devices never wait for us
+                advance(1, finish(*waiting))
+            waiting = (step, metrics, work)
+
+            last, stop = step == train.total_steps, asked_to_stop(step)
+            due_judge = dev and (last or _is_due(step, train.validate_every_steps))
+            due_save = last or _is_due(step, train.checkpoint_every_steps)
+            if not (due_judge or due_save or stop):
+                continue
+            advance(1, finish(*waiting))
+            waiting = None
+            state = spmd.fetch(on_devices)
+            progress = progress._replace(validation={})
+            if due_judge:
+                found = judge(step, state.params)
+                progress = progress.validated(step, found, train.best_metric)
+            checkpoints.save(state, progress)
+            if stop and not last:
+                checkpoints.wait()
+                raise Preempted(
+                    f"stopped after step {step}; the same command goes on from here"
                 )
-                if step == train.total_steps or due_save or due_judge:
-                    advance(1, finish(*waiting))
-                    waiting = None
-                    state = spmd.fetch(on_devices)
-                    if due_save or step == train.total_steps:
-                        checkpoints.save(state)
-                    if due_judge and dev and step != train.total_steps:
-                        judge(step, state.params)
-                        clock.restart()
+            meter.restart()
         checkpoints.wait()
 
         # --- the result -----------------------------------------------------------------
-        facts = {}
-        if dev:
-            facts["validation"] = judge(train.total_steps, state.params)._asdict()
-        if record:
+        if train.export == "best" and progress.best_step not in (0, step):
+            state, progress = checkpoints.read(progress.best_step, state)
+        logging.say(f"train: step {int(state.step)} of {step} becomes the model")
+        if parallel.is_main():
             export(
                 workdir,
                 state.params,
-                origin=origin,
+                origin=origin.model,
                 shape=shape,
                 init=config.model.init,
                 settings=side_settings,
-                facts=facts,
+                facts={"step": int(state.step), "validation": progress.validation},
             )
     parallel.barrier("model exported")
 
 
-def _origin(config: Config, data: dict[str, str], start: str) -> dict[str, object]:
-    """The settings and inputs that decide the weights."""
-    train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
-    settings = {"train": train, "model": to_dict(config.model), "seed": config.seed}
-    inputs = {**data, "init": hashlib.sha256(start.encode()).hexdigest()}
-    return artifacts.made_from("train", settings, inputs)
-
-
-def _check_division(batch_size: int, chunk_size: int) -> None:
-    questions, left = divmod(batch_size, jax.device_count())
-    if left:
-        raise InputError(
-            f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
-        )
-    if chunk_size and questions % chunk_size:
-        raise InputError(
-            f"train.chunk_size is {chunk_size}, which does not divide the {questions} questions of a device; make it one of their divisors"
-        )
-
-
-def _check_widths(widths: tuple[int, ...], whole: int) -> None:
-    if widths and max(widths) >= whole:
-        raise InputError(
-            f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers and always count; name smaller widths"
-        )
-
-
-def _frozen(train: TrainConfig, layers: int) -> int:
-    """Levels of a tower, from below, that keep their weights."""
-    if train.freeze_layers >= layers:
-        raise InputError(
-            f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers; leave at least one to train"
-        )
-    if train.freeze_layers:
-        return 1 + train.freeze_layers
-    return int(train.freeze_embeddings)
-
-
-class _Clock:
-    """Examples a second since the first update after (re)start, whose time is compilation."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        self._updates, self._start_s = 0, 0.0
-
-    def examples_per_s(self) -> float:
-        now_s = time.monotonic()
-        if self._updates == 0:
-            self._start_s = now_s
-        self._updates += 1
-        passed_s = now_s - self._start_s
-        return (self._updates - 1) * self._batch_size / passed_s if passed_s else 0.0
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0

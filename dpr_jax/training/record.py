@@ -3,17 +3,20 @@
 import json
 from pathlib import Path
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, parallel
 
 
 class Record:
     """checkpoints/metrics.jsonl and checkpoints/tensorboard/.
 
-    A resumed run first drops what was written after the step it resumes from, so that every step stands once.
+    A resumed run first drops what was written after the step it resumes from, so that every step stands once. Only process 0 writes.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         """Opens both for the updates after `first_step`."""
+        self._writes = parallel.is_main()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter  # imports PyTorch where there is one
 
         path = folder / "metrics.jsonl"
@@ -27,6 +30,8 @@ class Record:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds the values of one step (updates done) to both."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -34,6 +39,8 @@ class Record:
 
     def close(self) -> None:
         """Flushes both to disk."""
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
 

@@ -25,20 +25,31 @@ class Validation(NamedTuple):
       nll: mean negative log likelihood of each question's positive among the passages of its block of `block` questions.
       accuracy: share of questions whose positive scores highest in its block.
       average_rank: mean 0-based rank of the positive in the pool of all dev questions' passages.
+      recall_at_1: share of questions whose positive is the first in that pool.
+      recall_at_20: likewise among the first 20.
       pool: number of passages in that pool.
     """
 
     nll: float
     accuracy: float
     average_rank: float
+    recall_at_1: float
+    recall_at_20: float
     pool: int
 
 
 def pool_rows(
-    questions: Sequence[Question], *, hard_negatives: int, negatives: int
+    questions: Sequence[Question],
+    *,
+    hard_negatives: int,
+    negatives: int,
+    corpus_rows: int,
+    spread: int = 0,
 ) -> np.ndarray:
-    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and first other negatives."""
-    rows: set[int] = set()
+    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and first other negatives, and a
+    sub-corpus of `spread` rows at even distances."""
+    spread = min(spread, corpus_rows)
+    rows = {i * corpus_rows // spread for i in range(spread)}
     for question in questions:
         rows.add(question.positives[0])
         rows.update(question.hard_negatives[:hard_negatives])
@@ -59,6 +70,7 @@ def validate(
     block_hard_negatives: int,
     pool_hard_negatives: int,
     pool_negatives: int,
+    pool_passages: int,
 ) -> Validation:
     """Scores one set of weights.
 
@@ -74,6 +86,7 @@ def validate(
       block_hard_negatives: hard negatives a question that each block holds besides.
       pool_hard_negatives: hard negatives a question in the average-rank pool.
       pool_negatives: other negatives a question in the average-rank pool.
+      pool_passages: passages at even distances in the corpus that the pool holds besides.
 
     Returns:
       The same on every process.
@@ -82,6 +95,8 @@ def validate(
         questions,
         hard_negatives=max(pool_hard_negatives, block_hard_negatives),
         negatives=pool_negatives,
+        corpus_rows=len(corpus),
+        spread=pool_passages,
     )
     position = {int(row): i for i, row in enumerate(rows)}
     question_texts = [one.question for one in questions]
@@ -103,7 +118,7 @@ def validate(
         question_emb[i : i + RANK_BLOCK] @ passage_emb.T
         for i in range(0, len(questions), RANK_BLOCK)
     ]
-    ranks = [
+    rank_blocks = [
         np.sum(block_BN > block_BN[np.arange(len(block_BN)), mine][:, None], axis=1)
         for block_BN, mine in zip(
             scores_BN, np.array_split(own, range(RANK_BLOCK, len(own), RANK_BLOCK))
@@ -118,12 +133,11 @@ def validate(
         block=block,
         hard_negatives=block_hard_negatives,
     )
-    return Validation(
-        nll=float(np.mean(nll)),
-        accuracy=float(np.mean(hits)),
-        average_rank=float(np.mean(np.concatenate(ranks))),
-        pool=len(rows),
-    )
+    ranks = np.concatenate(rank_blocks)
+    means = [nll, hits, ranks, ranks == 0, ranks < 20]
+    # runs branch on these numbers, so every process takes those of one
+    agreed = parallel.of_main(np.array([np.mean(values) for values in means]))
+    return Validation(*map(float, agreed), pool=len(rows))
 
 
 def _blocks(

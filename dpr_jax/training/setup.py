@@ -1,0 +1,84 @@
+"""What a training run depends on, and what cannot be trained at all."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config_file import to_dict
+from dpr_jax.errors import InputError
+
+# settings that do not change what is in the checkpoints
+INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
+
+
+class Origin(NamedTuple):
+    """What was made from what, as artifacts.made_from says it.
+
+    Attributes:
+      checkpoints: settings and inputs that decide the weights of every step.
+      model: likewise of the exported model, which also depends on which step is exported.
+    """
+
+    checkpoints: dict[str, Any]
+    model: dict[str, Any]
+
+
+def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
+    """The settings and inputs of a run.
+
+    Args:
+      start: fingerprints of the encoders that the towers start from.
+    """
+    inputs = {
+        "data": artifacts.fingerprint(workdir.data / "manifest.json"),
+        "init": hashlib.sha256(start.encode()).hexdigest(),
+    }
+    if config.mine.enabled:
+        inputs["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
+    train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
+    settings = {"train": train, "model": to_dict(config.model), "seed": config.seed}
+    exported = {**settings, "train": {**train, "export": config.train.export}}
+    return Origin(
+        artifacts.made_from("train", settings, inputs),
+        artifacts.made_from("train", exported, inputs),
+    )
+
+
+def check_division(batch_size: int, chunk_size: int) -> None:
+    """Raises InputError where the devices cannot share a batch evenly, or a device's share cannot be cut into chunks."""
+    questions, left = divmod(batch_size, jax.device_count())
+    if left:
+        raise InputError(
+            f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
+        )
+    if chunk_size and questions % chunk_size:
+        raise InputError(
+            f"train.chunk_size is {chunk_size}, which does not divide the {questions} questions of a device; make it one of their divisors"
+        )
+
+
+def check_widths(widths: tuple[int, ...], whole: int) -> None:
+    """Raises InputError where a Matryoshka width is not smaller than the vectors."""
+    if widths and max(widths) >= whole:
+        raise InputError(
+            f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers and always count; name smaller widths"
+        )
+
+
+def frozen_levels(train: TrainConfig, layers: int) -> int:
+    """Levels of a tower, from below, that keep their weights: 1 is the embeddings, 1 + n the first n layers too.
+
+    Raises:
+      InputError: no layer is left to train.
+    """
+    if train.freeze_layers >= layers:
+        raise InputError(
+            f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers; leave at least one to train"
+        )
+    if train.freeze_layers:
+        return 1 + train.freeze_layers
+    return int(train.freeze_embeddings)

@@ -1,0 +1,135 @@
+"""How fast a run is, and where its time goes."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dpr_jax import parallel
+from dpr_jax.model.bert import BertShape
+from dpr_jax.training.step import Batch
+
+TRACE_AFTER = 2  # updates that compile and warm up before a trace begins
+
+# dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest that fits counts (makers' data sheets)
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Work(NamedTuple):
+    """What one batch of this process asks for.
+
+    Attributes:
+      questions: number of them.
+      tokens: real tokens, of questions and passages.
+      slots: tokens computed, padding included.
+      flops: multiplications and additions of the towers for the real tokens, forward and backward.
+      wait_s: how long the devices' host waited for it.
+    """
+
+    questions: int
+    tokens: int
+    slots: int
+    flops: float
+    wait_s: float
+
+
+def next_batch(stream: Iterator[Batch], shape: BertShape) -> tuple[Batch, Work]:
+    """The next batch, and what it costs."""
+    began_s = time.monotonic()
+    batch = next(stream)
+    wait_s = time.monotonic() - began_s
+    lengths = np.concatenate([batch.question.lengths_B, batch.passages.lengths_B])
+    work = Work(
+        questions=len(batch.question.lengths_B),
+        tokens=int(lengths.sum()),
+        slots=batch.question.ids_BL.size + batch.passages.ids_BL.size,
+        flops=train_flops(shape, lengths),
+        wait_s=wait_s,
+    )
+    return batch, work
+
+
+def train_flops(shape: BertShape, lengths: np.ndarray) -> float:
+    """Operations of one update for texts of these lengths, as the field counts them: matrix products alone, backward twice forward.
+
+    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width).
+    """
+    width, lengths = shape.hidden_size, lengths.astype(np.float64)
+    matrices = 8 * width**2 + 4 * width * shape.intermediate_size
+    forward = matrices * lengths.sum() + 4 * width * np.square(lengths).sum()
+    return float(3 * shape.num_hidden_layers * forward)
+
+
+class Meter:
+    """Speed over the updates since it was last read; every process is taken to do as much as this one."""
+
+    def __init__(self) -> None:
+        """The clock starts with `restart`."""
+        self._devices = len(jax.local_devices())
+        kind = jax.local_devices()[0].device_kind
+        known = [name for name in PEAK_FLOPS if kind.startswith(name)]
+        self._peak = PEAK_FLOPS[max(known, key=len)] if known else None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what came before: compilation, a validation, a checkpoint."""
+        self._done: list[Work] = []
+        self._began_s = time.monotonic()
+
+    def add(self, work: Work) -> None:
+        """One update whose metrics have been read, so that it is done."""
+        self._done.append(work)
+
+    def read(self) -> dict[str, float]:
+        """Rates of all processes together, and the parts of a step; starts anew. Empty when nothing was done."""
+        done, passed_s = self._done, time.monotonic() - self._began_s
+        self.restart()
+        if not done:
+            return {}
+        total = Work(*map(sum, zip(*done, strict=True)))
+        wait_s = total.wait_s / len(done)
+        values = {
+            "examples_per_s": total.questions * jax.process_count() / passed_s,
+            "tokens_per_s": total.tokens * jax.process_count() / passed_s,
+            "padding_share": 1 - total.tokens / total.slots,
+            "data_wait_s": wait_s,
+            "compute_s": max(passed_s / len(done) - wait_s, 0.0),
+        }
+        if self._peak:
+            values["mfu"] = total.flops / (passed_s * self._devices * self._peak)
+        return values
+
+
+class Trace:
+    """A profile of a few updates, for TensorBoard or Perfetto."""
+
+    def __init__(self, folder: Path, *, after: int, steps: int) -> None:
+        """Traces `steps` updates, beginning two after update `after`; 0 traces none. Only process 0 writes."""
+        self._folder = folder
+        self._first = after + TRACE_AFTER + 1
+        self._steps = steps if parallel.is_main() else 0
+        self._stack = contextlib.ExitStack()
+
+    def before(self, step: int) -> None:
+        """To be called before every update."""
+        if self._steps and step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._stack.callback(jax.profiler.stop_trace)
+        if self._steps and step == self._first + self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if one is under way."""
+        self._stack.close()
