@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpr_jax import cli
-from dpr_jax.errors import InputError
+from dpr_jax.errors import InputError, Preempted
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
 
@@ -100,3 +100,16 @@ def test_info_names_devices_and_backends() -> None:
     assert "devices     8 x cpu" in done.stdout
     for fact in ("jax ", "scann: works", "faiss: works", "exact: works"):
         assert fact in done.stdout
+
+
+def test_a_run_that_was_stopped_asks_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: list[str]) -> None:
+        raise Preempted("stopped after step 7")
+
+    monkeypatch.setattr(cli, "run", stopped)
+    with pytest.raises(SystemExit) as exit_of:
+        cli.main()
+    assert exit_of.value.code == 75
+    assert capsys.readouterr().err == "dpr: stopped after step 7\n"

@@ -1,0 +1,47 @@
+"""What a step costs, by hand, and the rates that a meter reads."""
+
+import numpy as np
+import pytest
+import tiny
+
+from dpr_jax.training import speed
+from dpr_jax.training.speed import Meter, Work
+
+
+def test_operations_by_hand() -> None:
+    # width 32, feed-forward 64, 2 layers; texts of 3 and 5 tokens
+    matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # a multiplication and an addition each
+    attention = 2 * 2 * 32  # a pair of tokens: its score, and its share of the sum
+    forward = 2 * (8 * matrices + (9 + 25) * attention)
+    found = speed.train_flops(tiny.SHAPE, np.array([3, 5], np.int32))
+    assert found == 3 * forward
+
+
+def test_meter_reads_rates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now_s)
+    meter = Meter()
+    for wait_s in (0.5, 1.5):
+        meter.add(Work(questions=4, tokens=60, slots=80, flops=1.0, wait_s=wait_s))
+    now_s = 4.0
+    assert meter.read() == {
+        "examples_per_s": 2.0,
+        "tokens_per_s": 30.0,
+        "padding_share": 0.25,
+        "data_wait_s": 1.0,
+        "compute_s": 1.0,
+    }
+    assert meter.read() == {}
+
+
+def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        device_kind = "TPU v5 lite"  # not the v5's peak, whose name is shorter
+
+    now_s = 0.0
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(speed.jax, "local_devices", lambda: [Device(), Device()])
+    meter = Meter()
+    meter.add(Work(questions=1, tokens=1, slots=1, flops=197e12, wait_s=0.0))
+    now_s = 2.0
+    assert meter.read()["mfu"] == pytest.approx(0.25)
