@@ -15,7 +15,7 @@ from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import open_corpus
 from dpr_jax.errors import InputError
 from dpr_jax.logging import progress, say
-from dpr_jax.model.embed import Embedder, load_embedder
+from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -46,7 +46,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         "encode",
         {
             "rows_per_shard": settings.rows_per_shard,
-            "dtype": "float32" if settings.dtype == "float32" else "bfloat16",
+            "dtype": compute_dtype(settings.dtype),
         },
         {
             "corpus": artifacts.fingerprint(workdir.data / "manifest.json", "corpus/"),

@@ -142,7 +142,7 @@ def load_embedder(
         shape,
         pooling=own[side].pooling,
         normalize=own[side].normalize,
-        dtype=_compute_dtype(dtype),
+        dtype=jnp.dtype(compute_dtype(dtype)),
     )
     return Embedder(
         encoder,
@@ -154,10 +154,11 @@ def load_embedder(
     )
 
 
-def _compute_dtype(dtype: str) -> jnp.dtype:
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(dtype)
+def compute_dtype(dtype: str) -> str:
+    """What `auto` stands for on this machine: bfloat16, on a CPU float32."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSettings:
