@@ -187,7 +187,7 @@ def _origin(workdir: WorkDir) -> dict[str, Any]:
     corpus = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
     return artifacts.made_from(
         "encode",
-        {"rows_per_shard": 5, "dtype": "bfloat16"},
+        {"rows_per_shard": 5, "dtype": "float32"},
         {"corpus": corpus, "model": "words"},
     )
 
