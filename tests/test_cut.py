@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_windows_of_tokens(seed: int) -> None:
             assert other <= begin + len(window)  # no gap
             if other < begin + len(window):
                 assert tokens_before[begins.index(other)] - before >= min(stride, 1)
+
+
+def test_sizes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def sizes_of(words: Sequence[str]) -> list[int]:
+        asked.extend(words)
+        return [len(word) for word in words]
+
+    sizes = cut.remembering(sizes_of)
+    assert sizes(["a", "bb", "a"]) == [1, 2, 1] and sizes(["bb", "ccc"]) == [2, 3]
+    assert asked == ["a", "bb", "ccc"]
+    monkeypatch.setattr(cut, "WORDS_REMEMBERED", 2)
+    assert sizes(["a"]) == [1] and asked == ["a", "bb", "ccc", "a"]
 
 
 def test_passages_of_documents() -> None:

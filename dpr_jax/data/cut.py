@@ -9,6 +9,8 @@ from dpr_jax.data.raw import Passage
 
 Cut = Callable[[list[str]], list[list[str]]]  # the words of a document -> of passages
 
+WORDS_REMEMBERED = 1_000_000
+
 
 def into_passages(
     documents: Iterable[tuple[str, Passage]], cut: Cut, count: Counter[str]
@@ -37,6 +39,23 @@ def into_passages(
 def by_words(words: list[str], *, length: int) -> list[list[str]]:
     """Disjoint blocks of `length` words; the last one may be shorter."""
     return [words[start : start + length] for start in range(0, len(words), length)]
+
+
+def remembering(
+    sizes_of: Callable[[Sequence[str]], list[int]],
+) -> Callable[[Sequence[str]], list[int]]:
+    """`sizes_of`, asked once for each word: the words of a text are few, and one by one they are slow to tokenize."""
+    known: dict[str, int] = {}
+
+    def sizes(words: Sequence[str]) -> list[int]:
+        if len(known) > WORDS_REMEMBERED:
+            known.clear()
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        if new:
+            known.update(zip(new, sizes_of(new), strict=True))
+        return [known[word] for word in words]
+
+    return sizes
 
 
 def by_tokens(

@@ -83,10 +83,10 @@ def _cut(data: DataConfig, model: str) -> Cut | None:
     if data.split_words:
         return functools.partial(cut.by_words, length=data.split_words)
     if data.split_tokens:
-        folder = hf.resolve(model, "passage")
+        words = tokenizer.load(hf.resolve(model, "passage"), data.split_tokens + 1)
         return functools.partial(
             cut.by_tokens,
-            sizes_of=tokenizer.load(folder, data.split_tokens + 1).sizes,
+            sizes_of=cut.remembering(words.sizes),
             length=data.split_tokens,
             stride=data.split_stride_tokens or data.split_tokens,
         )
