@@ -104,6 +104,14 @@ def test_topics(tmp_path: Path) -> None:
     assert (row.id, row.question) == ("7", "covid")
 
 
+def test_texts_that_look_like_another_layout(tmp_path: Path) -> None:
+    row = {"anchor": "what is <top>", "positive": "a list", "negative": "<topic 1>"}
+    source = recognise.questions(write_text(tmp_path, "t.jsonl", lines(row)))
+    assert source.layout == "(anchor, positive, negative ...) JSONL"
+    path = write_text(tmp_path, "q.tsv", "1\twhat does a query question\n")
+    assert recognise.questions(path).layout == "questions, id and text"
+
+
 def test_passages_without_id_are_known_by_their_content() -> None:
     first = raw.by_content("T", "x")
     assert first == raw.by_content("T", "x") and first.id.split() == [first.id]

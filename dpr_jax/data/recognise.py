@@ -45,7 +45,7 @@ def questions(path: Path) -> Source:
       InputError: the file cannot be read, is empty, or is none of the known layouts.
     """
     head = _head(path)
-    if "<top>" in head.lower() or "<topic " in head.lower():
+    if _is_topics(head):
         return _source("TREC topics", path, formats.read_topics)
     if _is_squad(head):
         return _source("SQuAD JSON", path, carried.read_squad)
@@ -133,6 +133,12 @@ def _head(path: Path) -> str:
     if not head.strip():
         raise InputError(f"{path} is empty")
     return head
+
+
+def _is_topics(head: str) -> bool:
+    """Mark-up that has topics."""
+    text = head.lstrip().lower()
+    return text.startswith("<") and ("<top>" in text or "<topic " in text)
 
 
 def _is_squad(head: str) -> bool:
