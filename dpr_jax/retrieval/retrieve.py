@@ -59,11 +59,10 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- search, and write as we go ---
     with (
         RunFiles(asked.folder, name, origin) as files,
-        progress(f"retrieve {name}", asked.count, "questions") as advance,
+        progress(f"retrieve {name}", asked.count - files.done, "questions") as advance,
     ):
         if files.done:
             say(f"retrieve: {files.done:,} questions are answered already")
-            advance(files.done)
         left = itertools.islice(asked.read(), files.done, None)
         k = min(settings.top_k, len(corpus))
         for batch, ranking in _found(way, left, settings.batch_size, k):
