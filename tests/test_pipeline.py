@@ -134,7 +134,7 @@ def test_the_table_and_the_page_name_every_run(
 ) -> None:
     workdir, done = finished
     page = (workdir / "metrics" / "report.html").read_text()
-    for name in ("bm25", "untrained", "trained"):
+    for name in ("bm25", "untrained", "trained", "hybrid"):
         assert name in done.stdout
         assert name in page
         assert (workdir / "runs" / f"{name}.trec").exists()

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, WorkDir]:
     """A work directory with a BERT of random weights: the mean over its tokens knows which words two texts share."""
     root = tmp_path_factory.mktemp("retriever")
-    workdir = prepare(root / "runs" / "quickstart", PASSAGES, QUESTIONS, dev=QUESTIONS)
+    workdir = prepare(root / "runs" / "rivers", PASSAGES, QUESTIONS, dev=QUESTIONS)
     template = tiny.write(root / "encoder")
     for side in ("question", "passage"):
         folder = workdir.model / f"{side}_encoder"
@@ -55,6 +55,8 @@ def test_the_documented_lines(
 ) -> None:
     monkeypatch.chdir(finished[1].root.parents[1])
     assert doctest.testmod(retriever) == (0, 4)
+    page = str(ROOT / "docs" / "retrieval.md")
+    assert doctest.testfile(page, module_relative=False) == (0, 8)
 
 
 def test_it_finds_what_the_stage_finds(finished: tuple[Config, WorkDir]) -> None:

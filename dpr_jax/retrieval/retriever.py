@@ -24,7 +24,7 @@ class Retriever:
     """Questions to passages, by what a work directory holds: data/, model/, and index/ unless it searches by words alone.
 
     >>> from dpr_jax import Retriever
-    >>> retriever = Retriever.load("runs/quickstart")
+    >>> retriever = Retriever.load("runs/rivers")
     >>> [found] = retriever.search(["which river flows through Paris?"], k=3)
     >>> len(found), found[0].title
     (3, 'Paris')
