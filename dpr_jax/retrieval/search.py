@@ -11,7 +11,7 @@ from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
 from dpr_jax.index.engines import MANIFEST, open_index
-from dpr_jax.model.embed import Embedder, load_embedder
+from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.retrieval import fusion, weight
 from dpr_jax.retrieval.fusion import Ranking
 
@@ -41,7 +41,7 @@ def depends_on(
     if config.retrieve.kind != "dense":
         settings |= {"k1": config.bm25.k1, "b": config.bm25.b}
     if embedder is not None:
-        settings["dtype"] = config.encode.dtype
+        settings["dtype"] = compute_dtype(config.encode.dtype)
         index = workdir.inside(config.retrieve.index)
         inputs["index"] = artifacts.fingerprint(index / MANIFEST)
         inputs["model"] = embedder.fingerprint
