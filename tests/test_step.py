@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import re
 from collections.abc import Callable
 
 import jax
@@ -126,6 +125,14 @@ class Reference:
         self.question_gradient = np.zeros_like(q_BD)
         self.passage_gradient = np.zeros_like(p_PD)
         texts, known = batch.passage_texts_P, batch.positive_texts_BM
+
+        def excluded(i: int, j: int) -> bool:
+            """Whether passage j is no negative of question i."""
+            holds = batch.holds_answer_BP
+            return (settings.mask_duplicates and texts[j] in known[i]) or (
+                holds is not None and holds[i, batch.passage_columns_P[j]]
+            )
+
         widths = (*settings.matryoshka_widths, q_BD.shape[1])
         terms = len(widths) * (2 if settings.symmetric else 1)
         for width, i in itertools.product(widths, range(QUESTIONS)):
@@ -134,7 +141,7 @@ class Reference:
             passages = [
                 j
                 for j in range(len(texts))
-                if j == own or (texts[j] >= 0 and texts[j] not in known[i])
+                if j == own or (texts[j] >= 0 and not excluded(i, j))
             ]
             self._add(
                 share,
@@ -147,8 +154,7 @@ class Reference:
                 questions = [
                     j
                     for j in range(QUESTIONS)
-                    if j == i
-                    or (texts[j * PASSAGES] >= 0 and texts[own] not in known[j])
+                    if j == i or (texts[j * PASSAGES] >= 0 and not excluded(j, own))
                 ]
                 self._add(
                     share,
@@ -213,14 +219,15 @@ def assert_close(found: object, wanted: object) -> None:
 # --- the gradient -------------------------------------------------------------------
 
 
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+
+
 def collectives(program: str) -> dict[str, int]:
     """How many of each kind there are in a compiled program; none may be inside a loop."""
-    found = re.findall(r" (all-reduce|all-gather|reduce-scatter)\(", program)
     outside = program[program.index("\nENTRY ") :]
-    assert len(found) == len(
-        re.findall(r" (all-reduce|all-gather|reduce-scatter)\(", outside)
-    )
-    return {kind: found.count(kind) for kind in sorted(set(found))}
+    counted = {kind: program.count(f" {kind}(") for kind in KINDS}
+    assert counted == {kind: outside.count(f" {kind}(") for kind in KINDS}
+    return counted
 
 
 def mapped_gradient(
@@ -276,16 +283,23 @@ def test_gradient_is_that_of_the_global_batch(
         assert counted == {
             # one for all gradients and metrics, one for the number of questions
             "all-reduce": 2,
-            # vectors and text keys of passages; of questions where the loss is symmetric
-            "all-gather": 4 if symmetric else 2,
+            # vectors and text keys of passages; vectors of questions where the loss is symmetric
+            "all-gather": 3 if symmetric else 2,
             # the gradients of gathered vectors on their way home
             "reduce-scatter": 2 if symmetric else 1,
+            # which questions a positive is no negative of
+            "all-to-all": 1 if symmetric else 0,
         }
 
 
 def test_gradient_with_every_option() -> None:
-    """Cut vectors, both directions, a learned temperature, duplicates left in, layers and chunks computed again."""
-    batch = make_batch(np.random.default_rng(1))
+    """Cut vectors, both directions, a learned temperature, answers masked and duplicates left in, layers and chunks computed again."""
+    rng = np.random.default_rng(1)
+    count = QUESTIONS * PASSAGES
+    batch = make_batch(rng)._replace(
+        passage_columns_P=rng.permutation(count).astype(np.int32),
+        holds_answer_BP=rng.random((QUESTIONS, count)) < 0.2,
+    )
     settings = make_settings(
         encoder=Encoder(SHAPE, remat=True),
         temperature=0.0,  # not read
@@ -295,8 +309,7 @@ def test_gradient_with_every_option() -> None:
         chunk_size=2,
     )
     params = {**make_params(), LOG_TEMPERATURE: np.float32(np.log(TEMPERATURE))}
-    nothing_known = batch._replace(positive_texts_BM=np.full((QUESTIONS, 0), -2))
-    wanted_loss, wanted = reference(params, nothing_known, settings)
+    wanted_loss, wanted = reference(params, batch, settings)
     found_loss, found, _ = mapped_gradient("shard_map", 4, params, batch, settings)
     np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
     assert_close(found, wanted)

@@ -30,6 +30,8 @@ class Batch(NamedTuple):
       passage_texts_P: int32 key of each passage's text, equal for equal texts; negative for a dummy.
       positive_texts_BM: int32 keys of the texts of all positives of each question, filled up with -2.
       weight_B: float32, 1 for a question, 0 for one that only fills the batch.
+      passage_columns_P: int32 column of each passage in the next; None with it.
+      holds_answer_BP: bool, which passages of the global batch contain an answer to each question; None leaves them in.
     """
 
     question: Tokens
@@ -37,6 +39,8 @@ class Batch(NamedTuple):
     passage_texts_P: jax.Array | np.ndarray
     positive_texts_BM: jax.Array | np.ndarray
     weight_B: jax.Array | np.ndarray
+    passage_columns_P: jax.Array | np.ndarray | None = None
+    holds_answer_BP: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):
@@ -155,19 +159,24 @@ def _contrasts(
     stride = passage_emb_PD.shape[0] // questions  # G: every G-th is a positive
     own_B = lax.axis_index(axis) * questions + jnp.arange(questions)
     label_B = own_B * stride
-    known_BP = None
+    excluded_BP = None
     if settings.mask_duplicates:
-        known_BP = loss.same_text(batch.positive_texts_BM, all_texts_P)
-    usable_BP = loss.usable(all_texts_P >= 0, label_B, known_BP)
+        excluded_BP = loss.same_text(batch.positive_texts_BM, all_texts_P)
+    if batch.holds_answer_BP is not None:
+        holds_BP = batch.holds_answer_BP[:, gather(batch.passage_columns_P)]
+        excluded_BP = holds_BP if excluded_BP is None else excluded_BP | holds_BP
+    usable_BP = loss.usable(all_texts_P >= 0, label_B, excluded_BP)
     contrasts = [_Contrast(question_emb_BD, all_passage_emb_PD, label_B, usable_BP)]
 
     if settings.symmetric:
-        known_BQ = None
-        if settings.mask_duplicates:
-            all_known_QM = gather(batch.positive_texts_BM)
-            own_texts_B = batch.passage_texts_P[::stride]
-            known_BQ = loss.same_text(all_known_QM, own_texts_B).T
-        usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, known_BQ)
+        excluded_BQ = None
+        if excluded_BP is not None:
+            # what all questions say of this device's positives
+            excluded_QB = lax.all_to_all(
+                excluded_BP[:, ::stride], axis, split_axis=1, concat_axis=0, tiled=True
+            )
+            excluded_BQ = excluded_QB.T
+        usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, excluded_BQ)
         all_question_emb_QD = gather(question_emb_BD)
         positive_emb_BD = passage_emb_PD[::stride]
         contrasts.append(
