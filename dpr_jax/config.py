@@ -147,6 +147,8 @@ class TrainConfig:
     """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors retrieve well too."""
     mask_duplicates: bool = True
     """Mask passages of other questions whose text is that of a positive of this one."""
+    mask_answers: Literal["off", "string", "regex"] = "off"
+    """Mask passages of other questions that contain an answer to this one, found as `evaluate.answer_match` says; each process then reads the whole batch."""
     chunk_size: int = 0
     """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once."""
     remat: bool = False

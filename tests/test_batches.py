@@ -9,6 +9,7 @@ import tiny
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
+from dpr_jax.data.answers import has_answer
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
@@ -50,6 +51,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
             "batch_size": 8,
             "hard_negatives": 1,
             "mask_duplicates": True,
+            "mask_answers": "off",
             "seed": 3,
             "first_step": 0,
         }
@@ -147,6 +149,55 @@ def test_a_lonely_question_without_negatives_is_refused() -> None:
             hard_negatives=1,
             shuffle_positives=False,
             mask_duplicates=True,
+            mask_answers="off",
+            seed=0,
+            first_step=0,
+        )
+
+
+def test_every_process_knows_the_answers_in_the_whole_batch(
+    nq_small_workdir: tuple[Config, WorkDir], make_stream
+) -> None:
+    _, workdir = nq_small_workdir
+    corpus = store.open_corpus(workdir)
+    by_key = {text_key(one.text): one.text for one in corpus}
+    questions = store.open_questions(workdir, "train", mined=True)
+    answers = {
+        text_key(corpus[one.positives[0]].text): one.answers for one in questions
+    }
+    assert len(answers) == len(questions)
+    halves = [
+        make_stream(mask_answers="string", process_index=i, process_count=2)[0]
+        for i in range(2)
+    ]
+    columns_P = np.concatenate([half.passage_columns_P for half in halves])
+    assert sorted(columns_P) == list(range(16))
+    texts_P = np.concatenate([half.passage_texts_P for half in halves])
+    for half in halves:
+        assert half.holds_answer_BP.shape == (4, 16)
+        # answers of the question whose positive this is, against each passage's own text
+        wanted_BP = [
+            [has_answer(answers[int(key)], by_key[int(text)]) for text in texts_P]
+            for key in half.passage_texts_P[::2]
+        ]
+        np.testing.assert_array_equal(half.holds_answer_BP[:, columns_P], wanted_BP)
+    plain = make_stream(process_index=1, process_count=2)[0]
+    assert plain.holds_answer_BP is None
+    np.testing.assert_array_equal(plain.passage_texts_P, halves[1].passage_texts_P)
+
+
+def test_answers_cannot_be_masked_where_there_are_none() -> None:
+    with pytest.raises(InputError, match="no training question has an answer"):
+        batches.stream(
+            [question((1,)), question((2,))],
+            corpus=None,
+            question_tokenizer=None,
+            passage_tokenizer=None,
+            batch_size=2,
+            hard_negatives=1,
+            shuffle_positives=False,
+            mask_duplicates=True,
+            mask_answers="string",
             seed=0,
             first_step=0,
         )

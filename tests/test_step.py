@@ -1,5 +1,6 @@
 """The mapped step against one device: vectors from the towers, the loss and its gradient from loops in float64 NumPy."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -343,6 +344,35 @@ def test_chunks_drop_the_same_in_both_passes() -> None:
     (found, found_grad), (wanted, wanted_grad) = of_cubes(cached), of_cubes(one_by_one)
     np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
     assert_close(found_grad, wanted_grad)
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    """Per layer its input alone with remat; per chunk its tokens alone, however many chunks."""
+    tokens = make_tokens(np.random.default_rng(0), 64, 16)
+    deep = dataclasses.replace(SHAPE, num_hidden_layers=4)
+    params = jax.eval_shape(
+        lambda: Encoder(deep).init(jax.random.key(0), tokens, train=False)["params"]
+    )
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    def kept(remat: bool, chunk_size: int) -> int:
+        def pull(params: Params) -> object:
+            encoder = Encoder(deep, remat=remat)
+            if not chunk_size:
+                return dual_encoder.encode(encoder, params, "question", tokens)
+            return gradcache.encode(
+                encoder, params, "question", tokens, None, chunk_size=chunk_size
+            )
+
+        residuals = jax.eval_shape(
+            lambda params: jax.vjp(pull, params)[1], {"question": params}
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals)) - weights
+
+    layer_input = tokens.ids_BL.size * SHAPE.hidden_size
+    assert kept(False, 0) > 4 * 10 * layer_input
+    assert kept(True, 0) < 4 * 4 * layer_input
+    assert kept(False, 4) <= tokens.ids_BL.size + tokens.lengths_B.size
 
 
 def test_options_that_are_off_leave_no_instruction() -> None:

@@ -178,6 +178,7 @@ def test_shared_towers_stay_equal_whatever_the_loss(
             symmetric=True,
             matryoshka_widths=(8, 16),
             chunk_size=1,
+            mask_answers="string",
         ),
     )
     loop.run(config, workdir)

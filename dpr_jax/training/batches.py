@@ -6,7 +6,7 @@ one global order. The position in the data is the step number.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import grain
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
-from dpr_jax.training.false_negatives import text_key
+from dpr_jax.training.false_negatives import holds_answer, text_key
 from dpr_jax.training.step import Batch
 
 NO_PASSAGE = -1  # a dummy where a question has too few hard negatives
@@ -26,6 +26,7 @@ class Draw(NamedTuple):
     """One training row: a question and the corpus rows drawn for it, the positive first."""
 
     question: str
+    answers: tuple[str, ...]
     rows: tuple[int, ...]
     positives: tuple[int, ...]
 
@@ -50,7 +51,9 @@ def draw(
     ]
     chosen = [int(row) for row in pool[:hard_negatives]]
     chosen += [NO_PASSAGE] * (hard_negatives - len(chosen))
-    return Draw(question.question, (positive, *chosen), question.positives)
+    return Draw(
+        question.question, question.answers, (positive, *chosen), question.positives
+    )
 
 
 def collate(
@@ -100,6 +103,35 @@ def question_ids(
     return [rows[i].id for i in range((step - 1) * batch_size, step * batch_size)]
 
 
+def with_answers(
+    batch: Batch,
+    draws: Sequence[Draw],
+    mine: slice,
+    corpus: Corpus,
+    match: Literal["string", "regex"],
+) -> Batch:
+    """Adds to this process's batch which passages of the global one hold an answer to its questions.
+
+    Args:
+      batch: collated from `draws[mine]`.
+      draws: of the global batch, the same on every process.
+      mine: which of them are this process's.
+      corpus: passages by row.
+      match: how an answer is looked for.
+    """
+    rows = [row for one in draws for row in one.rows]
+    known = sorted({*rows} - {NO_PASSAGE})
+    at = {row: i for i, row in enumerate(known)}
+    texts = [passage.text for passage in corpus.rows(known)]
+    holds_BN = holds_answer([one.answers for one in draws[mine]], texts, match=match)
+    columns_BG = np.arange(len(rows), dtype=np.int32).reshape(len(draws), -1)
+    return batch._replace(
+        passage_columns_P=columns_BG[mine].ravel(),
+        # what a dummy's column says is never read
+        holds_answer_BP=holds_BN[:, [at.get(row, 0) for row in rows]],
+    )
+
+
 def stream(
     questions: Sequence[Question],
     corpus: Corpus,
@@ -110,6 +142,7 @@ def stream(
     hard_negatives: int,
     shuffle_positives: bool,
     mask_duplicates: bool,
+    mask_answers: Literal["off", "string", "regex"],
     seed: int,
     first_step: int,
     process_index: int = 0,
@@ -126,13 +159,14 @@ def stream(
       hard_negatives: a question.
       shuffle_positives: draw the positive; else the first.
       mask_duplicates: the batches say of every question what its positives' texts are.
+      mask_answers: they also say which passages hold an answer to it, found in this way.
       seed: of the order and of the draws.
       first_step: number of batches already used.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
 
     Raises:
-      InputError: fewer questions than one batch holds, or a batch of one question without any negative.
+      InputError: fewer questions than one batch holds, a batch of one question without any negative, or no answers to mask.
     """
     if len(questions) < batch_size:
         raise InputError(
@@ -145,6 +179,10 @@ def stream(
                     f"question {one.id!r} has no negative passage and, with a train.batch_size of 1, no other question's: "
                     "its loss is 0 and teaches nothing; make the batch larger"
                 )
+    if mask_answers != "off" and not any(one.answers for one in questions):
+        raise InputError(
+            "train.mask_answers is set, but no training question has an answer; turn it off"
+        )
     most_positives = 0
     if mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
@@ -156,11 +194,21 @@ def stream(
             shuffle_positives=shuffle_positives,
         )
     )
-    local = rows[process_index::process_count].batch(
-        batch_size // process_count,
-        batch_fn=lambda draws: collate(
+    mine = slice(process_index, None, process_count)
+
+    def local(draws: Sequence[Draw]) -> Batch:
+        return collate(
             draws, corpus, question_tokenizer, passage_tokenizer, most_positives
-        ),
-    )
+        )
+
+    if mask_answers == "off":
+        steps = rows[mine].batch(batch_size // process_count, batch_fn=local)
+    else:
+        steps = rows.batch(
+            batch_size,
+            batch_fn=lambda draws: with_answers(
+                local(draws[mine]), draws, mine, corpus, mask_answers
+            ),
+        )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
-    return iter(local[first_step:].to_iter_dataset(options))
+    return iter(steps[first_step:].to_iter_dataset(options))

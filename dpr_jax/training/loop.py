@@ -154,6 +154,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             hard_negatives=train.hard_negatives,
             shuffle_positives=train.shuffle_positives,
             mask_duplicates=train.mask_duplicates,
+            mask_answers=train.mask_answers,
             seed=config.seed,
             first_step=first_step,
             process_index=jax.process_index(),
