@@ -73,6 +73,18 @@ def test_runs_that_cannot_be_compared(
         compare.run(CONFIG, workdir, *pair)
 
 
+def test_a_run_of_other_questions(workdir: artifacts.WorkDir) -> None:
+    """Their ids may be the test questions' too, as DPR's row numbers are."""
+    (workdir.runs / "dev").mkdir()
+    run = write_run(workdir, "dev/trained", {"a": "1"})
+    origin = artifacts.made_from("retrieve", {}, {})
+    artifacts.write_manifest(
+        run.with_name("trained.manifest.json"), origin, [run], split="dev"
+    )
+    with pytest.raises(InputError, match="answers the questions of 'dev'"):
+        compare.run(CONFIG, workdir, str(run), "bm25")
+
+
 def test_command_line(
     workdir: artifacts.WorkDir, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from dpr_jax.config_file import to_dict
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples
-from dpr_jax.evaluation.judged import judge
+from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.logging import say
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
@@ -118,7 +118,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
             file.parent.relative_to(workdir.root).as_posix(): artifacts.read_json(file)
             for file in index_files
         },
-        manifests={name: _manifest(file) for name, file in run_files.items()},
+        manifests={name: manifest_of(file) for name, file in run_files.items()},
     )
     with artifacts.atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -153,15 +153,9 @@ def _compared_with(name: str, baseline: str) -> list[str]:
     return [other for other in dict.fromkeys(others) if other != name]
 
 
-def _manifest(run_file: Path) -> dict[str, Any]:
-    """What `dpr retrieve` says of a run; empty for one that another tool wrote."""
-    file = run_file.with_name(run_file.stem + ".manifest.json")
-    return artifacts.read_json(file) if file.exists() else {}
-
-
 def _check_unchanged(run_file: Path, sha256: str) -> None:
     """Refuses a run that is not the one its manifest speaks of."""
-    entry = _manifest(run_file).get("files", {}).get(run_file.name)
+    entry = manifest_of(run_file).get("files", {}).get(run_file.name)
     if entry and entry["sha256"] != sha256:
         raise InputError(
             f"{run_file} is damaged or was changed: its checksum is not the one in {run_file.stem}.manifest.json; "

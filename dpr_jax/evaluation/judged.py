@@ -1,10 +1,11 @@
 """Runs of the test questions, read and scored by every view that the questions' labels allow."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import EvaluateConfig
 from dpr_jax.data.store import Corpus, Question, open_corpus, open_questions
@@ -43,8 +44,14 @@ def judge(
       settings: cutoffs, and how answers are looked for.
 
     Raises:
-      InputError: no data, a run that is malformed or of other data, or questions with neither gold passages nor answers.
+      InputError: no data, a run that is malformed or of other data or questions, or questions with neither gold passages nor answers.
     """
+    for file in run_files.values():
+        asked = manifest_of(file).get("split", "test")
+        if asked != "test":
+            raise InputError(
+                f"{file} answers the questions of {asked!r}; only runs of the test questions are evaluated"
+            )
     corpus = open_corpus(workdir)
     questions = list(open_questions(workdir, "test"))
     views = score.views(questions, corpus, settings.answer_match)
@@ -66,3 +73,9 @@ def judge(
             }
             advance(1, name)
     return Judged(questions, corpus, views, ranked, scored)
+
+
+def manifest_of(run_file: Path) -> dict[str, Any]:
+    """What `dpr retrieve` says of a run; empty for one that another tool wrote."""
+    file = run_file.with_name(run_file.stem + ".manifest.json")
+    return artifacts.read_json(file) if file.exists() else {}
