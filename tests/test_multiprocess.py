@@ -12,16 +12,33 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax import artifacts, config_file
+from dpr_jax import artifacts, cli, config_file
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 DPR = "from dpr_jax.cli import main; main()"
+# the same, and process 0 alone is asked to stop when it writes the metrics of update 2
+STOPPED = (
+    """
+import os, signal
+from dpr_jax.training.record import Record
+
+write = Record.write
+
+def write_and_ask(record, step, values):
+    write(record, step, values)
+    if step == 2 and os.environ["DPR_PROCESS_ID"] == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Record.write = write_and_ask
+"""
+    + DPR
+)
 
 
-def write_config(tmp_path: Path, base: Config, spmd: str) -> Path:
+def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) -> Path:
     """A config file of a tiny model without dropout."""
     tiny.write(tmp_path / "init")
     config = dataclasses.replace(
@@ -35,7 +52,7 @@ def write_config(tmp_path: Path, base: Config, spmd: str) -> Path:
         ),
         train=TrainConfig(
             batch_size=8,
-            total_steps=4,
+            total_steps=total_steps,
             learning_rate=1e-3,
             warmup_steps=1,
             temperature=0.05,
@@ -52,13 +69,15 @@ def write_config(tmp_path: Path, base: Config, spmd: str) -> Path:
     return path
 
 
-def train_in_two_processes(config_file: Path, workdir: WorkDir, logs: Path) -> None:
-    """`dpr train` in two new processes of two simulated devices each."""
+def train_in_two_processes(
+    config_file: Path, workdir: WorkDir, logs: Path, *, code: str = DPR, status: int = 0
+) -> None:
+    """`dpr train` in two new processes of two simulated devices each, which end with `status`."""
     flags = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
-    command += ["--log-dir", str(logs), "--", sys.executable, "-c", DPR]
+    command += ["--log-dir", str(logs), "--", sys.executable, "-c", code]
     command += ["train", str(config_file), "--workdir", str(workdir.root)]
     result = subprocess.run(
         command,
@@ -68,7 +87,7 @@ def train_in_two_processes(config_file: Path, workdir: WorkDir, logs: Path) -> N
         text=True,
         timeout=300,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == status, result.stdout + result.stderr
 
 
 def lines(workdir: WorkDir) -> dict[int, dict[str, float]]:
@@ -117,3 +136,22 @@ def test_two_processes_train_as_one(
     loop.run(config, two)
     assert "resuming after step 2" in capfd.readouterr().err
     assert_same_curve(one, two)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_after_the_same_step_when_one_is_asked(
+    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    base, prepared = nq_small_workdir
+    file = write_config(tmp_path, base, "pmap", total_steps=5000)
+    workdir = artifacts.open_workdir(tmp_path / "stopped", base.name)
+    shutil.copytree(prepared.data, workdir.data)
+    train_in_two_processes(
+        file, workdir, tmp_path / "logs", code=STOPPED, status=cli.RUN_AGAIN
+    )
+    last = max(lines(workdir))
+    assert 2 < last < 5000
+    assert (workdir.checkpoints / "steps" / str(last)).exists()
+    for number in range(2):
+        said = (tmp_path / "logs" / f"process-{number}.log").read_text()
+        assert f"stopped after step {last}; the same command goes on" in said
