@@ -21,9 +21,19 @@ from dpr_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class WorkDir:
-    """The folders of one work directory, by what they hold."""
+    """The folders of one work directory, by what they hold.
+
+    Attributes:
+      root: the work directory.
+      round: of training; from the second on a round has a folder of its own for what it makes, and shares data, runs and metrics.
+    """
 
     root: Path
+    round: int = 1
+
+    @property
+    def home(self) -> Path:
+        return self.root if self.round == 1 else self.root / "rounds" / str(self.round)
 
     @property
     def data(self) -> Path:
@@ -31,7 +41,8 @@ class WorkDir:
 
     @property
     def mined(self) -> Path:
-        return self.data / "mined"
+        # the first round's goes with the data that it was mined from
+        return (self.data if self.round == 1 else self.home) / "mined"
 
     @property
     def bm25(self) -> Path:
@@ -39,11 +50,11 @@ class WorkDir:
 
     @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return self.home / "checkpoints"
 
     @property
     def model(self) -> Path:
-        return self.root / "model"
+        return self.home / "model"
 
     @property
     def runs(self) -> Path:
@@ -54,8 +65,8 @@ class WorkDir:
         return self.root / "metrics"
 
     def inside(self, name: str) -> Path:
-        """A folder that a setting names: inside the work directory unless it is absolute."""
-        return self.root / name  # an absolute `name` replaces the root
+        """A folder that a setting names: inside the round's folder unless it is absolute."""
+        return self.home / name  # an absolute `name` replaces the rest
 
 
 def open_workdir(path: str | Path, config_name: str) -> WorkDir:

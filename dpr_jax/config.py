@@ -63,6 +63,8 @@ class MineConfig:
     """Mine hard negatives; when false, those in the data set are used."""
     sources: tuple[Source, ...] = ("bm25",)
     """What ranks the passages; of several, each one's best in turn. dense needs `model` and `index`."""
+    later_sources: tuple[Source, ...] = ("dense",)
+    """`sources` of the rounds after the first, where dense is the model and index of the round before."""
     depth: int = 8
     """How many hard negatives to keep a question."""
     skip: int = 0
@@ -275,6 +277,8 @@ class Config:
     """Seed of data order, dropout and sampling."""
     compare_untrained: bool = True
     """The pipeline also encodes, indexes and retrieves with the encoder as it came."""
+    rounds: int = 1
+    """Rounds of training in the pipeline; each after the first mines with the model of the one before, and trains that on."""
     data: DataConfig = DataConfig()
     bm25: Bm25Config = Bm25Config()
     mine: MineConfig = MineConfig()
@@ -309,6 +313,7 @@ _AT_LEAST = {
     "data.max_train_questions": 0,
     "model.max_question_tokens": 4,
     "model.max_passage_tokens": 8,
+    "rounds": 1,
     "mine.depth": 1,
     "mine.skip": 0,
     "encode.rows_per_shard": 1,
@@ -353,12 +358,16 @@ def validate(config: Config) -> None:
         lambda value: value >= config.mine.skip + config.mine.depth,
         "mine.skip + mine.depth or more",
     )
-    _require(
-        config,
-        "mine.sources",
-        lambda value: len(set(value)) == len(value) > 0,
-        "one or more sources, each once",
-    )
+    for key in ("mine.sources", "mine.later_sources"):
+        _require(
+            config,
+            key,
+            lambda value: len(set(value)) == len(value) > 0,
+            "one or more sources, each once",
+        )
+    if not config.mine.enabled:
+        rule = "1 when mine.enabled is false: a further round trains on what it mined"
+        _require(config, "rounds", lambda value: value == 1, rule)
     for key in ("mine.absolute_margin", "mine.relative_margin"):
         _require(
             config, key, lambda value: value is None or value >= 0, "0 or more, or None"

@@ -58,6 +58,12 @@ def run(config: Config, workdir: WorkDir) -> None:
         _search(untrained(config), workdir)
     STAGES["train"](config, workdir)
     _search(config, workdir)
+    for number in range(2, config.rounds + 1):
+        here = dataclasses.replace(workdir, round=number)
+        before = dataclasses.replace(workdir, round=number - 1)
+        for stage in ("mine", "train"):
+            STAGES[stage](later_round(config, before), here)
+        _search(_with(config, retrieve={"name": f"round-{number}"}), here)
     if config.data.dev:  # where the weight of the two is found
         hybrid = _with(config, retrieve={"kind": "hybrid", "name": "hybrid"})
         STAGES["retrieve"](hybrid, workdir)
@@ -72,6 +78,19 @@ def untrained(config: Config) -> Config:
         encode={"model": config.model.init, "out": embeddings},
         index={"embeddings": embeddings, "out": index},
         retrieve={"name": UNTRAINED, "model": config.model.init, "index": index},
+    )
+
+
+def later_round(config: Config, before: WorkDir) -> Config:
+    """The same config for a round that mines with the model of the round before, and trains it on (ANCE, Xiong et al., 2020, arXiv 2007.00808)."""
+    return _with(
+        config,
+        mine={
+            "sources": config.mine.later_sources,
+            "model": str(before.model),
+            "index": str(before.inside(config.index.out)),
+        },
+        model={"init": str(before.model)},
     )
 
 

@@ -140,16 +140,17 @@ def _run_files(folder: Path) -> dict[str, Path]:
 
 
 def _index_files(root: Path) -> list[Path]:
-    """The indexes of the work directory; one that the pipeline made for the untrained encoder lies a folder deeper."""
-    return sorted([*root.glob("*/index.json"), *root.glob("*/*/index.json")])
+    """The indexes of the work directory; those of the untrained encoder and of later rounds lie deeper."""
+    patterns = ("*/index.json", "*/*/index.json", "rounds/*/*/index.json")
+    return sorted(file for pattern in patterns for file in root.glob(pattern))
 
 
 def _compared_with(name: str, baseline: str) -> list[str]:
-    """Each run is compared with the baseline, a trained encoder with its own start as well, and a hybrid with the encoder in it."""
-    others = [
-        baseline,
-        *{"trained": ["untrained"], "hybrid": ["trained"]}.get(name, []),
-    ]
+    """Each run is compared with the baseline, a trained encoder with its own start as well, a hybrid or a later round with the encoder that it builds on."""
+    start = {"trained": "untrained", "hybrid": "trained", "round-2": "trained"}
+    if name.startswith("round-") and name not in start:
+        start[name] = f"round-{int(name.removeprefix('round-')) - 1}"
+    others = [baseline, *([start[name]] if name in start else [])]
     return [other for other in dict.fromkeys(others) if other != name]
 
 

@@ -40,7 +40,9 @@ def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
     if config.mine.enabled:
         inputs["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
-    settings = {"train": train, "model": to_dict(config.model), "seed": config.seed}
+    model = to_dict(config.model)
+    del model["init"]  # known by its content: a folder may have moved
+    settings = {"train": train, "model": model, "seed": config.seed}
     exported = {**settings, "train": {**train, "export": config.train.export}}
     return Origin(
         artifacts.made_from("train", settings, inputs),
