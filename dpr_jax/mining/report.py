@@ -1,5 +1,6 @@
 """What mining says of itself: how many passages each rule passed over, and samples to read."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -22,17 +23,21 @@ class Report:
         self._split = split
         self.questions = self.kept = self.without_any = 0
         self.passed_over: Counter[str] = Counter()
-        self._samples_kept: list[str] = []
+        self._samples_kept = [""] * SAMPLES_KEPT
         self._samples_passed_over: dict[str, list[str]] = {}
+        self._chance = random.Random(0)
 
     def pass_over(
         self, rule: str, question: Question, row: int, passage_of: PassageOf
     ) -> None:
         """Counts a passage that is no hard negative."""
         self.passed_over[rule] += 1
-        samples = self._samples_passed_over.setdefault(rule, [])
-        if rule != "gold" and len(samples) < SAMPLES_A_RULE:
-            samples.append(_sample(question, {rule: [row]}, passage_of))
+        if rule == "gold":
+            return
+        samples = self._samples_passed_over.setdefault(rule, [""] * SAMPLES_A_RULE)
+        place = self._place(self.passed_over[rule], SAMPLES_A_RULE)
+        if place < SAMPLES_A_RULE:
+            samples[place] = _sample(question, {rule: [row]}, passage_of)
 
     def keep(
         self, question: Question, rows: Sequence[int], passage_of: PassageOf
@@ -41,9 +46,10 @@ class Report:
         self.questions += 1
         self.kept += len(rows)
         self.without_any += not rows
-        if rows and len(self._samples_kept) < SAMPLES_KEPT:
+        place = self._place(self.questions, SAMPLES_KEPT)
+        if rows and place < SAMPLES_KEPT:
             kept = {"hard negative": rows[:NEGATIVES_A_SAMPLE]}
-            self._samples_kept.append(_sample(question, kept, passage_of))
+            self._samples_kept[place] = _sample(question, kept, passage_of)
 
     def facts(self) -> dict[str, object]:
         """All counts, for the manifest."""
@@ -65,10 +71,13 @@ class Report:
                 f"mine: {self._split}: warning: {self.without_any:,} questions have no hard negative; a larger mine.window may find some"
             )
         if samples:
-            passed_over = [
-                one for some in self._samples_passed_over.values() for one in some
-            ]
-            say("\n".join(["mine: to read:", *self._samples_kept, *passed_over]))
+            groups = [self._samples_kept, *self._samples_passed_over.values()]
+            shown = [sample for group in groups for sample in group if sample]
+            say("\n".join(["mine: to read:", *shown]))
+
+    def _place(self, count: int, size: int) -> int:
+        """The place of the count-th of many in a sample of `size` that each is to be in with the same chance; from `size` on: not in it."""
+        return count - 1 if count <= size else self._chance.randrange(count)
 
 
 def _sample(
