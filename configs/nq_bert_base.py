@@ -8,8 +8,8 @@ Hardware:  8 TPU chips or GPUs of 16 GB or more; the index needs a host with 160
 Time:      not measured by us; the paper took about a day of training on 8 GPUs of 32 GB, and 8.8 hours of encoding.
 Expected:  top-20/top-100 answer accuracy on the 3,610 test questions: 78.4/85.4 in the paper (BM25 59.1/73.7). Not yet run by us.
 
-40 epochs of 58,880 rows in batches of 128 are 18,400 updates. The original divides its gradient by the number of GPUs; its clip of 2.0
-on 8 GPUs is 16.0 on the true gradient, which is what ours is.
+40 epochs of 58,880 rows in batches of 128 are 18,400 updates. `dpr_parity` takes the eighth of the gradient that the original has on
+its 8 GPUs, so that its clip of 2.0 means the same, and its first update at rate 0. The best checkpoint is that of the lowest average rank.
 """
 
 from dpr_jax.config import (
@@ -44,7 +44,9 @@ config = Config(
         total_steps=18400,
         learning_rate=2e-5,
         warmup_steps=1237,
-        clip_norm=16.0,
+        clip_norm=2.0,
+        dpr_parity=True,
+        best_metric="average_rank",
         dropout=0.1,
         temperature=1.0,
         dtype="bfloat16",
