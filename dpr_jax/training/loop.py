@@ -206,6 +206,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             return named
 
         on_devices = spmd.replicate(state)
+        template = checkpoint.hollow(state)
+        del state, saved, params  # the devices have it: no second copy on the host
         remaining = train.total_steps - first_step
         waiting: tuple[int, dict[str, jax.Array], speed.Work] | None = None
         step = first_step
@@ -233,6 +235,7 @@ def run(config: Config, workdir: WorkDir) -> None:
                 found = judge(step, state.params)
                 progress = progress.validated(step, found, train.best_metric)
             checkpoints.save(state, progress)
+            del state
             if stop and not last:
                 checkpoints.wait()
                 raise Preempted(
@@ -242,8 +245,9 @@ def run(config: Config, workdir: WorkDir) -> None:
         checkpoints.wait()
 
         # --- the result -----------------------------------------------------------------
+        state = spmd.fetch(on_devices)
         if train.export == "best" and progress.best_step not in (0, step):
-            state, progress = checkpoints.read(progress.best_step, state)
+            state, progress = checkpoints.read(progress.best_step, template)
         logging.say(f"train: step {int(state.step)} of {step} becomes the model")
         if parallel.is_main():
             export(
