@@ -152,7 +152,7 @@ class TrainConfig:
     mask_answers: Literal["off", "string", "regex"] = "off"
     """Mask passages of other questions that contain an answer to this one, found as `evaluate.answer_match` says; each process then reads the whole batch."""
     chunk_size: int = 0
-    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once. Divides a device's questions."""
+    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once. On many devices, the greatest common divisor with a device's texts."""
     remat: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU compiler makes nothing of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"

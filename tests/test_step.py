@@ -272,7 +272,8 @@ def test_gradient_is_that_of_the_global_batch(
     count: int, kind: str, symmetric: bool, chunked: bool
 ) -> None:
     batch = make_batch(np.random.default_rng(0))
-    chunk_size = max(QUESTIONS // count // 2, 1) if chunked else 0
+    # not a divisor of every share: one chunk where a device has fewer texts
+    chunk_size = 4 if chunked else 0
     settings = make_settings(symmetric=symmetric, chunk_size=chunk_size)
     wanted_loss, wanted = reference(make_params(), batch, settings)
     found_loss, found, counted = mapped_gradient(

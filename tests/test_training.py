@@ -151,7 +151,6 @@ def test_diverging_training_stops_and_names_step_and_questions(
     ("changes", "message"),
     [
         ({"batch_size": 12}, "12, which 8 devices cannot share evenly"),
-        ({"chunk_size": 2}, "2, which does not divide the 1 questions of a device"),
         ({"matryoshka_widths": (8, 32)}, "names 32, but whole vectors have 32 numbers"),
     ],
 )

@@ -8,6 +8,7 @@ its key is an input.
 """
 
 import functools
+import math
 
 import jax
 from jax import lax
@@ -33,12 +34,14 @@ def encode(
       side: which tower.
       tokens: a padded batch of B texts.
       dropout_key: chunk i drops by the i-th of the keys split from it; None runs without dropout.
-      chunk_size: texts encoded at once; divides B.
+      chunk_size: most texts encoded at once; where it does not divide B, their greatest common divisor.
 
     Returns:
       float32 [B, D].
     """
-    chunks = tokens.ids_BL.shape[0] // chunk_size
+    rows = tokens.ids_BL.shape[0]
+    chunk_size = math.gcd(chunk_size, rows)
+    chunks = rows // chunk_size
     keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
     split = jax.tree.map(
         lambda leaf: leaf.reshape(chunks, chunk_size, *leaf.shape[1:]), tokens

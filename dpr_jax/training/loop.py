@@ -47,7 +47,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         logging.say("train: up to date")
         return
     train, mined = config.train, config.mine.enabled
-    setup.check_division(train.batch_size, train.chunk_size)
+    setup.check_division(train.batch_size)
 
     # --- data -----------------------------------------------------------------------
     corpus = store.open_corpus(workdir)

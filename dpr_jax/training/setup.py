@@ -50,16 +50,11 @@ def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
     )
 
 
-def check_division(batch_size: int, chunk_size: int) -> None:
-    """Raises InputError where the devices cannot share a batch evenly, or a device's share cannot be cut into chunks."""
-    questions, left = divmod(batch_size, jax.device_count())
-    if left:
+def check_division(batch_size: int) -> None:
+    """Raises InputError where the devices cannot share a batch evenly."""
+    if batch_size % jax.device_count():
         raise InputError(
             f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
-        )
-    if chunk_size and questions % chunk_size:
-        raise InputError(
-            f"train.chunk_size is {chunk_size}, which does not divide the {questions} questions of a device; make it one of their divisors"
         )
 
 
