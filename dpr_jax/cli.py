@@ -13,7 +13,8 @@ from typing import Annotated
 import tyro
 
 from dpr_jax import artifacts, config_file, logging
-from dpr_jax.config import Config, validate
+from dpr_jax.config import Config
+from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError, Preempted
 
 COMMANDS = {

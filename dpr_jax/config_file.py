@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpr_jax.config import Config, validate
+from dpr_jax.config import Config
+from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError
 
 

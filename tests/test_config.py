@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_jax import config, config_file
+from dpr_jax import config, config_file, config_rules
 from dpr_jax.config import Config, MineConfig, TrainConfig
 from dpr_jax.errors import InputError
 
@@ -24,7 +24,7 @@ def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
 
 
 def test_defaults_are_valid() -> None:
-    config.validate(Config())
+    config_rules.validate(Config())
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_defaults_are_valid() -> None:
 )
 def test_bad_values_are_named(changed: Config, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config.validate(changed)
+        config_rules.validate(changed)
 
 
 @pytest.mark.parametrize(

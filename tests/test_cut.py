@@ -12,7 +12,8 @@ import pytest
 from layouts import write_text
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config, DataConfig, validate
+from dpr_jax.config import Config, DataConfig
+from dpr_jax.config_rules import validate
 from dpr_jax.data import cut, documents, prepare, store
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError

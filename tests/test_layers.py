@@ -12,6 +12,7 @@ PACKAGE = ROOT / "dpr_jax"
 COMMON = {
     "config",
     "config_file",
+    "config_rules",
     "artifacts",
     "errors",
     "logging",

@@ -10,7 +10,8 @@ from prepared import WordEmbedder
 
 from dpr_jax import artifacts, config_file, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig, validate
+from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig
+from dpr_jax.config_rules import validate
 from dpr_jax.data import prepare, store
 from dpr_jax.data.answers import has_answer
 from dpr_jax.encoding import encode

@@ -18,8 +18,8 @@ from dpr_jax.config import (
     MineConfig,
     ModelConfig,
     TrainConfig,
-    validate,
 )
+from dpr_jax.config_rules import validate
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.index.engines import open_index
