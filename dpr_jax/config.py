@@ -154,6 +154,8 @@ class TrainConfig:
     """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU compiler makes nothing of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of the towers; weights, scores and loss are always float32."""
+    gather: bool = True
+    """Set every question against the passages of all devices; false: against those of its own device alone, to see what gathering is worth."""
     spmd: Literal["pmap", "shard_map"] = "pmap"
     """How the per-device step is mapped over devices."""
     log_every_steps: int = 10

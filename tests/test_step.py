@@ -317,6 +317,30 @@ def test_gradient_with_every_option() -> None:
     assert_close(found, wanted)
 
 
+def test_without_gathering_each_device_is_alone() -> None:
+    """The mean over devices of what one device finds in its share, by its number of questions."""
+    batch = make_batch(np.random.default_rng(0))
+    settings = make_settings(symmetric=True, gather=False)
+    found_loss, found, counted = mapped_gradient(
+        "pmap", 4, make_params(), batch, settings
+    )
+    assert counted == {"all-reduce": 2, **dict.fromkeys(KINDS[1:], 0)}
+    shares = [
+        jax.tree.map(lambda leaf, i=i: np.split(leaf, 4)[i], batch) for i in range(4)
+    ]
+    alone = [
+        mapped_gradient("pmap", 1, make_params(), share, settings)[:2]
+        for share in shares
+    ]
+    weights = [share.weight_B.sum() / batch.weight_B.sum() for share in shares]
+    wanted_loss, wanted = jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)),
+        *alone,
+    )
+    np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
+    assert_close(found, wanted)
+
+
 def test_chunks_drop_the_same_in_both_passes() -> None:
     """With dropout, against chunks encoded one after the other without recomputation."""
     encoder, key = Encoder(SHAPE, dropout=0.5), jax.random.key(5)

@@ -132,6 +132,18 @@ def test_finished_training_is_not_done_again_and_other_settings_are_refused(
     )
     loop.run(quieter, workdir)  # changes no weight
 
+    # checkpoints from before there was a setting had its default
+    label = workdir.checkpoints / "settings.json"
+    settings = artifacts.read_json(label)
+    del settings["settings"]["train"]["gather"]
+    artifacts.write_json(label, settings)
+    loop.run(config, workdir)
+    alone = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, gather=False)
+    )
+    with pytest.raises(InputError, match=r"train.gather was True, is False"):
+        loop.run(alone, workdir)
+
 
 def test_diverging_training_stops_and_names_step_and_questions(
     run_dir: tuple[Config, WorkDir],

@@ -186,12 +186,19 @@ def _check_dtypes(state: TrainState, template: TrainState, path: Path) -> None:
     jax.tree.map(check, state, template)
 
 
-def claim(folder: Path, origin: dict[str, Any], *, write: bool) -> None:
+def claim(
+    folder: Path,
+    origin: dict[str, Any],
+    *,
+    defaults: dict[str, dict[str, Any]],
+    write: bool,
+) -> None:
     """Ties a checkpoint folder to the settings and inputs that it is trained with.
 
     Args:
       folder: checkpoints/.
       origin: from artifacts.made_from.
+      defaults: of each part of the settings; one that is newer than the folder counts as having had its default.
       write: whether this process writes the label of a new folder.
 
     Raises:
@@ -202,7 +209,11 @@ def claim(folder: Path, origin: dict[str, Any], *, write: bool) -> None:
         if write:
             artifacts.write_json(label, origin)
         return
-    differing = _differences(artifacts.read_json(label), origin)
+    old = artifacts.read_json(label)
+    for part, values in defaults.items():
+        for name in origin["settings"][part].keys() & values.keys():
+            old["settings"][part].setdefault(name, values[name])
+    differing = _differences(old, origin)
     if differing:
         raise InputError(
             f"{folder} was trained with other settings: {'; '.join(differing)}. "

@@ -42,7 +42,12 @@ def run(config: Config, workdir: WorkDir) -> None:
     folders = {side: hf.resolve(config.model.init, side) for side in SIDES}
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     origin = setup.origin(config, workdir, start)
-    checkpoint.claim(workdir.checkpoints, origin.checkpoints, write=parallel.is_main())
+    checkpoint.claim(
+        workdir.checkpoints,
+        origin.checkpoints,
+        defaults=setup.DEFAULTS,
+        write=parallel.is_main(),
+    )
     if artifacts.is_fresh(workdir.model / "manifest.json", origin.model):
         logging.say("train: up to date")
         return
@@ -127,6 +132,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             symmetric=train.symmetric,
             matryoshka_widths=train.matryoshka_widths,
             chunk_size=train.chunk_size,
+            gather=train.gather,
         )
         update = spmd.map(
             functools.partial(train_step, settings=settings, axis=parallel.AXIS),

@@ -7,10 +7,12 @@ import jax
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.errors import InputError
 
+# what a setting was in checkpoints that are older than it
+DEFAULTS = {"train": to_dict(TrainConfig()), "model": to_dict(ModelConfig())}
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
 

@@ -69,6 +69,7 @@ class StepSettings(NamedTuple):
       symmetric: half of the loss is that of positives which look for their question among all questions.
       matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati et al., 2022, arXiv 2205.13147).
       chunk_size: texts encoded at once on a device (training/gradcache.py); 0 encodes all.
+      gather: every question meets the passages of all devices; else those of its own device alone.
     """
 
     encoder: Encoder
@@ -79,6 +80,7 @@ class StepSettings(NamedTuple):
     symmetric: bool = False
     matryoshka_widths: tuple[int, ...] = ()
     chunk_size: int = 0
+    gather: bool = True
 
 
 class _Contrast(NamedTuple):
@@ -152,12 +154,18 @@ def _contrasts(
 ) -> list[_Contrast]:
     """All that the loss is the mean of; first this device's questions against the passages of all devices."""
     gather = functools.partial(lax.all_gather, axis_name=axis, tiled=True)
+    exchange = functools.partial(
+        lax.all_to_all, axis_name=axis, split_axis=1, concat_axis=0, tiled=True
+    )
+    if not settings.gather:  # as if each device were the only one
+        gather = exchange = lambda own: own
     # with gradient: what other devices' questions say of this device's passages comes back here
     all_passage_emb_PD = gather(passage_emb_PD)
     all_texts_P = gather(batch.passage_texts_P)
     questions = question_emb_BD.shape[0]
     stride = passage_emb_PD.shape[0] // questions  # G: every G-th is a positive
-    own_B = lax.axis_index(axis) * questions + jnp.arange(questions)
+    device = lax.axis_index(axis) if settings.gather else 0
+    own_B = device * questions + jnp.arange(questions)
     label_B = own_B * stride
     excluded_BP = None
     if settings.mask_duplicates:
@@ -172,10 +180,7 @@ def _contrasts(
         excluded_BQ = None
         if excluded_BP is not None:
             # what all questions say of this device's positives
-            excluded_QB = lax.all_to_all(
-                excluded_BP[:, ::stride], axis, split_axis=1, concat_axis=0, tiled=True
-            )
-            excluded_BQ = excluded_QB.T
+            excluded_BQ = exchange(excluded_BP[:, ::stride]).T
         usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, excluded_BQ)
         all_question_emb_QD = gather(question_emb_BD)
         positive_emb_BD = passage_emb_PD[::stride]
