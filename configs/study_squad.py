@@ -1,0 +1,53 @@
+"""SQuAD with a small encoder: the config of the studies in docs/results.md, which override single settings of it.
+
+Data:      data/squad/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels); not in this repository.
+Model:     the two lowest layers of the packaged encoder, which as they are retrieve badly and learn fast:
+           python benchmarks/cut_encoder.py --layers 2 --out runs/minilm-2-layers
+Command:   dpr pipeline configs/study_squad.py --workdir runs/study_squad
+"""
+
+from dpr_jax.config import (
+    Bm25Config,
+    Config,
+    DataConfig,
+    IndexConfig,
+    MineConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+config = Config(
+    name="study_squad",
+    data=DataConfig(
+        passages="data/squad/passages.tsv",
+        train="data/squad/train.json",
+        dev="data/squad/dev.json",
+        test="data/squad/test.qa.csv",
+        test_qrels="data/squad/test.qrels",
+        max_train_questions=6400,
+    ),
+    bm25=Bm25Config(k1=0.9, b=0.4),
+    mine=MineConfig(depth=8, window=50),
+    model=ModelConfig(
+        init="runs/minilm-2-layers",
+        pooling="mean",
+        normalize=True,
+        max_question_tokens=32,
+        max_passage_tokens=128,
+    ),
+    train=TrainConfig(
+        batch_size=64,
+        hard_negatives=1,
+        total_steps=100,
+        learning_rate=1e-4,
+        warmup_steps=10,
+        temperature=0.05,
+        dropout=0.0,
+        freeze_embeddings=True,
+        log_every_steps=1,
+        checkpoint_every_steps=50,
+        validation_hard_negatives=1,
+        validation_negatives=0,
+    ),
+    index=IndexConfig(kind="exact"),
+)
