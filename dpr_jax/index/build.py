@@ -2,22 +2,18 @@
 
 import dataclasses
 import shutil
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config
+from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, partitions, scann, worker
+from dpr_jax.index import certificate, embeddings, partitions, scann, worker
+from dpr_jax.index.certificate import RECALL_AT
 from dpr_jax.index.engines import MANIFEST
-from dpr_jax.index.exact import ExactIndex
 from dpr_jax.logging import say
 
 SCANN_FROM_ROWS = 5000
-RECALL_AT = 100
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
@@ -48,16 +44,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     facts = artifacts.read_json(source / "manifest.json")
     count, dimension = facts["count"], facts["width"]
     kind, why = choose_kind(settings.kind, count)
-    chosen = {name: getattr(settings, name) for name in _SETTINGS_OF[kind]}
-    if "leaves" in chosen:  # what a 0 stands for
-        chosen["leaves"], chosen["leaves_to_search"] = partitions.choose(
-            settings, count
-        )
-    origin = artifacts.made_from(
-        "index",
-        {"kind": kind, **chosen, "recall_queries": settings.recall_queries},
-        {"embeddings": artifacts.fingerprint(source / "manifest.json")},
-    )
+    origin = origin_of(settings, count, artifacts.fingerprint(source / "manifest.json"))
     if artifacts.is_fresh(out / MANIFEST, origin):
         say(f"index: up to date ({out})")
         return
@@ -82,7 +69,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- certify: the folder is moved, then a fresh process answers from it ---
     with artifacts.atomic_dir(out) as moved:
         building.replace(moved)
-        recall, queries_per_s = measure(
+        recall, queries_per_s = certificate.measure(
             kind, moved, engine_settings, shards, settings.recall_queries
         )
         artifacts.write_manifest(
@@ -105,6 +92,22 @@ def run(config: Config, workdir: WorkDir) -> None:
     )
 
 
+def origin_of(settings: IndexConfig, count: int, vectors: str) -> dict[str, Any]:
+    """What an index of `count` vectors with the fingerprint `vectors` is made from, for its manifest.
+
+    Raises:
+      InputError: the engine asked for is not installed.
+    """
+    kind, _ = choose_kind(settings.kind, count)
+    chosen = {name: getattr(settings, name) for name in _SETTINGS_OF[kind]}
+    if "leaves" in chosen:  # what a 0 stands for
+        chosen["leaves"], chosen["leaves_to_search"] = partitions.choose(
+            settings, count
+        )
+    chosen |= {"kind": kind, "recall_queries": settings.recall_queries}
+    return artifacts.made_from("index", chosen, {"embeddings": vectors})
+
+
 def choose_kind(asked: str, count: int) -> tuple[str, str]:
     """The engine to build, and why: (kind, reason).
 
@@ -122,43 +125,6 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
     if not scann.available():
         return "exact", "auto: scann is not installed; `pip install scann` on Linux"
     return "scann", f"auto: {SCANN_FROM_ROWS:,} passages or more, scann is installed"
-
-
-def measure(
-    kind: str,
-    folder: Path,
-    settings: dict[str, Any],
-    shards: list[np.ndarray],
-    queries: int,
-) -> tuple[float, float]:
-    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process, and the queries it answers a second.
-
-    The queries are corpus rows, evenly spaced. A hit that scores as much as the exact 100th is right, whichever row it is: a corpus
-    with equal passages has more than one exact answer.
-    """
-    count = sum(len(shard) for shard in shards)
-    k = min(RECALL_AT, count)
-    sample_Q = np.unique(np.linspace(0, count - 1, queries).astype(np.int64))
-    queries_QD = _rows(shards, sample_Q)
-    exact_QK, _ = ExactIndex(shards).search(queries_QD, k)
-    rows_QK, queries_per_s = worker.ask(kind, folder, settings, queries_QD, k)
-    right = 0
-    for query_D, exact_K, rows_K in zip(queries_QD, exact_QK, rows_QK, strict=True):
-        scores_K = _rows(shards, np.unique(rows_K[rows_K >= 0])) @ query_D
-        rounding = 1e-5 * np.abs(exact_K).max()
-        right += int((scores_K >= exact_K[-1] - rounding).sum())
-    return right / exact_QK.size, queries_per_s
-
-
-def _rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:
-    """Single rows of the corpus, float32 [R, D]."""
-    starts = np.cumsum([0, *(len(shard) for shard in shards)])
-    shard_R = np.searchsorted(starts, rows_R, side="right") - 1
-    picked = [
-        shards[shard][row - starts[shard]]
-        for shard, row in zip(shard_R, rows_R, strict=True)
-    ]
-    return np.array(picked, np.float32).reshape(len(rows_R), shards[0].shape[1])
 
 
 def _memory(kind: str, count: int, dimension: int) -> str:

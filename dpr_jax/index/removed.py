@@ -1,0 +1,52 @@
+"""Searching around rows that were removed: any engine, asked for more hits than wanted."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dpr_jax.index import hits
+
+# (queries float32 [Q, D], k) -> (scores float32 [Q, k], rows int64 [Q, k]), missing hits -inf and -1 at the end
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def search_without(
+    search: Search, gone_R: np.ndarray, queries_QD: np.ndarray, k: int, *, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best hits that are not in `gone_R`.
+
+    Twice as many are asked for as long as a question has too few, so that only a question whose best passages were all removed costs more.
+
+    Args:
+      search: of an engine.
+      gone_R: rows that must not be found, int64.
+      queries_QD: float32.
+      k: hits a query.
+      count: rows that the engine has.
+
+    Returns:
+      (scores float32 [Q, k], rows int64 [Q, k]); where no k others are found, score -inf and row -1.
+    """
+    if not len(gone_R):
+        return search(queries_QD, k)
+    scores_QK = np.full((len(queries_QD), k), -np.inf, np.float32)
+    rows_QK = np.full((len(queries_QD), k), -1, np.int64)
+    left_Q = np.arange(len(queries_QD))
+    most = min(k + len(gone_R), count)  # among so many there are k that stayed
+    asked = min(2 * k, most)
+    while len(left_Q):
+        scores_LA, rows_LA = search(queries_QD[left_Q], asked)
+        exhausted_L = rows_LA[:, -1] < 0
+        found = hits.in_order(
+            scores_LA, rows_LA, (rows_LA < 0) | np.isin(rows_LA, gone_R)
+        )
+        wide = min(k, asked)
+        scores_QK[left_Q, :wide], rows_QK[left_Q, :wide] = (
+            part[:, :wide] for part in found
+        )
+        short_L = (found[1] >= 0).sum(axis=1) < k
+        if asked == most:
+            break
+        left_Q = left_Q[short_L & ~exhausted_L]
+        asked = min(2 * asked, most)
+    return scores_QK, rows_QK
