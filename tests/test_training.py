@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,7 +18,8 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
-from dpr_jax.training import checkpoint, loop, validation
+from dpr_jax.training import batches, checkpoint, loop, validation
+from dpr_jax.training.step import TrainState
 
 
 @pytest.fixture
@@ -157,6 +159,34 @@ def test_diverging_training_stops_and_names_step_and_questions(
     known = {one.id for one in store.open_questions(workdir, "train", mined=True)}
     assert len(named) == 8
     assert known.issuperset(named)
+
+
+def test_a_loss_that_stays_far_too_high_ends_the_run_and_takes_no_checkpoint_with_it(
+    run_dir: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = run_dir
+    step = loop.train_step
+
+    def exploding(state: TrainState, *args: object, **kwargs: object) -> object:
+        done, metrics = step(state, *args, **kwargs)
+        loss = metrics["loss"] * jnp.where(state.step < 10, 1, 1000)
+        return done, metrics | {"loss": loss}
+
+    monkeypatch.setattr(loop, "train_step", exploding)
+    train = dataclasses.replace(
+        config.train, total_steps=30, checkpoint_every_steps=1, dropout=0.0
+    )
+    config = dataclasses.replace(config, train=train)
+    ids = batches.question_ids(
+        store.open_questions(workdir, "train", mined=True), config.seed, 15, 8
+    )
+    for _ in range(2):  # the same command again knows what was logged before
+        with pytest.raises(InputError, match="diverged at step 15 ") as caught:
+            loop.run(config, workdir)
+        assert f"with ids {', '.join(ids)};" in str(caught.value)
+        assert "try a lower train.learning_rate" in str(caught.value)
+        kept = {int(path.name) for path in (workdir.checkpoints / "steps").iterdir()}
+        assert kept == {9, 10}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,15 @@ from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import dual_encoder, embed, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder
-from dpr_jax.training import batches, checkpoint, optimizer, setup, speed, validation
+from dpr_jax.training import (
+    batches,
+    checkpoint,
+    divergence,
+    optimizer,
+    setup,
+    speed,
+    validation,
+)
 from dpr_jax.training.export import SIDES, export
 from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
@@ -179,18 +187,26 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
         stack.callback(trace.close)
 
+        losses = record.losses
+        in_doubt = functools.partial(
+            divergence.losses_in_doubt,
+            losses,
+            candidates=train.batch_size * (1 + train.hard_negatives),
+        )
+
+        def lost(step: int, why: str) -> InputError:
+            ids = batches.question_ids(questions, config.seed, step, train.batch_size)
+            return InputError(
+                f"training diverged at step {step} ({why}) on the questions with ids {', '.join(ids)}; the checkpoints "
+                f"before it are kept in {workdir.checkpoints}; try a lower train.learning_rate or train.clip_norm in "
+                "another --workdir"
+            )
+
         def finish(step: int, metrics: dict[str, jax.Array], work: speed.Work) -> str:
             """Reads, checks and records the metrics of update `step` (1-based)."""
             values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
             if not all(map(math.isfinite, values.values())):
-                ids = batches.question_ids(
-                    questions, config.seed, step, train.batch_size
-                )
-                raise InputError(
-                    f"training diverged at step {step} ({values}) on the questions with ids {', '.join(ids)}; the checkpoints "
-                    f"before it are kept in {workdir.checkpoints}; try a lower train.learning_rate or train.clip_norm in "
-                    "another --workdir"
-                )
+                raise lost(step, f"it gave {values}")
             values["learning_rate"] = float(learning_rate(step - 1))
             meter.add(work)
             if step == first_step + 1:  # which is compilation
@@ -198,6 +214,12 @@ def run(config: Config, workdir: WorkDir) -> None:
             if step % train.log_every_steps == 0 or step == train.total_steps:
                 values |= meter.read()
                 record.write(step, values)
+                losses.append(values["loss"])
+                if in_doubt() == divergence.IN_A_ROW:
+                    shown = ", ".join(
+                        f"{x:.3g}" for x in losses[-divergence.IN_A_ROW :]
+                    )
+                    raise lost(step, f"the last logged losses are {shown}")
             return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f}"
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
@@ -235,6 +257,12 @@ def run(config: Config, workdir: WorkDir) -> None:
                 continue
             advance(1, finish(*waiting))
             waiting = None
+            if in_doubt() and not last:  # nothing takes the place of a good checkpoint
+                if stop:
+                    raise Preempted(
+                        f"stopped after step {step} without saving it, as its loss is too high; the same command goes on from the checkpoint before"
+                    )
+                continue
             state = spmd.fetch(on_devices)
             progress = progress._replace(validation={})
             if due_judge:
