@@ -208,18 +208,22 @@ class IndexConfig:
     """Folder of the embeddings, inside the work directory."""
     out: str = "index"
     """Folder for the index, inside the work directory."""
+    target_recall: float = 0.0
+    """Recall@100 against exact search that is wanted: settings below that are 0 are measured, and the fastest that reach it kept; 0: by rule."""
+    queries: str = ""
+    """Folder of question vectors to measure with, inside the work directory; empty: corpus rows, which are easier to find."""
     leaves: int = 0
     """Partitions (ScaNN tree, FAISS IVF); 0: the square root of the number of passages."""
     leaves_to_search: int = 0
     """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are fewer)."""
-    reorder: int = 400
-    """ScaNN: candidates rescored exactly a query (at least the k asked for)."""
-    dimensions_per_block: int = 2
-    """ScaNN: dimensions a code word of the product quantization."""
+    reorder: int = 0
+    """ScaNN: candidates rescored exactly a query (at least the k asked for); 0: 400."""
+    dimensions_per_block: int = 0
+    """ScaNN: dimensions a code word of the product quantization; 0: 2."""
     anisotropic_threshold: float = 0.2
     """ScaNN: anisotropic quantization threshold."""
     recall_queries: int = 200
-    """Queries for the measured recall@100 against exact search that index.json states."""
+    """Queries for the recall@100 against exact search that index.json states; none of them is tuned on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,8 +37,8 @@ _AT_LEAST = {
     "encode.batch_tokens": 0,
     "index.leaves": 0,
     "index.leaves_to_search": 0,
-    "index.reorder": 1,
-    "index.dimensions_per_block": 1,
+    "index.reorder": 0,
+    "index.dimensions_per_block": 0,
     "index.recall_queries": 1,
     "retrieve.top_k": 1,
     "retrieve.batch_size": 1,
@@ -62,6 +62,7 @@ def validate(config: Config) -> None:
     for key in ("train.learning_rate", "train.temperature", "train.adam_eps"):
         _require(config, key, lambda value: value > 0, "greater than 0")
     _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
+    _require(config, "index.target_recall", lambda value: 0 <= value <= 1, "in [0, 1]")
     _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
     _require(
         config,

@@ -9,7 +9,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, partitions, scann, worker
+from dpr_jax.index import build, defaults, scann, worker
 from dpr_jax.index.engines import open_index
 from dpr_jax.index.exact import ExactIndex
 
@@ -47,7 +47,7 @@ def workdir(tmp_path: Path) -> WorkDir:
     return workdir
 
 
-def _config(kind: str, **changes: int) -> Config:
+def _config(kind: str, **changes: float | str) -> Config:
     return Config(index=IndexConfig(kind=kind, recall_queries=40, **changes))
 
 
@@ -116,6 +116,71 @@ def test_a_finished_index_is_not_built_again(
     _write_embeddings(workdir, _vectors(500))
     build.run(_config("faiss"), workdir)
     assert open_index(workdir.inside("index")).count == 500
+
+
+def _write_questions(workdir: WorkDir, model: str = "a model") -> np.ndarray:
+    questions_QD = (_vectors(2000)[::5] + _vectors(2000)[1::5]).astype(np.float16)
+    folder = workdir.inside("questions")
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "shard-00000-of-00001.npy", questions_QD)
+    artifacts.write_manifest(
+        folder / "manifest.json",
+        artifacts.made_from("encode", {}, {}),
+        [folder / "shard-00000-of-00001.npy"],
+        count=len(questions_QD),
+        width=16,
+        model=model,
+    )
+    return questions_QD
+
+
+def test_a_target_is_reached_with_questions_and_other_questions_certify_it(
+    workdir: WorkDir,
+) -> None:
+    pytest.importorskip("faiss")
+    _write_embeddings(workdir, _vectors(6000))
+    _write_questions(workdir)
+    settings = {"target_recall": 0.9, "queries": "questions", "leaves": 60}
+    build.run(_config("faiss", **settings), workdir)
+    folder = workdir.inside("index")
+    facts = artifacts.read_json(folder / "index.json")
+    assert facts["recall_queries_from"] == "question vectors in questions"
+    assert facts["recall_queries"] == 40 and facts["tuning_queries"] == 360
+    assert facts["target_recall"] == 0.9 and 0.87 < facts["recall_at_100"] < 1
+    reached = [
+        point["leaves_to_search"]
+        for point in facts["tried"]
+        if point["recall_at_100"] - point["standard_error"] >= 0.9
+    ]
+    assert facts["settings"]["leaves_to_search"] in reached
+    assert facts["settings"] == artifacts.read_json(folder / "settings.json")
+
+    # the same files and another setting at search time are another index to those who search it
+    before = artifacts.fingerprint(folder / "index.json")
+    build.run(_config("faiss", **settings | {"leaves_to_search": 60}), workdir)
+    assert artifacts.fingerprint(folder / "index.json") != before
+    assert open_index(folder).recall_at_100 == 1.0
+
+
+def test_a_target_out_of_reach_leaves_the_old_index(workdir: WorkDir) -> None:
+    pytest.importorskip("scann")
+    build.run(_config("exact"), workdir)
+    hopeless = {"target_recall": 0.99, "leaves": 100, "leaves_to_search": 1}
+    with pytest.raises(InputError, match=r"no setting of scann reaches .* 0\.99"):
+        build.run(
+            _config("scann", reorder=100, dimensions_per_block=2, **hopeless), workdir
+        )
+    assert open_index(workdir.inside("index")).kind == "exact"
+    left = {path.name for path in workdir.root.iterdir()}
+    assert left == {"workdir.json", "embeddings", "index"}
+
+
+def test_questions_of_another_model_are_refused(workdir: WorkDir) -> None:
+    _write_questions(workdir, model="another")
+    with pytest.raises(
+        InputError, match="questions, whose vectors are of another model"
+    ):
+        build.run(_config("exact", queries="questions"), workdir)
 
 
 def _flip_byte(path: Path) -> None:
@@ -192,7 +257,8 @@ def test_partitions(
     count: int, leaves: int, to_search: int, wanted: tuple[int, int]
 ) -> None:
     config = IndexConfig(leaves=leaves, leaves_to_search=to_search)
-    assert partitions.choose(config, count) == wanted
+    filled = defaults.fill_in(config, count)
+    assert (filled.leaves, filled.leaves_to_search) == wanted
 
 
 def test_no_embeddings(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import certificate, embeddings, partitions, scann, worker
-from dpr_jax.index.certificate import RECALL_AT
+from dpr_jax.index import certificate, defaults, embeddings, scann, worker
 from dpr_jax.index.engines import MANIFEST
+from dpr_jax.index.recall import RECALL_AT
+from dpr_jax.index.sample import draw
+from dpr_jax.index.tune import tune
 from dpr_jax.logging import say
 
 SCANN_FROM_ROWS = 5000
@@ -44,11 +46,25 @@ def run(config: Config, workdir: WorkDir) -> None:
     facts = artifacts.read_json(source / "manifest.json")
     count, dimension = facts["count"], facts["width"]
     kind, why = choose_kind(settings.kind, count)
-    origin = origin_of(settings, count, artifacts.fingerprint(source / "manifest.json"))
+    tuning = settings.target_recall > 0 and kind != "exact"
+    questions = workdir.inside(settings.queries) if settings.queries else None
+    origin = origin_of(
+        settings,
+        count,
+        artifacts.fingerprint(source / "manifest.json"),
+        artifacts.fingerprint(questions / "manifest.json") if questions else "",
+    )
     if artifacts.is_fresh(out / MANIFEST, origin):
         say(f"index: up to date ({out})")
         return
     shards, _ = embeddings.open_embeddings(source)
+    sample = draw(
+        shards,
+        questions,
+        model=facts["model"],
+        certificate=settings.recall_queries,
+        tuning=tuning,
+    )
 
     # --- build ---
     say(f"index: {kind} ({why})")
@@ -59,53 +75,76 @@ def run(config: Config, workdir: WorkDir) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        engine_settings = worker.build(
-            kind, source, building, dataclasses.asdict(settings)
-        )
-    except InputError:
+        if tuning:
+            built, engine_settings, tried = tune(
+                kind, source, building, settings, shards, sample.tuning_QD
+            )
+            tuned = {"target_recall": settings.target_recall, "tried": tried}
+            tuned["tuning_queries"] = len(sample.tuning_QD)
+        else:
+            built, tuned = building, {}
+            engine_settings = worker.build(
+                kind, source, built, dataclasses.asdict(settings)
+            )
+
+        # --- certify: the folder is moved, then a fresh process answers from it ---
+        with artifacts.atomic_dir(out) as moved:
+            built.replace(moved)
+            recall, queries_per_s = certificate.measure(
+                kind, moved, engine_settings, shards, sample.certificate_QD
+            )
+            # a file of their own, so that the fingerprint of the index changes with them
+            artifacts.write_json(moved / "settings.json", engine_settings)
+            artifacts.write_manifest(
+                moved / MANIFEST,
+                origin,
+                [path for path in moved.iterdir() if path.is_file()],
+                kind=kind,
+                metric="inner_product",
+                count=count,
+                dimension=dimension,
+                settings=engine_settings,
+                recall_at_100=round(recall, 6),
+                recall_queries=len(sample.certificate_QD),
+                recall_queries_from=sample.origin,
+                queries_per_s=queries_per_s,
+                model=facts["model"],
+                **tuned,
+            )
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        raise
-
-    # --- certify: the folder is moved, then a fresh process answers from it ---
-    with artifacts.atomic_dir(out) as moved:
-        building.replace(moved)
-        recall, queries_per_s = certificate.measure(
-            kind, moved, engine_settings, shards, settings.recall_queries
-        )
-        artifacts.write_manifest(
-            moved / MANIFEST,
-            origin,
-            [path for path in moved.iterdir() if path.is_file()],
-            kind=kind,
-            metric="inner_product",
-            count=count,
-            dimension=dimension,
-            settings=engine_settings,
-            recall_at_100=round(recall, 6),
-            recall_queries=min(settings.recall_queries, count),
-            recall_queries_from="corpus rows, evenly spaced",
-            queries_per_s=queries_per_s,
-            model=facts["model"],
-        )
     say(
-        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on {min(settings.recall_queries, count)} corpus rows"
+        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on {len(sample.certificate_QD)} {sample.origin}"
+        + (", none of them tuned on" if tuning else "")
     )
+    if recall < settings.target_recall:
+        say(
+            f"index: that is below index.target_recall {settings.target_recall:g}: the tuning queries had it; give a target that is {settings.target_recall - recall:.4f} higher if it must hold here"
+        )
 
 
-def origin_of(settings: IndexConfig, count: int, vectors: str) -> dict[str, Any]:
+def origin_of(
+    settings: IndexConfig, count: int, vectors: str, questions: str = ""
+) -> dict[str, Any]:
     """What an index of `count` vectors with the fingerprint `vectors` is made from, for its manifest.
+
+    Args:
+      questions: fingerprint of the question vectors that it is measured with; empty for none.
 
     Raises:
       InputError: the engine asked for is not installed.
     """
     kind, _ = choose_kind(settings.kind, count)
-    chosen = {name: getattr(settings, name) for name in _SETTINGS_OF[kind]}
-    if "leaves" in chosen:  # what a 0 stands for
-        chosen["leaves"], chosen["leaves_to_search"] = partitions.choose(
-            settings, count
-        )
+    tuning = settings.target_recall > 0 and kind != "exact"
+    filled = settings if tuning else defaults.fill_in(settings, count)
+    chosen = {name: getattr(filled, name) for name in _SETTINGS_OF[kind]}
     chosen |= {"kind": kind, "recall_queries": settings.recall_queries}
-    return artifacts.made_from("index", chosen, {"embeddings": vectors})
+    if tuning:
+        chosen["target_recall"] = settings.target_recall
+    inputs = {"embeddings": vectors}
+    if questions:
+        inputs["queries"] = questions
+    return artifacts.made_from("index", chosen, inputs)
 
 
 def choose_kind(asked: str, count: int) -> tuple[str, str]:

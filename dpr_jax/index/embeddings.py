@@ -52,6 +52,16 @@ def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def pick_rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:
+    """Single rows of the corpus, in the order of `rows_R`: float32 [R, D]."""
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    picked_RD = np.empty((len(rows_R), shards[0].shape[1]), np.float32)
+    for start, shard in zip(starts, shards, strict=False):
+        here_R = (rows_R >= start) & (rows_R < start + len(shard))
+        picked_RD[here_R] = shard[rows_R[here_R] - start]
+    return picked_RD
+
+
 def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     """The vectors in corpus order, a block at a time: (first row, float32 [rows, D]).
 

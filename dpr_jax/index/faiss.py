@@ -8,7 +8,7 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, hits, partitions
+from dpr_jax.index import defaults, embeddings, hits
 
 # Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing to gain.
 PARTITIONS_FROM_ROWS = 5000
@@ -18,7 +18,7 @@ class FaissIndex:
     """IVF-Flat, or Flat where the corpus is small.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values.
+      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search` holds for the next search.
     """
 
     def __init__(self, index: Any, settings: dict[str, Any]) -> None:
@@ -44,14 +44,16 @@ class FaissIndex:
         settings = {"count": count, "dimension": dimension}
         index = faiss.IndexFlatIP(dimension)
         if count >= PARTITIONS_FROM_ROWS:
-            leaves, leaves_to_search = partitions.choose(config, count)
-            settings |= {"leaves": leaves, "leaves_to_search": leaves_to_search}
+            config = defaults.fill_in(config, count)
+            settings |= {
+                "leaves": config.leaves,
+                "leaves_to_search": config.leaves_to_search,
+            }
             quantizer = index
             index = faiss.IndexIVFFlat(
-                quantizer, dimension, leaves, faiss.METRIC_INNER_PRODUCT
+                quantizer, dimension, config.leaves, faiss.METRIC_INNER_PRODUCT
             )
             index.train(vectors_ND)
-            index.nprobe = leaves_to_search
         index.add(vectors_ND)
         return cls(index, settings)
 
@@ -62,14 +64,13 @@ class FaissIndex:
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> "FaissIndex":
         """Opens what `save` wrote."""
-        index = _faiss().read_index(str(folder / "index.faiss"))
-        if "leaves_to_search" in settings:
-            index.nprobe = settings["leaves_to_search"]
-        return cls(index, settings)
+        return cls(_faiss().read_index(str(folder / "index.faiss")), settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and result."""
         queries_QD = hits.check_queries(queries_QD, self.dimension)
+        if "leaves_to_search" in self.settings:
+            self._index.nprobe = self.settings["leaves_to_search"]
         scores_QK, rows_QK = self._index.search(queries_QD, min(k, self.count))
         found = hits.in_order(scores_QK, rows_QK, rows_QK < 0)
         return hits.widen(*found, k)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings, hits, partitions
+from dpr_jax.index import defaults, embeddings, hits
 
 # Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to train on.
 TREE_FROM_ROWS = 1000
@@ -27,7 +27,7 @@ class ScannIndex:
     """A ScaNN searcher that only meets input it survives, and says when it found fewer hits than asked for.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values.
+      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search` and `reorder` hold for the next search.
     """
 
     def __init__(self, searcher: Any, settings: dict[str, Any]) -> None:
@@ -54,10 +54,10 @@ class ScannIndex:
         builder = scann.scann_ops_pybind.builder(vectors_ND, 100, "dot_product")
         if count < TREE_FROM_ROWS:
             return cls(builder.score_brute_force().build(), settings)
-        leaves, leaves_to_search = partitions.choose(config, count)
+        config = defaults.fill_in(config, count)
         settings |= {
-            "leaves": leaves,
-            "leaves_to_search": leaves_to_search,
+            "leaves": config.leaves,
+            "leaves_to_search": config.leaves_to_search,
             "reorder": config.reorder,
             "dimensions_per_block": min(config.dimensions_per_block, dimension),
             "anisotropic_threshold": config.anisotropic_threshold,
@@ -65,9 +65,11 @@ class ScannIndex:
         # random_init=False starts k-means with k-means++ under a fixed seed: the same vectors give the same index, byte by byte
         searcher = (
             builder.tree(
-                leaves,
-                leaves_to_search,
-                training_sample_size=max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * leaves),
+                config.leaves,
+                config.leaves_to_search,
+                training_sample_size=max(
+                    TRAINING_ROWS, TRAINING_ROWS_A_LEAF * config.leaves
+                ),
                 random_init=False,
             )
             .score_ah(
@@ -115,6 +117,7 @@ class ScannIndex:
             queries_QD,
             final_num_neighbors=wanted,
             pre_reorder_num_neighbors=max(wanted, self.settings.get("reorder", 0)),
+            leaves_to_search=self.settings.get("leaves_to_search"),
             batch_size=per_thread,
         )
         # where it finds fewer, ScaNN gives row 0 with the score NaN

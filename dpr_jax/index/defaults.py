@@ -1,0 +1,24 @@
+"""What a 0 in the index settings stands for."""
+
+import dataclasses
+import math
+
+from dpr_jax.config import IndexConfig
+
+# In a small corpus the best hundred passages lie in many small partitions: a quarter of 57 found 85 % of the best five, all of them 100 %.
+SEARCHED_AT_LEAST = 100
+REORDER = 400
+DIMENSIONS_PER_BLOCK = 2
+
+
+def fill_in(config: IndexConfig, count: int) -> IndexConfig:
+    """The settings for `count` vectors, by rule where they are not set."""
+    leaves = min(config.leaves or round(math.sqrt(count)), count)
+    to_search = config.leaves_to_search or max(SEARCHED_AT_LEAST, leaves // 4)
+    return dataclasses.replace(
+        config,
+        leaves=leaves,
+        leaves_to_search=min(to_search, leaves),
+        reorder=config.reorder or REORDER,
+        dimensions_per_block=config.dimensions_per_block or DIMENSIONS_PER_BLOCK,
+    )
