@@ -50,6 +50,8 @@ class Bm25Config:
 Source = Literal["bm25", "dense"]
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
 Filter = Callable[[str, list[tuple[str, str]]], Sequence[bool]]
+# (question, its gold and hard negative passages as (title, text)) -> a score of each, higher for better
+Teacher = Callable[[str, list[tuple[str, str]]], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,8 @@ class MineConfig:
     """Pass over a passage that shares this part or more of its 5-word runs, or of the gold passage's, with a gold passage."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a cross-encoder's judgement (docs/data.md)."""
+    teacher: Teacher | None = None
+    """A function of the config file that scores the gold and mined passages of training questions, such as a cross-encoder, for `train.distillation`."""
     model: str = "model"
     """dense: encoder of the questions, a folder (absolute, or inside the work directory) or anything `model.init` takes."""
     index: str = "index"
@@ -144,6 +148,12 @@ class TrainConfig:
     """Half of the loss is that of positive passages which look for their question among all questions of the batch."""
     matryoshka_widths: tuple[int, ...] = ()
     """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors retrieve well too."""
+    distillation: Literal["off", "kl", "margin_mse"] = "off"
+    """Learn besides what a teacher scored a question's own passages (docs/training.md): its distribution over them, or its margins."""
+    distillation_weight: float = 0.5
+    """Share of the distillation in the loss; the rest is the negative log likelihood."""
+    teacher_temperature: float = 1.0
+    """The teacher's scores are divided by it."""
     mask_duplicates: bool = True
     """Mask passages of other questions whose text is that of a positive of this one."""
     mask_answers: Literal["off", "string", "regex"] = "off"

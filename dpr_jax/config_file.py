@@ -45,8 +45,9 @@ def load(path: str | Path) -> Config:
             f"config file {path} must define `config = Config(...)`, found {type(config).__name__}"
         )
     validate(config)
-    if config.mine.filter is not None:
-        describe(config.mine.filter)
+    for function in (config.mine.filter, config.mine.teacher):
+        if function is not None:
+            describe(function)
     return config
 
 
@@ -73,7 +74,7 @@ def describe(function: Callable[..., Any]) -> str:
         lines = inspect.getsource(function)
     except (TypeError, OSError):
         raise InputError(
-            f"mine.filter is {function!r}; it must be a function that the config file defines with `def`"
+            f"mine.filter or mine.teacher is {function!r}; it must be a function that the config file defines with `def`"
         ) from None
     return f"{function.__qualname__} {hashlib.sha256(lines.encode()).hexdigest()}"
 

@@ -59,7 +59,12 @@ def validate(config: Config) -> None:
         _require(
             config, key, lambda value, least=least: value >= least, f"{least:,} or more"
         )
-    for key in ("train.learning_rate", "train.temperature", "train.adam_eps"):
+    for key in (
+        "train.learning_rate",
+        "train.temperature",
+        "train.teacher_temperature",
+        "train.adam_eps",
+    ):
         _require(config, key, lambda value: value > 0, "greater than 0")
     _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
     _require(config, "index.target_recall", lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -117,6 +122,11 @@ def validate(config: Config) -> None:
         _require(config, "train.validate_every_steps", lambda value: value >= 1, rule)
         rule = "a file of questions where train.patience is set"
         _require(config, "data.dev", lambda value: value != "", rule)
+    weight = "train.distillation_weight"
+    _require(config, weight, lambda value: 0 < value <= 1, "in (0, 1]")
+    if config.train.distillation != "off":
+        rule = "1 or more when train.distillation is set, which compares a question's own passages"
+        _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
     if config.train.batch_size == 1:
         rule = "1 or more when train.batch_size is 1: a question without any negative has loss 0 and teaches nothing"
         _require(config, "train.hard_negatives", lambda value: value >= 1, rule)

@@ -98,6 +98,15 @@ QUESTIONS: dict[str, tuple[str, str, str]] = {
         ),
         "(anchor, positive, negative ...) JSONL",
     ),
+    "FlagEmbedding with a teacher's scores": (
+        "t.jsonl",
+        lines(
+            {"query": "who", "pos": ["him"], "neg": ["her", "them"]}
+            | {"pos_scores": [2.5], "neg_scores": [-1, 0.5]},
+            {"query": CURLY, "pos": ["this"], "neg": ["that"]},
+        ),
+        "(anchor, positive, negative ...) JSONL",
+    ),
     "triples": (
         "t.tsv",
         f'who\thim "now\ther\n{CURLY}\tthis\tthat\n',

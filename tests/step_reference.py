@@ -6,11 +6,12 @@ import itertools
 import jax
 import numpy as np
 
+from dpr_jax import parallel
 from dpr_jax.model import dual_encoder
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
 from dpr_jax.training import optimizer
-from dpr_jax.training.step import LOG_TEMPERATURE, Batch, StepSettings
+from dpr_jax.training.step import LOG_TEMPERATURE, Batch, StepSettings, global_gradient
 
 SHAPE = BertShape(
     vocab_size=50,
@@ -54,6 +55,15 @@ def make_batch(rng: np.random.Generator) -> Batch:
         positives_BM,
         weight_B,
     )
+
+
+def with_teacher(rng: np.random.Generator, batch: Batch) -> Batch:
+    """A teacher that left out whole questions, a positive, a hard negative, and all dummies."""
+    scores_BG = rng.normal(0, 3, (QUESTIONS, PASSAGES)).astype(np.float32)
+    scores_BG[:2] = np.nan  # the first of four devices learns nothing from it
+    scores_BG[3, 0] = scores_BG[6, 2] = np.nan
+    scores_BG[batch.passage_texts_P.reshape(QUESTIONS, PASSAGES) < 0] = np.nan
+    return batch._replace(teacher_scores_BG=scores_BG)
 
 
 @functools.cache
@@ -124,6 +134,7 @@ class Reference:
         terms = len(widths) * (2 if settings.symmetric else 1)
         for width, i in itertools.product(widths, range(QUESTIONS)):
             share = batch.weight_B[i] / batch.weight_B.sum() / terms
+            share *= 1 - settings.distillation_weight
             own = i * PASSAGES
             passages = [
                 j
@@ -150,6 +161,54 @@ class Reference:
                     questions,
                     i,
                 )
+        if settings.distillation != "off":
+            self._learn_from_teacher(q_BD, p_PD, batch, settings, widths)
+
+    def _learn_from_teacher(
+        self,
+        q_BD: np.ndarray,
+        p_PD: np.ndarray,
+        batch: Batch,
+        settings: StepSettings,
+        widths: tuple[int, ...],
+    ) -> None:
+        known = np.isfinite(batch.teacher_scores_BG)
+        taught = [
+            i
+            for i in range(QUESTIONS)
+            if batch.weight_B[i] and known[i, 0] and known[i, 1:].any()
+        ]
+        for width, i in itertools.product(widths, taught):
+            scored = np.flatnonzero(known[i])
+            teacher = batch.teacher_scores_BG[i, scored].astype(np.float64)
+            self._imitate(
+                settings.distillation_weight / len(taught) / len(widths),
+                (q_BD[i, :width], self.question_gradient[i, :width]),
+                (p_PD[:, :width], self.passage_gradient[:, :width]),
+                i * PASSAGES + scored,
+                teacher / settings.teacher_temperature,
+                settings.distillation,
+            )
+
+    def _imitate(
+        self,
+        share: float,
+        one: tuple[np.ndarray, np.ndarray],
+        candidates: tuple[np.ndarray, np.ndarray],
+        stands: np.ndarray,
+        teacher: np.ndarray,
+        how: str,
+    ) -> None:
+        scores = candidates[0][stands] @ one[0] / TEMPERATURE
+        if how == "kl":
+            wanted, found = (np.exp(x) / np.exp(x).sum() for x in (teacher, scores))
+            self.loss += share * wanted @ np.log(wanted / found)
+            slope = found - wanted
+        else:
+            error = (scores[0] - scores[1:]) - (teacher[0] - teacher[1:])
+            self.loss += share * np.mean(error**2)
+            slope = np.append(2 * error.sum(), -2 * error) / len(error)
+        self._push(share, one, candidates, stands, slope, scores)
 
     def _add(
         self,
@@ -165,9 +224,21 @@ class Reference:
         at = stands.index(own)
         self.loss -= share * np.log(softmax[at])
         softmax[at] -= 1
-        self.log_temperature_gradient -= share * softmax @ scores
-        one[1][...] += share * softmax @ candidates[0][stands] / TEMPERATURE
-        candidates[1][stands] += share * np.outer(softmax, one[0]) / TEMPERATURE
+        self._push(share, one, candidates, stands, softmax, scores)
+
+    def _push(
+        self,
+        share: float,
+        one: tuple[np.ndarray, np.ndarray],
+        candidates: tuple[np.ndarray, np.ndarray],
+        stands: list[int] | np.ndarray,
+        slope: np.ndarray,
+        scores: np.ndarray,
+    ) -> None:
+        """What the slope of a loss in some scores says of the vectors behind them, and of the temperature."""
+        self.log_temperature_gradient -= share * slope @ scores
+        one[1][...] += share * slope @ candidates[0][stands] / TEMPERATURE
+        candidates[1][stands] += share * np.outer(slope, one[0]) / TEMPERATURE
 
 
 def reference(
@@ -201,3 +272,33 @@ def assert_close(found: object, wanted: object) -> None:
         scale = max(np.abs(b).max(), overall * 0.1)
         error = np.abs(np.asarray(a) - np.asarray(b)).max() / scale
         assert error < TOLERANCE, (jax.tree_util.keystr(path), error)
+
+
+# --- the mapped step ----------------------------------------------------------------
+
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+
+
+def collectives(program: str) -> dict[str, int]:
+    """How many of each kind there are in a compiled program; none may be inside a loop."""
+    outside = program[program.index("\nENTRY ") :]
+    counted = {kind: program.count(f" {kind}(") for kind in KINDS}
+    assert counted == {kind: outside.count(f" {kind}(") for kind in KINDS}
+    return counted
+
+
+def mapped_gradient(
+    kind: str, count: int, params: Params, batch: Batch, settings: StepSettings
+) -> tuple[float, Params, dict[str, int]]:
+    """Loss, gradient and number of collectives of the compiled program on `count` devices."""
+    spmd = parallel.spmd(kind, jax.devices()[:count])
+    gradient = spmd.map(
+        functools.partial(
+            global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS
+        )
+    )
+    inputs = spmd.replicate(params), spmd.shard(batch)
+    program = gradient.lower(*inputs).compile()
+    grads, sums = spmd.fetch(program(*inputs))
+    return sums["loss"], grads, collectives(program.as_text())

@@ -52,6 +52,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
             "hard_negatives": 1,
             "mask_duplicates": True,
             "mask_answers": "off",
+            "teacher": False,
             "seed": 3,
             "first_step": 0,
         }
@@ -150,6 +151,7 @@ def test_a_lonely_question_without_negatives_is_refused() -> None:
             shuffle_positives=False,
             mask_duplicates=True,
             mask_answers="off",
+            teacher=False,
             seed=0,
             first_step=0,
         )
@@ -186,6 +188,26 @@ def test_every_process_knows_the_answers_in_the_whole_batch(
     np.testing.assert_array_equal(plain.passage_texts_P, halves[1].passage_texts_P)
 
 
+def test_a_teachers_scores_stand_beside_the_passages_drawn() -> None:
+    scored = question((1, 2))._replace(teacher_scores=((2, 0.5), (7, 3.0)))
+    drawn = [
+        batches.draw(
+            one, np.random.default_rng(0), hard_negatives=3, shuffle_positives=False
+        )
+        for one in (scored, question((1,)))
+    ]
+    known = {7: 3.0, 2: 0.5}
+    wanted = [[known.get(row, np.nan) for row in drawn[0].rows], [np.nan] * 4]
+    assert sorted(drawn[0].rows) == [batches.NO_PASSAGE, 1, 2, 7]
+    np.testing.assert_array_equal(batches.teacher_scores(drawn), wanted)
+
+
+def test_without_distillation_there_are_no_scores(make_stream) -> None:
+    assert make_stream()[0].teacher_scores_BG is None
+    with pytest.raises(InputError, match="no training question has a teacher's score"):
+        make_stream(teacher=True)
+
+
 def test_answers_cannot_be_masked_where_there_are_none() -> None:
     with pytest.raises(InputError, match="no training question has an answer"):
         batches.stream(
@@ -198,6 +220,7 @@ def test_answers_cannot_be_masked_where_there_are_none() -> None:
             shuffle_positives=False,
             mask_duplicates=True,
             mask_answers="string",
+            teacher=False,
             seed=0,
             first_step=0,
         )

@@ -1,7 +1,11 @@
 """The loss and its masks on tables worked by hand."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dpr_jax.training import loss
 
@@ -57,6 +61,53 @@ def test_usable_by_hand() -> None:
 def test_a_label_always_stands() -> None:
     found = loss.usable(jnp.array([False, True]), jnp.array([0]))
     assert found.tolist() == [[True, True]]
+
+
+NOTHING = np.nan
+
+
+def test_kl_from_teacher_by_hand() -> None:
+    # the student's shares are .5 .25 .25, the teacher's .25 .5 .25
+    scores_BG = jnp.log(jnp.array([[2.0, 1.0, 1.0], [2.0, 1.0, 7.0], [1.0, 2.0, 3.0]]))
+    teacher_BG = jnp.log(jnp.array([[1.0, 2, 1], [1, 3, NOTHING], [5, 5, 5]]))
+    teacher_BG = teacher_BG.at[2].set(NOTHING)
+    found = loss.kl_from_teacher(scores_BG, teacher_BG, jnp.isfinite(teacher_BG))
+    wanted = [
+        0.25 * np.log(0.25 / 0.5) + 0.5 * np.log(0.5 / 0.25),
+        # the third passage is in neither distribution: .25 .75 against 2/3 1/3
+        0.25 * np.log(0.25 * 3 / 2) + 0.75 * np.log(0.75 * 3),
+        0.0,
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_margin_mse_by_hand() -> None:
+    scores_BG = jnp.array([[5.0, 3.0, 1.0], [5.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    teacher_BG = jnp.array([[9.0, 8.0, 3.0], [9.0, NOTHING, 3.0], [NOTHING, 8.0, 3.0]])
+    found = loss.margin_mse(scores_BG, teacher_BG, jnp.isfinite(teacher_BG))
+    # margins 2 and 4 of the student, 1 and 6 of the teacher
+    np.testing.assert_allclose(found, [((2 - 1) ** 2 + (4 - 6) ** 2) / 2, 4.0, 0.0])
+
+
+@pytest.mark.parametrize("distance", [loss.kl_from_teacher, loss.margin_mse])
+def test_distillation_moves_what_the_teacher_scored_and_a_shift_moves_nothing(
+    distance: Callable[..., jax.Array],
+) -> None:
+    scores_BG = jnp.array([[5.0, 3.0, 1.0], [900.0, -900.0, 0.0], [5.0, 3.0, 1.0]])
+    teacher_BG = jnp.array(
+        [[9.0, 8.0, NOTHING], [90.0, -90.0, 0.0], [NOTHING, 8.0, 3.0]]
+    )
+    scored_BG = jnp.isfinite(teacher_BG)
+
+    def total(scores_BG: jax.Array, teacher_BG: jax.Array) -> jax.Array:
+        return jnp.sum(distance(scores_BG, teacher_BG, scored_BG))
+
+    slope_BG = jax.grad(total)(scores_BG, teacher_BG)
+    assert np.isfinite(slope_BG).all()
+    assert (np.asarray(slope_BG) != 0).tolist()[0] == [True, True, False]
+    assert not slope_BG[2].any()
+    shifted = total(scores_BG + 4, teacher_BG - 7)
+    np.testing.assert_allclose(total(scores_BG, teacher_BG), shifted, rtol=1e-5)
 
 
 def test_mean_by_hand() -> None:

@@ -234,6 +234,34 @@ def test_a_changed_filter_is_asked_anew(
     assert said == ["mine: up to date"]
 
 
+def test_a_teachers_scores_follow_their_passages(
+    small: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = small
+    said: list[str] = []
+    monkeypatch.setattr(report, "say", said.append)
+    scored = [
+        one._replace(teacher_scores=((one.positives[0], 5.0), (6, 1.0)))
+        for one in store.open_questions(workdir, "train")
+    ]
+    monkeypatch.setattr(mine.store, "open_questions", lambda *_: scored)
+
+    def mined() -> list[tuple[tuple[int, float], ...]]:
+        mine.run(config, workdir)
+        questions = store.Questions(workdir.mined / "questions", "train")
+        return [one.teacher_scores for one in questions]
+
+    # none of the mined ones is among those that were scored
+    assert mined() == [((0, 5.0), (6, 1.0)), ((3, 5.0), (6, 1.0))]
+    assert any("of 2 questions the teacher's scores are of other" in x for x in said)
+
+    def teacher(question: str, passages: list[tuple[str, str]]) -> list[int]:
+        return [len(text) for _, text in passages]
+
+    config = with_mine(config, teacher=teacher)
+    assert mined() == [((0, 9.0), (3, 5.0)), ((3, 5.0),)]
+
+
 def test_the_manifest_says_how_many_each_rule_passed_over(
     small: tuple[Config, WorkDir],
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from dpr_jax.config import Teacher
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
@@ -20,7 +21,17 @@ TEXTS = [
     "other",
     "more",
 ]
+TEACHER_ERRORS = [
+    (lambda q, p: [0.5], r"mine.teacher gave float64\[1\] for the 2 passages"),
+    (lambda q, p: [True, False], r"gave bool\[2\] .* one finite number each"),
+    (lambda q, p: [0.5, float("nan")], "one finite number each"),
+    (lambda q, p: 1 / 0, "mine.teacher failed on question '0': ZeroDivisionError"),
+]
 RULES = Rules(depth=2, match="string", near_duplicate=1.0)
+
+
+def passage_of(row: int) -> Passage:
+    return Passage(f"P{row}", f"title {row}", TEXTS[row])
 
 
 def pick(
@@ -28,10 +39,6 @@ def pick(
 ) -> tuple[tuple[int, ...], dict[str, int]]:
     question = Question("0", "q", ("paris",), (0,), (), ())._replace(**changes)
     count: Counter[str] = Counter()
-
-    def passage_of(row: int) -> Passage:
-        return Passage(f"P{row}", f"title {row}", TEXTS[row])
-
     kept = rules.hard_negatives(
         question,
         {row: row in near for row in rows},
@@ -159,3 +166,21 @@ def test_the_users_filter_is_asked_for_what_passes_the_rules() -> None:
 def test_a_filter_that_does_not_judge(filter, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pick([3, 4], RULES._replace(filter=filter))
+
+
+def test_the_users_teacher_scores_by_row() -> None:
+    question = Question("0", "q", (), (3,), (), ())
+
+    def teacher(asked: str, passages: list[tuple[str, str]]) -> np.ndarray:
+        assert (asked, passages[0]) == ("q", ("title 3", TEXTS[3]))
+        return np.array([2, 1], np.float32)
+
+    found = rules.teacher_scores(teacher, question, (3, 5), passage_of)
+    assert found == ((3, 2.0), (5, 1.0))
+
+
+@pytest.mark.parametrize(("teacher", "message"), TEACHER_ERRORS)
+def test_a_teacher_that_does_not_score(teacher: Teacher, message: str) -> None:
+    question = Question("0", "q", (), (3,), (), ())
+    with pytest.raises(InputError, match=message):
+        rules.teacher_scores(teacher, question, (3, 5), passage_of)

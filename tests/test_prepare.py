@@ -82,15 +82,15 @@ def test_prepared_rows(
     assert corpus.ids() == ["P1", "P2", "P3", "P4"]
     assert corpus.rows([3, 0]) == [corpus[3], corpus[0]] and corpus.rows([]) == []
     assert list(store.open_questions(workdir, "train")) == [
-        ("0", "a", ("a",), (1,), (2,), ()),
-        ("2", "b", ("b",), (3, 0), (), ()),
+        ("0", "a", ("a",), (1,), (2,), (), ()),
+        ("2", "b", ("b",), (3, 0), (), (), ()),
     ]
     assert list(store.open_questions(workdir, "dev")) == [
-        ("0", "c", ("c",), (2,), (), ())
+        ("0", "c", ("c",), (2,), (), (), ())
     ]
     assert list(store.open_questions(workdir, "test")) == [
-        ("0", "d", ("x", "y"), (), (), ()),
-        ("1", "e", (), (2, 0), (), ()),
+        ("0", "d", ("x", "y"), (), (), (), ()),
+        ("1", "e", (), (2, 0), (), (), ()),
     ]
     assert capfd.readouterr() == ("", "")  # TFDS has bars and lines of its own
     for fact in (
@@ -144,7 +144,7 @@ def test_json_and_tsv_test_questions_and_absent_splits(
     config, workdir = setup(tmp_path, raw, "other", test=str(asked))
     prepare.run(config, workdir)
     assert list(store.open_questions(workdir, "test")) == [
-        ("q7", "what?", (), (3,), (), ())
+        ("q7", "what?", (), (3,), (), (), ())
     ]
 
 

@@ -1,7 +1,6 @@
 """The mapped step against one device: vectors from the towers, the loss and its gradient from loops in float64 NumPy."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from step_reference import (
+    KINDS,
     PASSAGES,
     QUESTIONS,
     SHAPE,
@@ -21,6 +21,7 @@ from step_reference import (
     make_params,
     make_settings,
     make_tokens,
+    mapped_gradient,
     reference,
 )
 
@@ -31,41 +32,12 @@ from dpr_jax.training import gradcache, loss
 from dpr_jax.training.step import (
     LOG_TEMPERATURE,
     Batch,
-    StepSettings,
     TrainState,
     batch_loss,
-    global_gradient,
     train_step,
 )
 
 # --- the gradient -------------------------------------------------------------------
-
-
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
-
-
-def collectives(program: str) -> dict[str, int]:
-    """How many of each kind there are in a compiled program; none may be inside a loop."""
-    outside = program[program.index("\nENTRY ") :]
-    counted = {kind: program.count(f" {kind}(") for kind in KINDS}
-    assert counted == {kind: outside.count(f" {kind}(") for kind in KINDS}
-    return counted
-
-
-def mapped_gradient(
-    kind: str, count: int, params: Params, batch: Batch, settings: StepSettings
-) -> tuple[float, Params, dict[str, int]]:
-    """Loss, gradient and number of collectives of the compiled program on `count` devices."""
-    spmd = parallel.spmd(kind, jax.devices()[:count])
-    gradient = spmd.map(
-        functools.partial(
-            global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS
-        )
-    )
-    inputs = spmd.replicate(params), spmd.shard(batch)
-    program = gradient.lower(*inputs).compile()
-    grads, sums = spmd.fetch(program(*inputs))
-    return sums["loss"], grads, collectives(program.as_text())
 
 
 # every pair of values, and every triple of the last three; the others are slow

@@ -5,11 +5,11 @@ same text is one passage wherever it stands.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpr_jax.data import raw, rows, tables
+from dpr_jax.data import raw, rows, tables, teacher
 from dpr_jax.data.formats import QUESTION_ID_KEYS, QUESTION_KEYS
 from dpr_jax.data.raw import (
     Passage,
@@ -30,8 +30,10 @@ _NEGATIVE = re.compile(r"neg(ative)?s?(_\d+)?")
 def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
     """Tevatron's {query_id, query, positive_passages, negative_passages}, whose passages are {docid, title, text}.
 
+    `pos_scores` and `neg_scores` beside them are a teacher's.
+
     Raises:
-      InputError: the file cannot be read, or a row lacks its id or question, or a passage its text.
+      InputError: the file cannot be read, or a row lacks its id or question, a passage its text, or some passages a teacher's score.
     """
     for where, row in tables.read(path, on_read):
         positives = _objects(row, "positive_passages", where)
@@ -43,6 +45,9 @@ def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
             positives=positives,
             negatives=negatives,
             where=where,
+            teacher_scores=teacher.beside_passages(
+                row, teacher.ids_of(positives), teacher.ids_of(negatives), where
+            ),
         )
 
 
@@ -50,22 +55,26 @@ def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestio
     """(anchor, positive, negative, negative_2, ...) as sentence-transformers and FlagEmbedding have them.
 
     The question is named anchor, query or question; the positive positive, pos, answer or passage; every column whose name begins with
-    neg is a negative. A value is a text or a list of texts; empty ones are no passages. The id of a question is its 0-based row.
+    neg is a negative. A value is a text or a list of texts; empty ones are no passages. The id of a question is its 0-based row. A
+    teacher's scores are read as data/teacher says.
 
     Raises:
-      InputError: the file cannot be read, a row has no question, or a value is neither text nor list of texts.
+      InputError: the file cannot be read, a row has no question, a value is neither text nor list of texts, or scores do not fit.
     """
     for number, (where, row) in enumerate(tables.read(path, on_read)):
-        negatives = [key for key in row if _NEGATIVE.fullmatch(key)]
+        names = [key for key in row if _NEGATIVE.fullmatch(key)]
+        positives = _texts(raw.first_of(row, POSITIVE_KEYS), "positive", where)
+        negatives = [one for key in names for one in _texts(row[key], key, where)]
+        to_score = row, teacher.ids_of(positives), teacher.ids_of(negatives), where
         yield _carrying(
             id_=str(number),
             question=raw.first_of(row, QUESTION_KEYS),
             answers=(),
-            positives=_texts(raw.first_of(row, POSITIVE_KEYS), "positive", where),
-            negatives=[
-                one for key in negatives for one in _texts(row[key], key, where)
-            ],
+            positives=positives,
+            negatives=negatives,
             where=where,
+            teacher_scores=teacher.beside_passages(*to_score)
+            or teacher.of_row(*to_score),
         )
 
 
@@ -178,10 +187,12 @@ def _carrying(
     id_: str,
     question: Any,
     answers: tuple[str, ...],
-    positives: list[Passage],
-    negatives: list[Passage],
+    positives: Sequence[Passage | None],
+    negatives: Sequence[Passage | None],
     where: str,
+    teacher_scores: teacher.Scored = (),
 ) -> RawQuestion:
+    positives, negatives = list(filter(None, positives)), list(filter(None, negatives))
     return RawQuestion(
         id=id_,
         question=question_text(question, where),
@@ -191,20 +202,24 @@ def _carrying(
         negatives=(),
         where=where,
         passages=(*positives, *negatives),
+        teacher_scores=teacher_scores,
     )
 
 
-def _texts(value: Any, what: str, where: str) -> list[Passage]:
-    """Passages of a text or a list of texts."""
+def _texts(value: Any, what: str, where: str) -> list[Passage | None]:
+    """Passages of a text or a list of texts; None for each that is empty."""
     texts = value if isinstance(value, list) else [value]
-    passages = []
+    passages: list[Passage | None] = []
     for text in texts:
         if text is not None and not isinstance(text, str):
             raise InputError(
                 f"{where}: {what} must be a text or a list of texts, found {short(value)}"
             )
-        if text and text.strip():
-            passages.append(raw.by_content("", encodable(text.strip(), where)))
+        passages.append(
+            raw.by_content("", encodable(text.strip(), where))
+            if text and text.strip()
+            else None
+        )
     return passages
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_jax.data import raw, rows, tables
+from dpr_jax.data import raw, rows, tables, teacher
 from dpr_jax.data.raw import (
     Passage,
     RawQuestion,
@@ -25,6 +25,7 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 QUESTION_KEYS = ("question", "query", "anchor")
+CONTEXT_KEYS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 QUESTION_ID_KEYS = ("query_id", "qid", "question_id", "_id", "id")
 QRELS_HEADS = ("query-id", "query_id", "qid")
 
@@ -93,22 +94,28 @@ def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
     """DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs, negative_ctxs}, a JSON list or one a line.
 
     The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they have none. The id of a
-    question is its 0-based row.
+    question is its 0-based row. `pos_scores` and `neg_scores` are a teacher's, of positive_ctxs and hard_negative_ctxs.
 
     Raises:
       InputError: truncated or broken JSON, a row without question, a passage with neither id nor text, or a value of the wrong type.
     """
     for number, (where, row) in enumerate(tables.read(path, on_read)):
         carried: list[Passage] = []
+        positives, hard_negatives, negatives = (
+            _context_ids(row, key, where, carried) for key in CONTEXT_KEYS
+        )
         yield RawQuestion(
             id=str(number),
             question=question_text(row.get("question"), where),
             answers=_answers(row, where),
-            positives=_context_ids(row, "positive_ctxs", where, carried),
-            hard_negatives=_context_ids(row, "hard_negative_ctxs", where, carried),
-            negatives=_context_ids(row, "negative_ctxs", where, carried),
+            positives=positives,
+            hard_negatives=hard_negatives,
+            negatives=negatives,
             where=where,
             passages=tuple(carried),
+            teacher_scores=teacher.beside_passages(
+                row, positives, hard_negatives, where
+            ),
         )
 
 

@@ -163,6 +163,7 @@ def _questions(
             count["without gold passage"] += not question.positives
             count["without answers"] += not question.answers
             count["hard negatives"] += len(question.hard_negatives)
+            count["with a teacher's scores"] += bool(question.teacher_scores)
             yield question
     if not count["kept"]:
         raise InputError(
@@ -217,6 +218,11 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
         kept = [other for other in found if other not in gold]
         count["negatives dropped: also gold"] += len(found) - len(kept)
         negatives.append(tuple(dict.fromkeys(kept)))
+    scored = table.rows([id_ for id_, _ in row.teacher_scores])
+    scores: dict[int, float] = {}
+    for known, (_, score) in zip(scored, row.teacher_scores, strict=True):
+        scores.setdefault(known, score)
+    scores.pop(-1, None)
     return Question(
         id=row.id,
         question=row.question,
@@ -224,6 +230,7 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
         positives=tuple(dict.fromkeys(positives)),
         hard_negatives=negatives[0],
         negatives=negatives[1],
+        teacher_scores=tuple(scores.items()),
     )
 
 

@@ -32,6 +32,7 @@ class RawQuestion(NamedTuple):
       where: file and row, for messages.
       passages: those that the row carries with their texts; they make the corpus where there is no corpus file.
       unusable: why the row is no question to learn from or to ask, where its file says so.
+      teacher_scores: (passage id, score) of those that a teacher scored.
     """
 
     id: str
@@ -43,6 +44,7 @@ class RawQuestion(NamedTuple):
     where: str
     passages: tuple[Passage, ...] = ()
     unusable: str = ""
+    teacher_scores: tuple[tuple[str, float], ...] = ()
 
 
 def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:

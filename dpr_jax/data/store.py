@@ -25,7 +25,11 @@ ROWS_PER_READ = 1024
 
 
 class Question(NamedTuple):
-    """A question; its passages are rows of the corpus."""
+    """A question; its passages are rows of the corpus.
+
+    Attributes:
+      teacher_scores: (row, score) of the passages that a teacher scored, by row so that they stay right whatever becomes of the lists.
+    """
 
     id: str
     question: str
@@ -33,6 +37,7 @@ class Question(NamedTuple):
     positives: tuple[int, ...]
     hard_negatives: tuple[int, ...]
     negatives: tuple[int, ...]
+    teacher_scores: tuple[tuple[int, float], ...] = ()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
@@ -134,6 +139,13 @@ def _question(record: dict[str, Any]) -> Question:
         positives=tuple(int(row) for row in record["positives"]),
         hard_negatives=tuple(int(row) for row in record["hard_negatives"]),
         negatives=tuple(int(row) for row in record["negatives"]),
+        # data sets of before there were scores have no such field
+        teacher_scores=tuple(
+            (int(row), float(score))
+            for row, score in zip(
+                record.get("scored", ()), record.get("scores", ()), strict=True
+            )
+        ),
     )
 
 
@@ -170,7 +182,8 @@ def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
 def write_corpus(folder: Path, passages: Iterable[Passage]) -> list[Path]:
     """Writes the data set `corpus`, in the order given, in bounded memory; returns its files."""
     features = {name: tfds.features.Text() for name in Passage._fields}
-    return _write(folder / "corpus", features, {"corpus": passages})
+    records = (passage._asdict() for passage in passages)
+    return _write(folder / "corpus", features, {"corpus": records})
 
 
 def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list[Path]:
@@ -182,14 +195,26 @@ def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list
         "positives": tfds.features.Sequence(np.int64),
         "hard_negatives": tfds.features.Sequence(np.int64),
         "negatives": tfds.features.Sequence(np.int64),
+        "scored": tfds.features.Sequence(np.int64),
+        "scores": tfds.features.Sequence(np.float32),
     }
-    return _write(folder / "questions", features, splits)
+    records = {split: map(_question_record, rows) for split, rows in splits.items()}
+    return _write(folder / "questions", features, records)
+
+
+def _question_record(question: Question) -> dict[str, Any]:
+    record = question._asdict()
+    scores = record.pop("teacher_scores")
+    return record | {
+        "scored": [row for row, _ in scores],
+        "scores": [score for _, score in scores],
+    }
 
 
 def _write(
     folder: Path,
     features: dict[str, Any],
-    splits: dict[str, Iterable[Passage]] | dict[str, Iterable[Question]],
+    splits: dict[str, Iterable[dict[str, Any]]],
 ) -> list[Path]:
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(features)
@@ -203,9 +228,9 @@ def _write(
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
     )
 
-    def records(rows: Iterable[Passage | Question]) -> Iterator[bytes]:
+    def records(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         for row in rows:
-            example = serializer.get_tf_example(features.encode_example(row._asdict()))
+            example = serializer.get_tf_example(features.encode_example(row))
             # a record's fields come in another order in every process, unless told
             yield example.SerializeToString(deterministic=True)
 

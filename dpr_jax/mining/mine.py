@@ -11,7 +11,7 @@ import numpy as np
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config
+from dpr_jax.config import Config, Teacher
 from dpr_jax.config_file import describe
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
@@ -57,6 +57,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     def mined(split: str) -> Iterator[Question]:
         report = reports[split] = Report(split)
+        teacher = settings.teacher if split == "train" else None
         questions = store.open_questions(workdir, split)
         with logging.progress(f"mine {split}", len(questions), "questions") as advance:
             left = iter(questions)
@@ -64,7 +65,7 @@ def run(config: Config, workdir: WorkDir) -> None:
                 proposed = _proposed(config, searches, batch, report.questions)
                 passage_of = _passages(corpus, batch, proposed, 2 * settings.depth)
                 for question, rows in zip(batch, proposed, strict=True):
-                    yield _mine(question, rows, passage_of, allowed, report)
+                    yield _mine(question, rows, passage_of, allowed, teacher, report)
                 advance(len(batch))
 
     present = artifacts.read_json(data)["questions"]
@@ -109,16 +110,23 @@ def _mine(
     candidates: dict[int, bool],
     passage_of: Callable[[int], Passage],
     allowed: Rules,
+    teacher: Teacher | None,
     report: Report,
 ) -> Question:
-    """The question with mined hard negatives."""
+    """The question with mined hard negatives, and what the teacher says of them; without one, what the file said of the same passages."""
 
     def passed_over(rule: str, row: int) -> None:
         report.pass_over(rule, question, row, passage_of)
 
     rows = rules.hard_negatives(question, candidates, passage_of, allowed, passed_over)
     report.keep(question, rows, passage_of)
-    return question._replace(hard_negatives=rows)
+    scores = question.teacher_scores
+    if teacher is not None:
+        scored = (*question.positives, *rows)
+        scores = rules.teacher_scores(teacher, question, scored, passage_of)
+    elif scores and not {row for row, _ in scores} & {*rows}:
+        report.without_teacher += 1
+    return question._replace(hard_negatives=rows, teacher_scores=scores)
 
 
 def _origin(
@@ -137,6 +145,8 @@ def _origin(
         "filter": describe(mine.filter) if mine.filter else None,
         "answer_match": config.evaluate.answer_match,
     }
+    if mine.teacher:  # absent without, as it was before there were teachers
+        settings["teacher"] = describe(mine.teacher)
     return artifacts.made_from("mine", settings | of_sources, inputs)
 
 

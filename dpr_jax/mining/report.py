@@ -21,7 +21,7 @@ class Report:
 
     def __init__(self, split: str) -> None:
         self._split = split
-        self.questions = self.kept = self.without_any = 0
+        self.questions = self.kept = self.without_any = self.without_teacher = 0
         self.passed_over: Counter[str] = Counter()
         self._samples_kept = [""] * SAMPLES_KEPT
         self._samples_passed_over: dict[str, list[str]] = {}
@@ -69,6 +69,10 @@ class Report:
         if self.without_any:
             say(
                 f"mine: {self._split}: warning: {self.without_any:,} questions have no hard negative; a larger mine.window may find some"
+            )
+        if self.without_teacher:
+            say(
+                f"mine: {self._split}: warning: of {self.without_teacher:,} questions the teacher's scores are of other negatives than the mined ones; for train.distillation set mine.teacher, or mine.enabled to False"
             )
         if samples:
             groups = [self._samples_kept, *self._samples_passed_over.values()]

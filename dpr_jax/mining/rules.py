@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dpr_jax.config import Filter
+from dpr_jax.config import Filter, Teacher
 from dpr_jax.data.answers import has_answer
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
@@ -159,17 +159,43 @@ def near_copy(
     )
 
 
+def teacher_scores(
+    teacher: Teacher,
+    question: Question,
+    rows: Sequence[int],
+    passage_of: Callable[[int], Passage],
+) -> tuple[tuple[int, float], ...]:
+    """What the user's teacher says of some passages, as (row, score).
+
+    Raises:
+      InputError: it fails, or does not give every passage a finite number.
+    """
+    found = _ask(teacher, "mine.teacher", question, [passage_of(row) for row in rows])
+    number = np.issubdtype(found.dtype, np.floating) or found.dtype.kind in "iu"
+    if found.shape != (len(rows),) or not number or not np.isfinite(found).all():
+        raise InputError(
+            f"mine.teacher gave {found.dtype}{list(found.shape)} for the {len(rows)} passages of question {question.id!r}; it must give one finite number each"
+        )
+    return tuple(zip(rows, found.astype(float).tolist(), strict=True))
+
+
 def _judge(keep: Filter, question: Question, passages: list[Passage]) -> np.ndarray:
     """What the user's filter says, bool [len(passages)]."""
-    pairs = [(passage.title, passage.text) for passage in passages]
-    try:
-        mask = np.asarray(keep(question.question, pairs))
-    except Exception as error:  # the user's code: whatever it raises is their input
+    mask = _ask(keep, "mine.filter", question, passages)
+    if mask.shape != (len(passages),) or mask.dtype != bool:
         raise InputError(
-            f"mine.filter failed on question {question.id!r}: {type(error).__name__}: {error}"
-        ) from error
-    if mask.shape != (len(pairs),) or mask.dtype != bool:
-        raise InputError(
-            f"mine.filter gave {mask.dtype}{list(mask.shape)} for the {len(pairs)} passages of question {question.id!r}; it must give one True or False each"
+            f"mine.filter gave {mask.dtype}{list(mask.shape)} for the {len(passages)} passages of question {question.id!r}; it must give one True or False each"
         )
     return mask
+
+
+def _ask(
+    function: Filter | Teacher, key: str, question: Question, passages: list[Passage]
+) -> np.ndarray:
+    pairs = [(passage.title, passage.text) for passage in passages]
+    try:
+        return np.asarray(function(question.question, pairs))
+    except Exception as error:  # the user's code: whatever it raises is their input
+        raise InputError(
+            f"{key} failed on question {question.id!r}: {type(error).__name__}: {error}"
+        ) from error

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
+from dpr_jax import logging
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
@@ -23,12 +24,13 @@ READ_AHEAD = 4  # batches tokenized ahead of the device
 
 
 class Draw(NamedTuple):
-    """One training row: a question and the corpus rows drawn for it, the positive first."""
+    """One training row: a question and the corpus rows drawn for it, the positive first; a teacher's scores by row."""
 
     question: str
     answers: tuple[str, ...]
     rows: tuple[int, ...]
     positives: tuple[int, ...]
+    teacher_scores: dict[int, float]
 
 
 def draw(
@@ -52,7 +54,11 @@ def draw(
     chosen = [int(row) for row in pool[:hard_negatives]]
     chosen += [NO_PASSAGE] * (hard_negatives - len(chosen))
     return Draw(
-        question.question, question.answers, (positive, *chosen), question.positives
+        question.question,
+        question.answers,
+        (positive, *chosen),
+        question.positives,
+        dict(question.teacher_scores),
     )
 
 
@@ -62,8 +68,12 @@ def collate(
     question_tokenizer: Tokenizer,
     passage_tokenizer: Tokenizer,
     most_positives: int,
+    teacher: bool = False,
 ) -> Batch:
-    """Joins rows with the corpus and tokenizes them to fixed lengths; keeps the first `most_positives` positives of each question."""
+    """Joins rows with the corpus and tokenizes them to fixed lengths; keeps the first `most_positives` positives of each question.
+
+    With `teacher` the batch has the teacher's scores.
+    """
     rows = [row for one in draws for row in one.rows]
     positives = [one.positives[:most_positives] for one in draws]
     known = sorted({*rows, *itertools.chain(*positives)} - {NO_PASSAGE})
@@ -87,7 +97,16 @@ def collate(
         passage_texts_P=np.array([keys[row] for row in rows], np.int32),
         positive_texts_BM=np.array(filled, np.int32),
         weight_B=np.ones(len(draws), np.float32),
+        teacher_scores_BG=teacher_scores(draws) if teacher else None,
     )
+
+
+def teacher_scores(draws: Sequence[Draw]) -> np.ndarray:
+    """What a teacher said of the passages of each row: float32 [B, G], NaN where it said nothing."""
+    scores = [
+        [one.teacher_scores.get(row, np.nan) for row in one.rows] for one in draws
+    ]
+    return np.array(scores, np.float32)
 
 
 def order(questions: Sequence[Question], seed: int) -> grain.MapDataset[Question]:
@@ -132,6 +151,27 @@ def with_answers(
     )
 
 
+def check_teacher(questions: Sequence[Question]) -> None:
+    """Says of how many questions a teacher scored a positive and a negative.
+
+    Raises:
+      InputError: of none.
+    """
+    taught = 0
+    for one in questions:
+        scored = {row for row, _ in one.teacher_scores}
+        negatives = {*one.hard_negatives, *one.negatives}
+        taught += bool(scored & {*one.positives} and scored & negatives)
+    if not taught:
+        raise InputError(
+            "train.distillation is set, but no training question has a teacher's score of a positive and of a negative; give a file "
+            "with pos_scores and neg_scores (docs/data.md) and mine.enabled = False, or a function mine.teacher that scores what is mined"
+        )
+    logging.say(
+        f"train: a teacher scored passages of {taught:,} of {len(questions):,} questions"
+    )
+
+
 def stream(
     questions: Sequence[Question],
     corpus: Corpus,
@@ -143,6 +183,7 @@ def stream(
     shuffle_positives: bool,
     mask_duplicates: bool,
     mask_answers: Literal["off", "string", "regex"],
+    teacher: bool,
     seed: int,
     first_step: int,
     process_index: int = 0,
@@ -160,13 +201,15 @@ def stream(
       shuffle_positives: draw the positive; else the first.
       mask_duplicates: the batches say of every question what its positives' texts are.
       mask_answers: they also say which passages hold an answer to it, found in this way.
+      teacher: they have a teacher's scores of every question's own passages.
       seed: of the order and of the draws.
       first_step: number of batches already used.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
 
     Raises:
-      InputError: fewer questions than one batch holds, a batch of one question without any negative, or no answers to mask.
+      InputError: fewer questions than one batch holds, a batch of one question without any negative, no answers to mask,
+        or no teacher's scores to learn from.
     """
     if len(questions) < batch_size:
         raise InputError(
@@ -183,6 +226,8 @@ def stream(
         raise InputError(
             "train.mask_answers is set, but no training question has an answer; turn it off"
         )
+    if teacher:
+        check_teacher(questions)
     most_positives = 0
     if mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
@@ -198,7 +243,12 @@ def stream(
 
     def local(draws: Sequence[Draw]) -> Batch:
         return collate(
-            draws, corpus, question_tokenizer, passage_tokenizer, most_positives
+            draws,
+            corpus,
+            question_tokenizer,
+            passage_tokenizer,
+            most_positives,
+            teacher,
         )
 
     if mask_answers == "off":

@@ -141,6 +141,9 @@ def run(config: Config, workdir: WorkDir) -> None:
             matryoshka_widths=train.matryoshka_widths,
             chunk_size=train.chunk_size,
             gather=train.gather,
+            distillation=train.distillation,
+            distillation_weight=train.distillation_weight,
+            teacher_temperature=train.teacher_temperature,
         )
         update = spmd.map(
             functools.partial(train_step, settings=settings, axis=parallel.AXIS),
@@ -169,6 +172,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             shuffle_positives=train.shuffle_positives,
             mask_duplicates=train.mask_duplicates,
             mask_answers=train.mask_answers,
+            teacher=train.distillation != "off",
             seed=config.seed,
             first_step=first_step,
             process_index=jax.process_index(),

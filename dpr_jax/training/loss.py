@@ -86,6 +86,68 @@ def first_is_label(
     return jnp.argmax(masked_BP, axis=1) == label_B
 
 
+def teaches(scored_BG: jax.Array) -> jax.Array:
+    """Which questions have a teacher's score of their positive and of one more passage: bool [B].
+
+    Args:
+      scored_BG: bool, which of each question's own passages a teacher scored, the positive first.
+    """
+    return scored_BG[:, 0] & jnp.any(scored_BG[:, 1:], axis=1)
+
+
+def kl_from_teacher(
+    scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array
+) -> jax.Array:
+    """Kullback-Leibler divergence of the student's distribution over a question's own passages from the teacher's.
+
+    sum over g of t(g) (log t(g) - log s(g)),  t = softmax(teacher's scores),  s = softmax(student's scores)
+
+    Distillation by matching distributions is Hinton et al.'s (2015, arXiv 1503.02531); over a question's candidates, from a
+    cross-encoder, it is RocketQAv2's (Ren et al., 2021, arXiv 2110.07367), from a reader Izacard and Grave's (2020, arXiv 2012.04584).
+
+    Args:
+      scores_BG: float32, the student's, the positive first.
+      teacher_BG: float32, the teacher's over its temperature; read where scored.
+      scored_BG: bool; other passages are in neither distribution.
+
+    Returns:
+      float32 [B], 0 or more; 0 where nothing is taught.
+    """
+    taught_B = teaches(scored_BG)
+    # rows that teach nothing take all passages: a softmax over none has no gradient, not even one to be thrown away
+    stands_BG = scored_BG | ~taught_B[:, None]
+    teacher_BG = jnp.where(scored_BG, teacher_BG, 0.0)
+    log_s_BG, log_t_BG = (
+        jax.nn.log_softmax(jnp.where(stands_BG, one, -jnp.inf), axis=1)
+        for one in (scores_BG, teacher_BG)
+    )
+    gap_BG = jnp.where(stands_BG, log_t_BG - log_s_BG, 0.0)
+    kl_B = jnp.sum(jnp.exp(log_t_BG) * gap_BG, axis=1)
+    return jnp.where(taught_B, kl_B, 0.0)
+
+
+def margin_mse(
+    scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array
+) -> jax.Array:
+    """Mean squared error of the student's margins of the positive over each negative (Hofstätter et al., 2020, arXiv 2010.02666).
+
+    mean over scored g of ((s(0) - s(g)) - (t(0) - t(g)))^2
+
+    Args:
+      scores_BG: float32, the student's, the positive first.
+      teacher_BG: float32, the teacher's over its temperature; read where scored.
+      scored_BG: bool; other passages have no part in it.
+
+    Returns:
+      float32 [B]; 0 where nothing is taught.
+    """
+    counts_BN = scored_BG[:, 1:] & scored_BG[:, :1]
+    teacher_BG = jnp.where(scored_BG, teacher_BG, 0.0)
+    error_BG = scores_BG - teacher_BG
+    square_BN = jnp.where(counts_BN, (error_BG[:, :1] - error_BG[:, 1:]) ** 2, 0.0)
+    return jnp.sum(square_BN, axis=1) / jnp.maximum(jnp.sum(counts_BN, axis=1), 1)
+
+
 def mean(terms: list[jax.Array]) -> jax.Array:
     """The mean of one or more arrays of one shape; of a single one, itself."""
     total = terms[0]

@@ -6,7 +6,7 @@ questions, and the gradients are averaged over devices. That is the gradient of 
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
       weight_B: float32, 1 for a question, 0 for one that only fills the batch.
       passage_columns_P: int32 column of each passage in the next; None with it.
       holds_answer_BP: bool, which passages of the global batch contain an answer to each question; None leaves them in.
+      teacher_scores_BG: float32, a teacher's scores of each question's own passages, NaN where it gave none; None without distillation.
     """
 
     question: Tokens
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     weight_B: jax.Array | np.ndarray
     passage_columns_P: jax.Array | np.ndarray | None = None
     holds_answer_BP: jax.Array | np.ndarray | None = None
+    teacher_scores_BG: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):
@@ -70,6 +72,9 @@ class StepSettings(NamedTuple):
       matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati et al., 2022, arXiv 2205.13147).
       chunk_size: texts encoded at once on a device (training/gradcache.py); 0 encodes all.
       gather: every question meets the passages of all devices; else those of its own device alone.
+      distillation: what is learned of a teacher's scores besides.
+      distillation_weight: its share of the loss; that of the contrast is the rest.
+      teacher_temperature: the teacher's scores are divided by it.
     """
 
     encoder: Encoder
@@ -81,6 +86,9 @@ class StepSettings(NamedTuple):
     matryoshka_widths: tuple[int, ...] = ()
     chunk_size: int = 0
     gather: bool = True
+    distillation: Literal["off", "kl", "margin_mse"] = "off"
+    distillation_weight: float = 0.0
+    teacher_temperature: float = 1.0
 
 
 class _Contrast(NamedTuple):
@@ -117,9 +125,56 @@ def batch_loss(
         ]
     )
     hit_B = loss.first_is_label(scores[0], contrasts[0].label_B, contrasts[0].usable_BP)
-    share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), axis)
-    total = jnp.sum(nll_B * share_B)
-    return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
+    if settings.distillation == "off":
+        share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), axis)
+        total = jnp.sum(nll_B * share_B)
+        return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
+
+    # what is taught is a mean over the questions that have something to teach, on whichever devices they are
+    of_questions = slice(None, None, 2 if settings.symmetric else 1)
+    taught_B, distance_B = _distillation(
+        scores[of_questions], contrasts[0].label_B, batch, settings
+    )
+    weights_2B = jnp.stack([batch.weight_B, batch.weight_B * taught_B])
+    sums_2 = lax.pmean(jnp.sum(weights_2B, axis=1), axis)
+    share_B, taught_share_B = weights_2B / jnp.maximum(sums_2, 1e-6)[:, None]
+    nll, distance = jnp.sum(nll_B * share_B), jnp.sum(distance_B * taught_share_B)
+    weight = settings.distillation_weight
+    total = (1 - weight) * nll + weight * distance
+    accuracy = jnp.sum(hit_B * share_B)
+    return total, {
+        "loss": total,
+        "accuracy": accuracy,
+        "nll": nll,
+        "distillation": distance,
+    }
+
+
+def _distillation(
+    scores: list[jax.Array],
+    label_B: jax.Array,
+    batch: Batch,
+    settings: StepSettings,
+) -> tuple[jax.Array, jax.Array]:
+    """Which questions a teacher's scores say something of, bool [B], and how far the student is from them, float32 [B].
+
+    Args:
+      scores: float32 [B, P] of the questions for all passages, one a width.
+      label_B: where in P each question's own passages begin.
+    """
+    teacher_BG = batch.teacher_scores_BG
+    scored_BG = jnp.isfinite(teacher_BG)
+    distance = {"kl": loss.kl_from_teacher, "margin_mse": loss.margin_mse}
+    own_BG = label_B[:, None] + jnp.arange(teacher_BG.shape[1])
+    distances = [
+        distance[settings.distillation](
+            jnp.take_along_axis(scores_BP, own_BG, axis=1),
+            teacher_BG / settings.teacher_temperature,
+            scored_BG,
+        )
+        for scores_BP in scores
+    ]
+    return loss.teaches(scored_BG), loss.mean(distances)
 
 
 def temperature_of(params: Params, fixed: float) -> float | jax.Array:
