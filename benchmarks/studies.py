@@ -190,12 +190,15 @@ def plot_devices(workdir: Path, out: Path) -> None:
 PLOTS = {"batch": plot_batch, "devices": plot_devices}
 
 
-def main(study: str, workdir: Path, plots: Path | None) -> None:
+def main(study: str, workdir: Path, only: list[str] | None, plots: Path | None) -> None:
     base = workdir / "base"
     prepare(base)
     for point in STUDIES[study]:
-        if not (workdir / point.name).exists():
+        wanted = only is None or point.name in only
+        if wanted and not (workdir / point.name).exists():
             train_and_measure(point, base, workdir / point.name)
+    if only:
+        return
     points = {
         point.name: read(workdir / point.name, "trained") for point in STUDIES[study]
     }
@@ -210,6 +213,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--workdir", type=Path, default=Path("runs/studies"))
+    parser.add_argument(
+        "--only", nargs="+", metavar="POINT", help="run these points, print no table"
+    )
     parser.add_argument("--plot", type=Path, help="folder for the study's plot")
     call = parser.parse_args()
-    main(call.study, call.workdir, call.plot)
+    main(call.study, call.workdir, call.only, call.plot)
