@@ -213,7 +213,7 @@ class IndexConfig:
     """The search index over the embeddings; inner product."""
 
     kind: Literal["auto", "scann", "faiss", "exact"] = "auto"
-    """auto: scann where it can be had and the corpus has at least 5,000 passages, else exact."""
+    """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else exact."""
     embeddings: str = "embeddings"
     """Folder of the embeddings, inside the work directory."""
     out: str = "index"
@@ -227,7 +227,11 @@ class IndexConfig:
     leaves_to_search: int = 0
     """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are fewer)."""
     reorder: int = 0
-    """ScaNN: candidates rescored exactly a query (at least the k asked for); 0: 400."""
+    """ScaNN, FAISS with refinement: candidates rescored exactly a query (at least the k asked for); 0: 400."""
+    faiss: str = "auto"
+    """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages, else ivf_flat."""
+    ef_search: int = 0
+    """FAISS HNSW: candidates kept while searching (at least the k asked for); 0: 200."""
     dimensions_per_block: int = 0
     """ScaNN: dimensions a code word of the product quantization; 0: 2."""
     anisotropic_threshold: float = 0.2

@@ -9,7 +9,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, defaults, scann, worker
+from dpr_jax.index import build, defaults, faiss, scann, worker
 from dpr_jax.index.engines import open_index
 from dpr_jax.index.exact import ExactIndex
 
@@ -112,7 +112,7 @@ def test_a_finished_index_is_not_built_again(
         patch.setattr(worker, "build", lambda *_: pytest.fail("built again"))
         build.run(_config("faiss"), workdir)
         # a setting of another engine is none of this one's
-        build.run(_config("faiss", reorder=7), workdir)
+        build.run(_config("faiss", dimensions_per_block=7), workdir)
     _write_embeddings(workdir, _vectors(500))
     build.run(_config("faiss"), workdir)
     assert open_index(workdir.inside("index")).count == 500
@@ -238,7 +238,10 @@ def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.choose_kind("faiss", 4999)[0] == "faiss"
     monkeypatch.setattr(scann, "available", lambda: False)
     kind, why = build.choose_kind("auto", 10**6)
-    assert kind == "exact" and "not installed" in why
+    assert kind == "faiss" and "scann is not installed" in why
+    monkeypatch.setattr(faiss, "available", lambda: False)
+    kind, why = build.choose_kind("auto", 10**6)
+    assert kind == "exact" and "nor is faiss" in why
     with pytest.raises(InputError, match="pip install scann"):
         build.choose_kind("scann", 10**6)
 

@@ -8,7 +8,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import certificate, defaults, embeddings, scann, worker
+from dpr_jax.index import certificate, defaults, embeddings, faiss, scann, worker
 from dpr_jax.index.engines import MANIFEST
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.sample import draw
@@ -20,7 +20,7 @@ SCANN_FROM_ROWS = 5000
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
     "exact": (),
-    "faiss": ("leaves", "leaves_to_search"),
+    "faiss": ("faiss", "leaves", "leaves_to_search", "ef_search", "reorder"),
     "scann": (
         "leaves",
         "leaves_to_search",
@@ -155,15 +155,19 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
     """
     if asked == "scann" and not scann.available():
         raise InputError(
-            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind exact"
+            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind faiss"
         )
     if asked != "auto":
         return asked, "as index.kind says"
     if count < SCANN_FROM_ROWS:
         return "exact", f"auto: fewer than {SCANN_FROM_ROWS:,} passages"
-    if not scann.available():
-        return "exact", "auto: scann is not installed; `pip install scann` on Linux"
-    return "scann", f"auto: {SCANN_FROM_ROWS:,} passages or more, scann is installed"
+    if scann.available():
+        enough = f"auto: {SCANN_FROM_ROWS:,} passages or more"
+        return "scann", f"{enough}, scann is installed"
+    without = "auto: scann is not installed (`pip install scann` on Linux)"
+    if faiss.available():
+        return "faiss", without
+    return "exact", f"{without}, nor is faiss (`pip install faiss-cpu`)"
 
 
 def _memory(kind: str, count: int, dimension: int) -> str:

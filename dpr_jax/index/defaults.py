@@ -8,6 +8,7 @@ from dpr_jax.config import IndexConfig
 # In a small corpus the best hundred passages lie in many small partitions: a quarter of 57 found 85 % of the best five, all of them 100 %.
 SEARCHED_AT_LEAST = 100
 REORDER = 400
+EF_SEARCH = 200
 DIMENSIONS_PER_BLOCK = 2
 
 
@@ -20,5 +21,6 @@ def fill_in(config: IndexConfig, count: int) -> IndexConfig:
         leaves=leaves,
         leaves_to_search=min(to_search, leaves),
         reorder=config.reorder or REORDER,
+        ef_search=config.ef_search or EF_SEARCH,
         dimensions_per_block=config.dimensions_per_block or DIMENSIONS_PER_BLOCK,
     )

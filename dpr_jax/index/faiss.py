@@ -1,5 +1,6 @@
-"""FAISS: inverted lists over k-means partitions, vectors uncompressed (Johnson et al., 2017, arXiv 1702.08734)."""
+"""FAISS: any index that its factory strings describe, a few of them by name (Johnson et al., 2017, arXiv 1702.08734)."""
 
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,13 +13,31 @@ from dpr_jax.index import defaults, embeddings, hits
 
 # Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing to gain.
 PARTITIONS_FROM_ROWS = 5000
+TRAINING_ROWS = 100_000
+TRAINING_ROWS_A_LEAF = 50
+# {leaves} is index.leaves, {half} half the width of a vector; RFlat scores the best candidates again, exactly.
+FACTORIES = {
+    "flat": "Flat",
+    "ivf_flat": "IVF{leaves},Flat",
+    "ivf_pq": "IVF{leaves},PQ{half}x4fs,RFlat",
+    "hnsw": "HNSW32,Flat",
+}
+# FAISS' name of a search-time parameter -> ours
+_KNOBS = {"nprobe": "leaves_to_search", "efSearch": "ef_search"}
+_RESCORED = "k_factor_rf"  # candidates rescored, as a multiple of k
+
+
+def available() -> bool:
+    """Whether FAISS is installed."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 class FaissIndex:
-    """IVF-Flat, or Flat where the corpus is small.
+    """A FAISS index by inner product.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search` holds for the next search.
+      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search`, `ef_search` and `reorder`, where the
+        kind of index has them, hold for the next search.
     """
 
     def __init__(self, index: Any, settings: dict[str, Any]) -> None:
@@ -26,36 +45,41 @@ class FaissIndex:
         self.count = settings["count"]
         self.dimension = settings["dimension"]
         self._index = index
+        self._parameters = _faiss().ParameterSpace()
 
     @classmethod
     def build(cls, shards: list[np.ndarray], config: IndexConfig) -> "FaissIndex":
-        """Trains and fills an index.
+        """Trains an index on a sample and fills it block by block, so that no copy of all vectors is made besides its own.
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
-          config: leaves, leaves_to_search.
+          config: faiss, leaves, leaves_to_search, ef_search, reorder.
 
         Raises:
-          InputError: FAISS is not installed, or a vector is not finite.
+          InputError: FAISS is not installed, does not take the factory string, or a vector is not finite.
         """
         faiss = _faiss()
-        vectors_ND = embeddings.as_float32(shards)
-        count, dimension = vectors_ND.shape
-        settings = {"count": count, "dimension": dimension}
-        index = faiss.IndexFlatIP(dimension)
-        if count >= PARTITIONS_FROM_ROWS:
-            config = defaults.fill_in(config, count)
-            settings |= {
-                "leaves": config.leaves,
-                "leaves_to_search": config.leaves_to_search,
-            }
-            quantizer = index
-            index = faiss.IndexIVFFlat(
-                quantizer, dimension, config.leaves, faiss.METRIC_INNER_PRODUCT
+        count, dimension = sum(map(len, shards)), shards[0].shape[1]
+        config = defaults.fill_in(config, count)
+        pattern = factory(config.faiss, count)
+        for _ in embeddings.checked_blocks(shards):
+            pass  # before hours of training
+        try:
+            index = faiss.index_factory(
+                dimension,
+                pattern.format(leaves=config.leaves, half=dimension // 2),
+                faiss.METRIC_INNER_PRODUCT,
             )
-            index.train(vectors_ND)
-        index.add(vectors_ND)
-        return cls(index, settings)
+            if not index.is_trained:
+                index.train(_training_rows(shards, config.leaves))
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"index.faiss is {config.faiss!r}, of which FAISS makes no index for vectors of width {dimension} ({str(error).splitlines()[-1]}); give one of {', '.join(FACTORIES)} or another factory string"
+            ) from None
+        for _, block_BD in embeddings.checked_blocks(shards):
+            index.add(block_BD)
+        settings = {"count": count, "dimension": dimension, "factory": pattern}
+        return cls(index, settings | _search_settings(faiss, index, config))
 
     def save(self, folder: Path) -> None:
         """Writes index.faiss into `folder`."""
@@ -67,13 +91,53 @@ class FaissIndex:
         return cls(_faiss().read_index(str(folder / "index.faiss")), settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and result."""
+        """The k best hits in the part that is searched; see `ExactIndex.search` for arguments and result."""
         queries_QD = hits.check_queries(queries_QD, self.dimension)
-        if "leaves_to_search" in self.settings:
-            self._index.nprobe = self.settings["leaves_to_search"]
-        scores_QK, rows_QK = self._index.search(queries_QD, min(k, self.count))
+        wanted = min(k, self.count)
+        for theirs, ours in _KNOBS.items():
+            if ours in self.settings:
+                self._parameters.set_index_parameter(
+                    self._index, theirs, self.settings[ours]
+                )
+        if "reorder" in self.settings:
+            rescored = max(1.0, self.settings["reorder"] / wanted)
+            self._parameters.set_index_parameter(self._index, _RESCORED, rescored)
+        scores_QK, rows_QK = self._index.search(queries_QD, wanted)
         found = hits.in_order(scores_QK, rows_QK, rows_QK < 0)
         return hits.widen(*found, k)
+
+
+def factory(name: str, count: int) -> str:
+    """The factory string that `index.faiss` stands for, {leaves} and {half} not yet filled in."""
+    if name == "auto":
+        name = "ivf_flat" if count >= PARTITIONS_FROM_ROWS else "flat"
+    return FACTORIES.get(name, name)
+
+
+def _search_settings(faiss: ModuleType, index: Any, config: IndexConfig) -> dict:
+    """The settings that hold while searching, as far as this kind of index has them."""
+    parameters = faiss.ParameterSpace()
+    parameters.initialize(index)
+    ranges = parameters.parameter_ranges
+    known = {ranges.at(place).name for place in range(ranges.size())}
+    settings: dict[str, Any] = {}
+    if "nprobe" in known:
+        settings["leaves"] = faiss.extract_index_ivf(index).nlist
+    for theirs, ours in _KNOBS.items():
+        if theirs in known:
+            settings[ours] = getattr(config, ours)
+    if _RESCORED in known:
+        settings["reorder"] = config.reorder
+    return settings
+
+
+def _training_rows(shards: list[np.ndarray], leaves: int) -> np.ndarray:
+    """Vectors evenly spaced over the corpus, as many as k-means needs: float32 [rows, D]."""
+    count = sum(map(len, shards))
+    wanted = min(count, max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * leaves))
+    return embeddings.pick_rows(
+        shards, np.linspace(0, count - 1, wanted).astype(np.int64)
+    )
 
 
 def _faiss() -> ModuleType:

@@ -23,6 +23,7 @@ from dpr_jax.logging import say
 
 ROUNDS = 2  # two indexes are asked in turn
 REORDER_AT_MOST = 16  # times k
+EF_SEARCH_AT_MOST = 64  # times k
 _BUILT = ("leaves", "dimensions_per_block")
 
 
@@ -140,7 +141,8 @@ def tune(
 def _walks(settings: dict[str, Any]) -> list[tuple[str, list[int]]]:
     """Settings that take a build, and the values to try one after the other as long as each is better than the one before."""
     walks = []
-    if "leaves" in settings:
+    # a factory string of one's own may say how many
+    if "leaves" in settings and "{leaves}" in settings.get("factory", "{leaves}"):
         leaves = settings["leaves"]
         walks.append(("leaves", [2 * leaves, 4 * leaves]))
         walks.append(("leaves", [max(leaves // 2, 1), max(leaves // 4, 1)]))
@@ -156,6 +158,7 @@ def _knobs(
     """The settings that take no build, with the values to try: one, where it is set by hand."""
     knobs = {
         "leaves_to_search": lambda: sweep.ladder(1, settings["leaves"], steps=8),
+        "ef_search": lambda: sweep.ladder(k, EF_SEARCH_AT_MOST * k, steps=4),
         "reorder": lambda: sweep.ladder(k, min(REORDER_AT_MOST * k, count), steps=2),
     }
     return {
@@ -173,6 +176,6 @@ def _words(settings: dict[str, Any]) -> str:
     """Settings in a line, such as "leaves 400, reorder 200"."""
     return ", ".join(
         f"{name.replace('_', ' ')} {settings[name]:,}"
-        for name in (*_BUILT, "leaves_to_search", "reorder")
+        for name in (*_BUILT, "leaves_to_search", "ef_search", "reorder")
         if name in settings
     )
