@@ -236,6 +236,10 @@ class IndexConfig:
     """ScaNN: dimensions a code word of the product quantization; 0: 2."""
     anisotropic_threshold: float = 0.2
     """ScaNN: anisotropic quantization threshold."""
+    soar_lambda: float = 0.0
+    """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is usual); 0: in one alone."""
+    reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and scores are rounded."""
     recall_queries: int = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned on."""
 

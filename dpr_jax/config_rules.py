@@ -39,6 +39,7 @@ _AT_LEAST = {
     "index.leaves_to_search": 0,
     "index.reorder": 0,
     "index.ef_search": 0,
+    "index.soar_lambda": 0,
     "index.dimensions_per_block": 0,
     "index.recall_queries": 1,
     "retrieve.top_k": 1,

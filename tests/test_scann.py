@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,30 @@ def test_missing_hits_are_said_to_be_missing() -> None:
     assert rows_QK.shape == (3, 1500) and missing_QK.any(axis=1).all()
     assert np.isneginf(scores_QK[missing_QK]).all()
     assert np.isfinite(scores_QK[~missing_QK]).all()
+    for rows_K in rows_QK:
+        found = rows_K[rows_K >= 0]
+        assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "rounding"),
+    [
+        ({"soar_lambda": 1.5}, 1e-5),
+        ({"reorder_dtype": "bfloat16"}, 0.01),
+        ({"reorder_dtype": "int8"}, 0.02),
+        ({"dimensions_per_block": 3}, 1e-5),
+    ],
+)
+def test_options_keep_the_contract(options: dict[str, Any], rounding: float) -> None:
+    vectors_ND = _clustered(2000)
+    config = IndexConfig(leaves=30, leaves_to_search=20, **options)
+    index = ScannIndex.build([vectors_ND], config)
+    assert options.items() <= index.settings.items()
+    queries_QD = vectors_ND[::50].astype(np.float32)
+    scores_QK, rows_QK = index.search(queries_QD, 1900)
+    wanted_QK, _ = ExactIndex([vectors_ND]).search(queries_QD, 20)
+    np.testing.assert_allclose(scores_QK[:, :20], wanted_QK, atol=rounding)
+    assert (rows_QK == -1).any()  # 20 leaves of 30 do not hold so many
     for rows_K in rows_QK:
         found = rows_K[rows_K >= 0]
         assert len(set(found)) == len(found)

@@ -27,6 +27,8 @@ _SETTINGS_OF = {
         "reorder",
         "dimensions_per_block",
         "anisotropic_threshold",
+        "soar_lambda",
+        "reorder_dtype",
     ),
 }
 

@@ -42,7 +42,8 @@ class ScannIndex:
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
-          config: leaves, leaves_to_search, reorder, dimensions_per_block, anisotropic_threshold.
+          config: leaves, leaves_to_search, reorder, dimensions_per_block, anisotropic_threshold, soar_lambda (Sun et al., 2023,
+            arXiv 2404.00774), reorder_dtype.
 
         Raises:
           InputError: ScaNN is not installed, or a vector is not finite.
@@ -61,6 +62,8 @@ class ScannIndex:
             "reorder": config.reorder,
             "dimensions_per_block": min(config.dimensions_per_block, dimension),
             "anisotropic_threshold": config.anisotropic_threshold,
+            "soar_lambda": config.soar_lambda,
+            "reorder_dtype": config.reorder_dtype,
         }
         # random_init=False starts k-means with k-means++ under a fixed seed: the same vectors give the same index, byte by byte
         searcher = (
@@ -71,12 +74,13 @@ class ScannIndex:
                     TRAINING_ROWS, TRAINING_ROWS_A_LEAF * config.leaves
                 ),
                 random_init=False,
+                soar_lambda=config.soar_lambda or None,
             )
             .score_ah(
                 settings["dimensions_per_block"],
                 anisotropic_quantization_threshold=config.anisotropic_threshold,
             )
-            .reorder(config.reorder)
+            .reorder(config.reorder, scann.ReorderType[config.reorder_dtype.upper()])
             .build()
         )
         return cls(searcher, settings)
@@ -106,7 +110,7 @@ class ScannIndex:
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and result.
 
-        Scores are exact inner products, since hits are rescored.
+        Scores are exact inner products, since hits are rescored, as far as `reorder_dtype` holds them.
         """
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         wanted = min(k, self.count)
