@@ -354,3 +354,30 @@ def test_training_plots_only_what_was_recorded() -> None:
     assert plots.training([]) == []
     assert len(plots.training([{"step": 1, "loss": 0.5}])) == 1
     assert len(plots.training(TRAINING)) == 2
+
+
+def test_what_was_tried_for_an_index_is_plotted() -> None:
+    tried = [
+        {
+            "leaves": leaves,
+            "build_s": 1.5,
+            "reorder": reorder,
+            "recall_at_100": 0.9 + reorder / 10_000,
+            "standard_error": 0.002,
+            "queries_per_cpu_s": 5e5 / leaves / reorder,
+        }
+        for leaves in (100, 200)
+        for reorder in (200, 400)
+    ]
+    facts = {
+        "kind": "scann",
+        "tried": tried,
+        "tuning_queries": 1400,
+        "target_recall": 0.93,
+        "settings": {"count": 5, "leaves": 200, "reorder": 400},
+    }
+    page = Page(render(indexes={"index": facts}))
+    assert "leaves 100" in page.text and "leaves 200" in page.text
+    assert "4 settings measured with 1,400 other questions" in page.text
+    assert "93.0 %" in page.text
+    assert "settings measured" not in default_page()

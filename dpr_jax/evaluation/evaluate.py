@@ -14,7 +14,7 @@ from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.logging import say
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
-FORMAT = 2  # of metrics/NAME.json and of the page; another one makes them anew
+FORMAT = 3  # of metrics/NAME.json and of the page; another one makes them anew
 
 
 def run(config: Config, workdir: artifacts.WorkDir) -> None:

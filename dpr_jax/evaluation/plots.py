@@ -5,6 +5,7 @@ import io
 import re
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -123,6 +124,53 @@ def training(lines: Sequence[dict[str, float]]) -> list[str]:
             axes.legend(loc="best", frameon=False)
             found.append(_svg(figure, f"Training: {title} over the steps"))
     return found
+
+
+def recall_and_speed(facts: dict[str, Any]) -> str:
+    """Recall against speed of all that was tried when an index was tuned, one colour a build, the setting that was kept in a ring.
+
+    Args:
+      facts: an index.json with `tried` and `target_recall`.
+
+    Returns:
+      An <svg> element.
+    """
+    builds: dict[str, list[tuple[float, float]]] = {}
+    for point in facts["tried"]:
+        names = (name for name in ("leaves", "dimensions_per_block") if name in point)
+        label = ", ".join(f"{name.replace('_', ' ')} {point[name]}" for name in names)
+        found = (100 * point["recall_at_100"], point["queries_per_cpu_s"])
+        builds.setdefault(label or facts["kind"], []).append(found)
+    kept = next(
+        point
+        for point in facts["tried"]
+        if all(facts["settings"].get(k, v) == v for k, v in point.items())
+    )
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("recall@100, %", "queries a second of one core")
+        for place, (label, points) in enumerate(builds.items()):
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour(place),
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=5,
+                linestyle="",
+                label=label,
+            )
+        axes.plot(
+            100 * kept["recall_at_100"],
+            kept["queries_per_cpu_s"],
+            color=_INK,
+            marker="o",
+            markersize=13,
+            markerfacecolor="none",
+            linestyle="",
+            label="kept",
+        )
+        axes.axvline(100 * facts["target_recall"], color=_INK, linestyle="--")
+        axes.set_yscale("log")
+        axes.legend(loc="best", frameon=False)
+        return _svg(figure, f"Recall and speed tried: {', '.join(builds)}")
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:

@@ -69,6 +69,11 @@ def render(
         validation=next((x for x in training[::-1] if "validation_nll" in x), {}),
         choice=examples,
         indexes=indexes,
+        tuning_plots={
+            folder: Markup(plots.recall_and_speed(facts))
+            for folder, facts in indexes.items()
+            if "tried" in facts
+        },
         made_from={
             run: {key: facts[key] for key in facts if key not in ("files", "versions")}
             for run, facts in manifests.items()
