@@ -160,6 +160,8 @@ class TrainConfig:
     """Mask passages of other questions that contain an answer to this one, found as `evaluate.answer_match` says; each process then reads the whole batch."""
     chunk_size: int = 0
     """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once. On many devices, the greatest common divisor with a device's texts."""
+    pack_rows: int = 0
+    """Put several texts into one row, so many times as long as the longest text may be: less padding, the same result; 1 for the cheapest attention, 2 for the least padding, 0 pads every text. Several processes then each read the whole batch."""
     remat: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU compiler makes nothing of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"

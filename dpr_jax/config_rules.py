@@ -11,6 +11,7 @@ _AT_LEAST = {
     "train.batch_size": 1,
     "train.hard_negatives": 0,
     "train.chunk_size": 0,
+    "train.pack_rows": 0,
     "train.total_steps": 1,
     "train.warmup_steps": 0,
     "train.clip_norm": 0,

@@ -71,10 +71,17 @@ class Killed(Exception):
     """Stands for SIGKILL in the middle of a run."""
 
 
+@pytest.mark.parametrize("pack_rows", [0, 1])
 def test_a_killed_run_resumes_bit_for_bit(
-    run_dir: tuple[Config, WorkDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: tuple[Config, WorkDir],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pack_rows: int,
 ) -> None:
     config, workdir = run_dir
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, pack_rows=pack_rows)
+    )
     broken = artifacts.open_workdir(tmp_path / "broken", config.name)
     shutil.copytree(workdir.data, broken.data)
     loop.run(config, workdir)

@@ -56,31 +56,37 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids_BL: jax.Array, mask_BL: jax.Array, *, train: bool
+        self,
+        ids_BL: jax.Array,
+        mask_BLL: jax.Array,
+        positions_BL: jax.Array | None = None,
+        *,
+        train: bool,
     ) -> jax.Array:
         """Runs the tower.
 
         Args:
           ids_BL: int32 token ids.
-          mask_BL: bool, true where there is a token.
+          mask_BLL: bool, which tokens (last axis) each token sees; [B, 1, L] where all of a row see the same.
+          positions_BL: int32 position of each token in its text; None counts from the begin of the row.
           train: dropout on; needs the rng "dropout".
 
         Returns:
           float array [B, L, D] of `dtype`; rows at padding are meaningless.
         """
         x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
-            ids_BL, train=train
+            ids_BL, positions_BL, train=train
         )
 
-        def run(layer: Layer, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
-            return layer(x_BLD, mask_BL, train=train)
+        def run(layer: Layer, x_BLD: jax.Array, mask_BLL: jax.Array) -> jax.Array:
+            return layer(x_BLD, mask_BLL, train=train)
 
         run = nn.remat(run) if self.remat else run
         for i in range(self.shape.num_hidden_layers):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
             layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
-            x_BLD = run(layer, x_BLD, mask_BL)
+            x_BLD = run(layer, x_BLD, mask_BLL)
         return x_BLD
 
 
@@ -92,7 +98,9 @@ class Embeddings(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, ids_BL: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, ids_BL: jax.Array, positions_BL: jax.Array | None, *, train: bool
+    ) -> jax.Array:
         shape, init = self.shape, nn.initializers.normal(0.02)
         embed = functools.partial(nn.Embed, features=shape.hidden_size)
         word = embed(shape.vocab_size, embedding_init=init, name="word_embeddings")
@@ -105,7 +113,10 @@ class Embeddings(nn.Module):
             shape.type_vocab_size, embedding_init=init, name="token_type_embeddings"
         )
         x_BLD = word(ids_BL)
-        x_BLD += position(jnp.arange(ids_BL.shape[1]))[None]
+        if positions_BL is None:
+            x_BLD += position(jnp.arange(ids_BL.shape[1]))[None]
+        else:
+            x_BLD += position(positions_BL)
         x_BLD += kind(jnp.zeros((), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
         return nn.Dropout(self.dropout)(x_BLD, deterministic=not train)
@@ -120,7 +131,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, mask_BL: jax.Array, *, train: bool
+        self, x_BLD: jax.Array, mask_BLL: jax.Array, *, train: bool
     ) -> jax.Array:
         shape = self.shape
         dense = functools.partial(
@@ -137,7 +148,7 @@ class Layer(nn.Module):
         )
         scores_BHLL = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK)
         scores_BHLL = scores_BHLL.astype(jnp.float32) * q_BLHK.shape[-1] ** -0.5
-        scores_BHLL = jnp.where(mask_BL[:, None, None, :], scores_BHLL, -1e30)
+        scores_BHLL = jnp.where(mask_BLL[:, None], scores_BHLL, -1e30)
         weights_BHLL = drop(jax.nn.softmax(scores_BHLL).astype(self.dtype))
         y_BLHK = jnp.einsum("bhlm,bmhk->blhk", weights_BHLL, v_BLHK)
         y_BLD = dense(shape.hidden_size, name="attention_output")(

@@ -11,6 +11,7 @@ from dpr_jax.model.bert import Bert, BertShape
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
+TEXTS_PER_ROW = 8  # most texts that share a packed row; a place for each is computed
 
 
 class Tokens(NamedTuple):
@@ -23,6 +24,44 @@ class Tokens(NamedTuple):
 
     ids_BL: jax.Array | np.ndarray
     lengths_B: jax.Array | np.ndarray
+
+    @property
+    def slots(self) -> int:
+        """Tokens computed, padding included."""
+        return self.ids_BL.size
+
+
+class Rows(NamedTuple):
+    """R rows of L tokens, each holding up to TEXTS_PER_ROW texts one after another.
+
+    Attributes:
+      ids_RL: int32 token ids.
+      text_RL: int32 number of a token's text in its row, from 0; -1 for padding.
+      position_RL: int32 position of a token in its text.
+    """
+
+    ids_RL: jax.Array | np.ndarray
+    text_RL: jax.Array | np.ndarray
+    position_RL: jax.Array | np.ndarray
+
+
+class Packed(NamedTuple):
+    """B texts in rows that they share.
+
+    Attributes:
+      rows: their tokens.
+      slot_B: int32 place of each text: its row * TEXTS_PER_ROW + its number in the row.
+      lengths_B: int32 number of tokens of each text.
+    """
+
+    rows: Rows
+    slot_B: jax.Array | np.ndarray
+    lengths_B: jax.Array | np.ndarray
+
+    @property
+    def slots(self) -> int:
+        """Tokens computed, padding included."""
+        return self.rows.ids_RL.size
 
 
 class Encoder(nn.Module):
@@ -47,10 +86,8 @@ class Encoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, tokens: Tokens, *, train: bool) -> jax.Array:
-        """Returns float32 vectors [B, D]."""
-        length = tokens.ids_BL.shape[1]
-        mask_BL = jnp.arange(length)[None] < tokens.lengths_B[:, None]
+    def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
+        """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places, whether there is a text or not."""
         bert = Bert(
             self.shape,
             self.dropout,
@@ -59,12 +96,36 @@ class Encoder(nn.Module):
             remat=self.remat,
             name="bert",
         )
-        x_BLD = bert(tokens.ids_BL, mask_BL, train=train).astype(jnp.float32)
+        if isinstance(tokens, Rows):
+            return self._of_rows(bert, tokens, train)
+        length = tokens.ids_BL.shape[1]
+        mask_BL = jnp.arange(length)[None] < tokens.lengths_B[:, None]
+        x_BLD = bert(tokens.ids_BL, mask_BL[:, None], train=train).astype(jnp.float32)
         if self.pooling == "cls":
             emb_BD = x_BLD[:, 0]
         else:
             total_BD = jnp.sum(jnp.where(mask_BL[..., None], x_BLD, 0.0), axis=1)
             emb_BD = total_BD / jnp.maximum(tokens.lengths_B, 1)[:, None]
+        return unit_length(emb_BD) if self.normalize else emb_BD
+
+    def _of_rows(self, bert: Bert, rows: Rows, train: bool) -> jax.Array:
+        text_RL = rows.text_RL
+        # padding sees padding: a row of the softmax without anything in it has no value
+        mask_RLL = text_RL[:, :, None] == text_RL[:, None, :]
+        x_RLD = bert(rows.ids_RL, mask_RLL, rows.position_RL, train=train)
+        pick_RSL = text_RL[:, None] == jnp.arange(TEXTS_PER_ROW)[None, :, None]
+        if self.pooling == "cls":
+            pick_RSL &= rows.position_RL[:, None] == 0
+        # a product, not a scatter: the same sum in every run on every device
+        total_RSD = jnp.einsum(
+            "rsl,rld->rsd",
+            pick_RSL.astype(jnp.float32),
+            x_RLD.astype(jnp.float32),
+            precision="highest",
+        )
+        count_RS1 = jnp.sum(pick_RSL, axis=2, keepdims=True)
+        emb_RSD = total_RSD / jnp.maximum(count_RS1, 1)
+        emb_BD = emb_RSD.reshape(-1, emb_RSD.shape[-1])
         return unit_length(emb_BD) if self.normalize else emb_BD
 
 
@@ -91,7 +152,7 @@ def encode(
     encoder: Encoder,
     params: Params,
     side: Side,
-    tokens: Tokens,
+    tokens: Tokens | Packed | Rows,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Texts to vectors with one of the towers.
@@ -100,12 +161,15 @@ def encode(
       encoder: the architecture of both towers.
       params: of both towers, from `dual_params`.
       side: which tower.
-      tokens: a padded batch.
+      tokens: a padded or packed batch, or bare rows, of which all places are returned.
       dropout_key: dropout on; None runs without.
 
     Returns:
       float32 [B, D].
     """
+    if isinstance(tokens, Packed):
+        places = encode(encoder, params, side, tokens.rows, dropout_key)
+        return places[tokens.slot_B]
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     variables = {"params": tower(params, side)}
     return encoder.apply(variables, tokens, train=dropout_key is not None, rngs=rngs)

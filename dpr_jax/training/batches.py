@@ -15,6 +15,7 @@ from dpr_jax import logging
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
+from dpr_jax.training import packing
 from dpr_jax.training.false_negatives import holds_answer, text_key
 from dpr_jax.training.step import Batch
 
@@ -186,8 +187,11 @@ def stream(
     teacher: bool,
     seed: int,
     first_step: int,
+    pack_rows: int = 0,
+    chunk_size: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    devices: int = 1,
 ) -> Iterator[Batch]:
     """Endless batches of this process, from step `first_step` on.
 
@@ -204,8 +208,11 @@ def stream(
       teacher: they have a teacher's scores of every question's own passages.
       seed: of the order and of the draws.
       first_step: number of batches already used.
+      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); 0 pads every text.
+      chunk_size: the number of packed rows is a multiple of it, where there are that many.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
+      devices: of each process, which share its rows; read where texts are packed.
 
     Raises:
       InputError: fewer questions than one batch holds, a batch of one question without any negative, no answers to mask,
@@ -251,14 +258,24 @@ def stream(
             teacher,
         )
 
-    if mask_answers == "off":
-        steps = rows[mine].batch(batch_size // process_count, batch_fn=local)
+    def of_whole(draws: Sequence[Draw]) -> Batch:
+        """This process's part of the global batch, where that depends on the other parts."""
+        batch = local(draws[mine])
+        if mask_answers != "off":
+            batch = with_answers(batch, draws, mine, corpus, mask_answers)
+        if pack_rows:
+            parts = [
+                batch if k == process_index else local(draws[k::process_count])
+                for k in range(process_count)
+            ]
+            layout = packing.Layout(pack_rows, devices, chunk_size)
+            shape = packing.shape_for(parts, layout)
+            batch = packing.pack(batch, shape, layout)
+        return batch
+
+    if mask_answers != "off" or pack_rows:
+        steps = rows.batch(batch_size, batch_fn=of_whole)
     else:
-        steps = rows.batch(
-            batch_size,
-            batch_fn=lambda draws: with_answers(
-                local(draws[mine]), draws, mine, corpus, mask_answers
-            ),
-        )
+        steps = rows[mine].batch(batch_size // process_count, batch_fn=local)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     return iter(steps[first_step:].to_iter_dataset(options))

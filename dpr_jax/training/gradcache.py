@@ -14,14 +14,14 @@ import jax
 from jax import lax
 
 from dpr_jax.model import dual_encoder
-from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
+from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Rows, Side, Tokens
 
 
 def encode(
     encoder: Encoder,
     params: Params,
     side: Side,
-    tokens: Tokens,
+    tokens: Tokens | Packed | Rows,
     dropout_key: jax.Array | None,
     *,
     chunk_size: int,
@@ -32,14 +32,19 @@ def encode(
       encoder: the architecture of both towers.
       params: of both towers.
       side: which tower.
-      tokens: a padded batch of B texts.
+      tokens: a padded batch of B texts, or a packed one, whose rows then count as texts.
       dropout_key: chunk i drops by the i-th of the keys split from it; None runs without dropout.
       chunk_size: most texts encoded at once; where it does not divide B, their greatest common divisor.
 
     Returns:
       float32 [B, D].
     """
-    rows = tokens.ids_BL.shape[0]
+    if isinstance(tokens, Packed):
+        places = encode(
+            encoder, params, side, tokens.rows, dropout_key, chunk_size=chunk_size
+        )
+        return places[tokens.slot_B]
+    rows = len(jax.tree.leaves(tokens)[0])
     chunk_size = math.gcd(chunk_size, rows)
     chunks = rows // chunk_size
     keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
@@ -49,7 +54,7 @@ def encode(
 
     # a loop's body is compiled once for both passes: nothing could be merged between them
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one_chunk(chunk: tuple[Tokens, jax.Array | None]) -> jax.Array:
+    def one_chunk(chunk: tuple[Tokens | Rows, jax.Array | None]) -> jax.Array:
         return dual_encoder.encode(encoder, params, side, *chunk)
 
     emb_KBD = lax.map(one_chunk, (split, keys))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -175,8 +176,11 @@ def run(config: Config, workdir: WorkDir) -> None:
             teacher=train.distillation != "off",
             seed=config.seed,
             first_step=first_step,
+            pack_rows=train.pack_rows,
+            chunk_size=train.chunk_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            devices=jax.local_device_count(),
         )
         logging.say(
             f"train: {len(questions):,} questions, {train.total_steps:,} steps of {train.batch_size} questions and "
@@ -249,7 +253,9 @@ def run(config: Config, workdir: WorkDir) -> None:
             step += 1
             trace.before(step)
             batch, work = speed.next_batch(stream, shape)
+            began_s = time.monotonic()
             on_devices, metrics = update(on_devices, spmd.shard(batch))
+            meter.started(batch, time.monotonic() - began_s)
             if waiting:  # read one step late, so that the devices never wait for us
                 advance(1, finish(*waiting))
             waiting = (step, metrics, work)

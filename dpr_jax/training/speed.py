@@ -54,7 +54,7 @@ def next_batch(stream: Iterator[Batch], shape: BertShape) -> tuple[Batch, Work]:
     work = Work(
         questions=len(batch.question.lengths_B),
         tokens=int(lengths.sum()),
-        slots=batch.question.ids_BL.size + batch.passages.ids_BL.size,
+        slots=batch.question.slots + batch.passages.slots,
         flops=train_flops(shape, lengths),
         wait_s=wait_s,
     )
@@ -81,12 +81,20 @@ class Meter:
         kind = jax.local_devices()[0].device_kind
         known = [name for name in PEAK_FLOPS if kind.startswith(name)]
         self._peak = PEAK_FLOPS[max(known, key=len)] if known else None
+        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self.restart()
 
     def restart(self) -> None:
         """Forgets what came before: compilation, a validation, a checkpoint."""
         self._done: list[Work] = []
         self._began_s = time.monotonic()
+
+    def started(self, batch: Batch, seconds: float) -> None:
+        """An update of `batch` was started within so many seconds; where its shape is new, they went into compiling and do not count."""
+        shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shape not in self._compiled:
+            self._compiled.add(shape)
+            self._began_s += seconds
 
     def add(self, work: Work) -> None:
         """One update whose metrics have been read, so that it is done."""

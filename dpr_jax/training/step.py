@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from dpr_jax.model import dual_encoder
-from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
+from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
@@ -35,8 +35,8 @@ class Batch(NamedTuple):
       teacher_scores_BG: float32, a teacher's scores of each question's own passages, NaN where it gave none; None without distillation.
     """
 
-    question: Tokens
-    passages: Tokens
+    question: Tokens | Packed
+    passages: Tokens | Packed
     passage_texts_P: jax.Array | np.ndarray
     positive_texts_BM: jax.Array | np.ndarray
     weight_B: jax.Array | np.ndarray
