@@ -135,6 +135,7 @@ def compare(
         shuffle_positives=False,
         mask_duplicates=True,
         mask_answers="off",
+        teacher=False,
         seed=real_data.SEED,
         first_step=0,
     )

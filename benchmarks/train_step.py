@@ -225,6 +225,7 @@ def stream(
         shuffle_positives=False,
         mask_duplicates=True,
         mask_answers="off",
+        teacher=False,
         seed=real_data.SEED,
         first_step=0,
         pack_rows=pack_rows,

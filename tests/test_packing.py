@@ -111,6 +111,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
             shuffle_positives=False,
             mask_duplicates=True,
             mask_answers="off",
+            teacher=False,
             seed=3,
             **(settings | changes),
         )
