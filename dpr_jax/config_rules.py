@@ -69,6 +69,7 @@ def validate(config: Config) -> None:
         "train.adam_eps",
     ):
         _require(config, key, lambda value: value > 0, "greater than 0")
+    _require(config, "train.pack_rows", lambda value: value <= 4, "at most 4")
     _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
     _require(config, "index.target_recall", lambda value: 0 <= value <= 1, "in [0, 1]")
     _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")

@@ -209,7 +209,7 @@ def stream(
       seed: of the order and of the draws.
       first_step: number of batches already used.
       pack_rows: length of a packed row in lengths of the longest text (training/packing.py); 0 pads every text.
-      chunk_size: the number of packed rows is a multiple of it, where there are that many.
+      chunk_size: as in TrainConfig; read where texts are packed.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
       devices: of each process, which share its rows; read where texts are packed.

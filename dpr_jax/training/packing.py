@@ -5,6 +5,7 @@ decreasing finds (Johnson, 1974), and the number of rows is rounded up to one of
 """
 
 import bisect
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Layout(NamedTuple):
     Attributes:
       multiple: length of a row in lengths of the longest text.
       devices: of each process, which share its texts evenly.
-      chunk_size: the number of a device's rows is a multiple of it where that costs nothing; 0 for none.
+      chunk_size: the number of a device's rows is a multiple of its greatest common divisor with the texts; 0 for none.
     """
 
     multiple: int
@@ -77,7 +78,8 @@ def shape_for(parts: Sequence[Batch], layout: Layout) -> Shape:
         shares = [lengths for one in texts for lengths in _shares(one, layout)]
         need = max(len(fill(lengths, row_tokens)) for lengths in shares)
         step = -(-len(shares[0]) // (layout.multiple * steps))
-        step = _round_up(step, layout.chunk_size or 1)
+        if layout.chunk_size:  # as training/gradcache.py cuts this number of texts
+            step = _round_up(step, math.gcd(layout.chunk_size, len(shares[0])))
         return _round_up(need, step)
 
     return Shape(
