@@ -45,6 +45,10 @@ class WorkDir:
         return (self.data if self.round == 1 else self.home) / "mined"
 
     @property
+    def changes(self) -> Path:
+        return self.root / "changes"
+
+    @property
     def bm25(self) -> Path:
         return self.root / "bm25"
 
@@ -220,10 +224,14 @@ def write_manifest(
         }
         for file in sorted(files)
     }
-    write_json(
-        manifest,
-        {**facts, "made_from": origin, "files": listed, "versions": versions()},
-    )
+    value = {**facts, "made_from": origin, "files": listed, "versions": versions()}
+    write_json(manifest, {**value, "checksum": _checksum_of_value(value)})
+
+
+def _checksum_of_value(value: dict[str, Any]) -> str:
+    """sha256 of a JSON value, however it is laid out; a float comes back from a file as it was."""
+    plain = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(manifest: Path, within: str = "") -> str:
@@ -246,22 +254,30 @@ def fingerprint(manifest: Path, within: str = "") -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def verify(manifest: Path) -> dict[str, Any]:
+def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
     """Checks every file of an artifact against its manifest, and returns the manifest.
+
+    Args:
+      manifest: the artifact's manifest.
+      remedy: what to do about a damaged file; empty: to make the artifact again.
 
     Raises:
       InputError: a file is missing or differs, by name.
     """
     facts = read_json(manifest)
+    remedy = remedy or f"delete {manifest} and run its stage again"
+    wanted = facts.pop("checksum", None)  # older manifests have none
+    if wanted not in (None, _checksum_of_value(facts)):
+        raise InputError(f"{manifest} is damaged: its checksum is another; {remedy}")
     for name, entry in facts.get("files", {}).items():
         path = manifest.parent / name
         if not path.exists():
             raise InputError(
-                f"{path} is missing, though {manifest.name} lists it; delete {manifest} and run its stage again"
+                f"{path} is missing, though {manifest.name} lists it; {remedy}"
             )
         if path.stat().st_size != entry["bytes"] or checksum(path) != entry["sha256"]:
             raise InputError(
-                f"{path} is damaged: its checksum is not the one in {manifest.name}; delete {manifest} and run its stage again"
+                f"{path} is damaged: its checksum is not the one in {manifest.name}; {remedy}"
             )
     return facts
 

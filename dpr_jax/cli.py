@@ -20,18 +20,25 @@ from dpr_jax.errors import InputError, Preempted
 COMMANDS = {
     "pipeline": "all stages in order, and the report",
     "prepare": "raw files -> data/",
-    "split": "--out FOLDER: documents -> passages on Apache Beam, for `prepare` to read; Beam's own options stand after --",
     "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
     "mine": "hard negatives by BM25 -> data/mined/",
     "train": "data/ -> checkpoints/, model/",
     "encode": "corpus and model/ -> embeddings/",
     "index": "embeddings/ -> index/",
+    "index add": "PASSAGES: a file of new passages into the corpus that is searched",
+    "index remove": "IDS: a file of passage ids, one a line, that are not to be found any more",
+    "index rebalance": "index/ built anew of the passages there are now",
     "retrieve": "questions, model/ and index/ -> runs/",
     "evaluate": "runs/ -> metrics/, metrics/report.html",
     "compare": "RUN_A RUN_B: two runs on the same questions, a paired test, wins and losses to read",
     "info": "versions, devices, and which index backends work here",
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
+OPERANDS = {
+    "compare": ("RUN_A", "RUN_B"),
+    "index add": ("PASSAGES",),
+    "index remove": ("IDS",),
+}
 USER_ERROR = 2
 RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -42,15 +49,6 @@ class Call:
 
     workdir: Path
     """Folder that holds everything this run makes; made if missing."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitCall:
-    """What `dpr split` is called with."""
-
-    out: str
-    """Folder for the passages, on a file system that Apache Beam knows; without finished ones."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -78,7 +76,7 @@ def run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(_overview())
         return
-    command, *rest = args
+    command, rest = _command(args)
     if command in ("-V", "--version"):
         print(f"dpr_jax {artifacts.versions()['dpr_jax']}")
         return
@@ -91,14 +89,7 @@ def run(args: list[str]) -> None:
 
         print(info.describe())
         return
-    if command == "split":
-        args, beam_options = _before_dashes(rest)
-        split = parse(command, args, SplitCall)
-        from dpr_jax.data import beam_split
-
-        beam_split.run(split.config, split.out, beam_options)
-        return
-    runs, rest = _two_runs(rest) if command == "compare" else ((), rest)
+    operands, rest = _operands(command, rest)
     call = parse(command, rest)
     _quiet_libraries()
     # the stages import JAX, which reads the environment: not before it is settled
@@ -113,33 +104,38 @@ def run(args: list[str]) -> None:
     if command == "compare":
         from dpr_jax.evaluation import compare
 
-        compare.run(call.config, workdir, *runs)
+        compare.run(call.config, workdir, *operands)
         return
-    stage = pipeline.run if command == "pipeline" else pipeline.STAGES[command]
-    stage(call.config, workdir)
+    stages = {
+        "pipeline": pipeline.run,
+        "index add": pipeline.add,
+        "index remove": pipeline.remove,
+        "index rebalance": pipeline.rebalance,
+        **pipeline.STAGES,
+    }
+    stages[command](call.config, workdir, *operands)
 
 
-def _two_runs(args: list[str]) -> tuple[list[str], list[str]]:
-    """What `dpr compare` compares, and the arguments that follow."""
-    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
+def _command(args: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and what follows it."""
+    both = " ".join(args[:2])
+    return (both, args[2:]) if both in COMMANDS else (args[0], args[1:])
+
+
+def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
+    """What a command takes before its config, and the arguments that follow."""
+    names = OPERANDS.get(command, ())
+    if len(args) < len(names) or any(arg.startswith("-") for arg in args[: len(names)]):
         if {"-h", "--help"} & set(args):
             return [], args
         raise InputError(
-            "dpr compare takes two runs first; usage: dpr compare RUN_A RUN_B [CONFIG.py] --workdir DIR"
+            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command} {' '.join(names)} [CONFIG.py] --workdir DIR"
         )
-    return args[:2], args[2:]
+    return args[: len(names)], args[len(names) :]
 
 
-def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before `--`, and what after it."""
-    at = args.index("--") if "--" in args else len(args)
-    return args[:at], args[at + 1 :]
-
-
-def parse(
-    command: str, args: list[str], form: type[Call | SplitCall] = Call
-) -> Call | SplitCall:
-    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked; `form` may ask for another folder than the work directory.
+def parse(command: str, args: list[str]) -> Call:
+    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked.
 
     Raises:
       InputError: an unknown setting (with near matches), a value of the wrong type or range, no work directory.
@@ -148,18 +144,17 @@ def parse(
     default = config_file.load(file) if file else Config()
     rest = args[1:] if file else args
     helping = bool({"-h", "--help"} & set(rest))
-    folder = dataclasses.fields(form)[0].name
     if not helping:
-        _check_names(rest, folder)
+        _check_names(rest)
     said = io.StringIO()
     try:
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
             call = tyro.cli(
-                form,
+                Call,
                 prog=f"dpr {command} [CONFIG.py]",
                 description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
                 args=rest,
-                default=form(tyro.MISSING, default),
+                default=Call(tyro.MISSING, default),
             )
     except SystemExit:
         if helping:
@@ -169,9 +164,9 @@ def parse(
     return call
 
 
-def _check_names(args: list[str], folder: str) -> None:
+def _check_names(args: list[str]) -> None:
     """One line for what tyro would say in a box."""
-    known = [folder, *config_file.keys()]
+    known = ["workdir", *config_file.keys()]
     for arg in args:
         if not arg.startswith("--"):
             continue
@@ -183,8 +178,8 @@ def _check_names(args: list[str], folder: str) -> None:
             raise InputError(
                 f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help"
             )
-    if not any(arg.split("=")[0] == f"--{folder}" for arg in args):
-        raise InputError(f"--{folder} is missing; {USAGE.replace('workdir', folder)}")
+    if not any(arg.split("=")[0] == "--workdir" for arg in args):
+        raise InputError(f"--workdir is missing; {USAGE}")
 
 
 def _one_line(box: str) -> str:
@@ -205,7 +200,7 @@ def _near(word: str, known: list[str]) -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:<16}{purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
         [
             "dpr: dense passage retrieval in JAX",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dpr_jax import parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
-from dpr_jax.data import prepare
-from dpr_jax.encoding import encode
+from dpr_jax.data import changes, prepare
+from dpr_jax.encoding import added, encode
 from dpr_jax.evaluation import evaluate
-from dpr_jax.index import build
+from dpr_jax.index import refresh
 from dpr_jax.inspection import inspect
 from dpr_jax.mining import mine
 from dpr_jax.retrieval import retrieve
@@ -31,13 +31,19 @@ def on_main(stage: Stage) -> Stage:
     return run
 
 
+def encode_all(config: Config, workdir: WorkDir) -> None:
+    """The corpus as it was prepared, by all processes, and its changes."""
+    encode.run(config, workdir)
+    on_main(added.run)(config, workdir)
+
+
 STAGES: dict[str, Stage] = {
     "prepare": on_main(prepare.run),
     "inspect": on_main(inspect.run),
     "mine": on_main(mine.run),
     "train": loop.run,
-    "encode": encode.run,
-    "index": on_main(build.run),
+    "encode": encode_all,
+    "index": on_main(refresh.run),
     "retrieve": on_main(retrieve.run),
     "evaluate": on_main(evaluate.run),
 }
@@ -68,6 +74,35 @@ def run(config: Config, workdir: WorkDir) -> None:
         hybrid = _with(config, retrieve={"kind": "hybrid", "name": "hybrid"})
         STAGES["retrieve"](hybrid, workdir)
     STAGES["evaluate"](config, workdir)
+
+
+def add(config: Config, workdir: WorkDir, passages: str) -> None:
+    """New passages into the corpus that is searched, its embeddings and its index; run again, it goes on where it was killed."""
+
+    def record(config: Config, workdir: WorkDir) -> None:
+        changes.add(config, workdir, passages)
+
+    _change(config, workdir, record)
+
+
+def remove(config: Config, workdir: WorkDir, ids: str) -> None:
+    """Passages out of the corpus that is searched, by a file of their ids; run again, it goes on where it was killed."""
+
+    def record(config: Config, workdir: WorkDir) -> None:
+        changes.remove(workdir, ids)
+
+    _change(config, workdir, record)
+
+
+def rebalance(config: Config, workdir: WorkDir) -> None:
+    """The index built anew of the passages there are now."""
+    for stage in (added.run, refresh.rebalance):
+        on_main(stage)(config, workdir)
+
+
+def _change(config: Config, workdir: WorkDir, record: Stage) -> None:
+    for stage in (refresh.check, record, added.run, refresh.follow):
+        on_main(stage)(config, workdir)
 
 
 def untrained(config: Config) -> Config:

@@ -92,5 +92,5 @@ def test_command_line(
     cli.run(["compare", "trained", "bm25", *place, "--evaluate.bootstrap-samples", "9"])
     assert "trained right and bm25 wrong" in capsys.readouterr().out
     for args in ([], ["trained"], ["trained", *place]):
-        with pytest.raises(InputError, match="compare takes two runs first"):
+        with pytest.raises(InputError, match="compare takes RUN_A and RUN_B first"):
             cli.run(["compare", *args])

@@ -60,7 +60,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(workdir.data) as folder:
         corpus = sources.pop("passages", None) or named.carried(sources)
-        facts, corpus_files = _write_corpus(corpus, folder)
+        facts, corpus_files = write_corpus(corpus, folder)
         if documents:
             logging.say(f"prepare: corpus: cut {_report(documents)}")
         logging.say(
@@ -94,7 +94,12 @@ def run(config: Config, workdir: WorkDir) -> None:
 # --- the corpus ---------------------------------------------------------------------------------------------------------
 
 
-def _write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
+def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
+    """Writes the data set `corpus` of a source of passages.
+
+    Raises:
+      InputError: there is no passage, a row is broken, or an id occurs twice (file and line).
+    """
     ids, texts, empty = HashedTexts(), HashedTexts(), 0
 
     def passages(on_read: OnRead) -> Iterator[Passage]:

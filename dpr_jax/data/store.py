@@ -6,6 +6,7 @@ million passages have 14; and the bytes they write differ from run to run, where
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.proto import tf_example_pb2
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
@@ -23,6 +23,7 @@ from dpr_jax.errors import InputError
 
 ROWS_PER_SHARD = 500_000
 ROWS_PER_READ = 1024
+NO_ROWS = np.zeros(0, np.int64)
 
 
 class Question(NamedTuple):
@@ -45,25 +46,44 @@ class Question(NamedTuple):
 
 
 class Corpus(Sequence[Passage]):
-    """The passages, read from disk by row; cheap to pickle."""
+    """The passages, read from disk by row; cheap to pickle.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._source = _source(folder, "corpus")
+    Attributes:
+      removed_R: rows whose passages were taken out after all; they keep their place, so that no other row moves. int64, ascending.
+    """
+
+    def __init__(self, *folders: Path, removed_R: np.ndarray = NO_ROWS) -> None:
+        """Takes the folders of one data set or more, whose rows follow each other."""
+        self._folders = folders
+        self._sources = [_source(folder, "corpus") for folder in folders]
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self.removed_R = removed_R
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Corpus, (self._folder,)
+        return functools.partial(Corpus, removed_R=self.removed_R), self._folders
 
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self._starts[-1])
 
     def __getitem__(self, row: int) -> Passage:
-        return _passage(self._source[_in_range(row, len(self))])
+        return self.rows([_in_range(row, len(self))])[0]
 
     def rows(self, rows: Sequence[int]) -> list[Passage]:
         """Several passages at once, in the order of `rows`."""
-        wanted = [int(row) for row in rows]
-        return [_passage(record) for record in self._source.__getitems__(wanted)]
+        rows_R = np.asarray(rows, np.int64)
+        part_R = np.searchsorted(self._starts, rows_R, side="right") - 1
+        found: dict[int, Passage] = {}
+        for part in np.unique(part_R):
+            at_P = np.flatnonzero(part_R == part)
+            wanted = (rows_R[at_P] - self._starts[part]).tolist()
+            records = self._sources[part].__getitems__(wanted)
+            found |= zip(at_P.tolist(), map(_passage, records), strict=True)
+        return [found[at] for at in range(len(rows_R))]
+
+    def live(self) -> Iterator[Passage]:
+        """The passages that were not taken out."""
+        removed = set(self.removed_R.tolist())
+        return (passage for row, passage in enumerate(self) if row not in removed)
 
     def ids(self) -> list[str]:
         """All passage ids; reads the whole corpus."""
@@ -199,12 +219,11 @@ def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list
         "scored": tfds.features.Sequence(np.int64),
         "scores": tfds.features.Sequence(np.float32),
     }
-    records = {split: map(question_record, rows) for split, rows in splits.items()}
+    records = {split: map(_question_record, rows) for split, rows in splits.items()}
     return _write(folder / "questions", features, records)
 
 
-def question_record(question: Question) -> dict[str, Any]:
-    """A question by the names of its features; the teacher's scores stand in two lists."""
+def _question_record(question: Question) -> dict[str, Any]:
     record = question._asdict()
     scores = record.pop("teacher_scores")
     return record | {
@@ -220,7 +239,9 @@ def _write(
 ) -> list[Path]:
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(features)
-    lists = lists_of(features)
+    serializer = tfds.core.example_serializer.ExampleSerializer(
+        features.get_serialized_info()
+    )
     template = tfds.core.ShardedFileTemplate(
         data_dir=tfds.core.Path(folder),
         dataset_name=folder.name,
@@ -228,10 +249,15 @@ def _write(
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
     )
 
+    def records(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+        for row in rows:
+            example = serializer.get_tf_example(features.encode_example(row))
+            # a record's fields come in another order in every process, unless told
+            yield example.SerializeToString(deterministic=True)
+
     infos = []
     for split, rows in splits.items():
-        left = (serialized(row, lists) for row in rows)
-        shards: list[tuple[int, int]] = []
+        left, shards = records(rows), []
         for first in left:
             path = template.replace(split=split).sharded_filepath(
                 shard_index=len(shards), num_shards=None
@@ -254,27 +280,6 @@ def _write(
         disable_shuffling=True,
     )
     return sorted(folder.iterdir())
-
-
-def lists_of(features: tfds.features.FeaturesDict) -> dict[str, str]:
-    """In which list of a tf.train.Feature the values of each feature stand."""
-    kinds = {"O": "bytes_list", "i": "int64_list", "f": "float_list"}
-    infos = features.get_serialized_info()
-    return {name: kinds[np.dtype(info.np_dtype).kind] for name, info in infos.items()}
-
-
-def serialized(row: dict[str, Any], lists: dict[str, str]) -> bytes:
-    """A row as a tf.train.Example, in the bytes that TFDS's own serializer makes of it in five times the time."""
-    example = tf_example_pb2.Example()
-    for name, value in row.items():
-        values = (value,) if isinstance(value, str) else value
-        if lists[name] == "bytes_list":
-            values = [text.encode() for text in values]
-        one_list = getattr(example.features.feature[name], lists[name])
-        one_list.SetInParent()  # an empty list is no missing one
-        one_list.value.extend(values)
-    # a record's fields come in another order in every process, unless told
-    return example.SerializeToString(deterministic=True)
 
 
 def _write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int]:

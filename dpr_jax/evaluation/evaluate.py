@@ -7,6 +7,7 @@ from typing import Any
 from dpr_jax import artifacts
 from dpr_jax.config import Config
 from dpr_jax.config_file import to_dict
+from dpr_jax.data import changes
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples
@@ -30,10 +31,14 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     # --- inputs
     run_files = _run_files(workdir.runs)
     index_files = _index_files(workdir.root)
-    training_files = _training_files(workdir)
+    training_file = workdir.checkpoints / "metrics.jsonl"
     inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
-    for file in [*run_files.values(), *index_files, *training_files.values()]:
-        inputs[file.relative_to(workdir.root).as_posix()] = artifacts.checksum(file)
+    log = changes.read(workdir)
+    if log.folders:
+        inputs["changes"] = log.fingerprint
+    for file in [*run_files.values(), *index_files, training_file]:
+        if file.exists():
+            inputs[file.relative_to(workdir.root).as_posix()] = artifacts.checksum(file)
     for file in run_files.values():
         _check_unchanged(file, inputs[file.relative_to(workdir.root).as_posix()])
     # The page shows every setting, so each of them matters.
@@ -112,7 +117,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         summaries=summaries,
         curves=curves,
         examples=examples,
-        training={name: _read_lines(file) for name, file in training_files.items()},
+        training=_read_lines(training_file),
         indexes={
             file.parent.relative_to(workdir.root).as_posix(): artifacts.read_json(file)
             for file in index_files
@@ -141,16 +146,9 @@ def _run_files(folder: Path) -> dict[str, Path]:
 def _index_files(root: Path) -> list[Path]:
     """The indexes of the work directory; those of the untrained encoder and of later rounds lie deeper."""
     patterns = ("*/index.json", "*/*/index.json", "rounds/*/*/index.json")
-    return sorted(file for pattern in patterns for file in root.glob(pattern))
-
-
-def _training_files(workdir: artifacts.WorkDir) -> dict[str, Path]:
-    """What each round of training recorded, by the name of the run that searches with its model."""
-    found = {"trained": workdir.checkpoints / "metrics.jsonl"}
-    later = workdir.root.glob("rounds/*/checkpoints/metrics.jsonl")
-    numbered = {int(file.parents[1].name): file for file in later}
-    found |= {f"round-{number}": numbered[number] for number in sorted(numbered)}
-    return {name: file for name, file in found.items() if file.exists()}
+    files = sorted(file for pattern in patterns for file in root.glob(pattern))
+    # one inside another is the part of it that was built anew
+    return [file for file in files if not (file.parents[1] / file.name).exists()]
 
 
 def _compared_with(name: str, baseline: str) -> list[str]:
@@ -188,5 +186,7 @@ def _json_by_line(facts: dict[str, Any]) -> str:
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
     """The training metrics; a last line that is being written is left out."""
+    if not path.exists():
+        return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line]

@@ -8,7 +8,8 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import EvaluateConfig
-from dpr_jax.data.store import Corpus, Question, open_corpus, open_questions
+from dpr_jax.data import changes
+from dpr_jax.data.store import Corpus, Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
 from dpr_jax.evaluation.trec import read_run
@@ -52,15 +53,18 @@ def judge(
             raise InputError(
                 f"{file} answers the questions of {asked!r}; only runs of the test questions are evaluated"
             )
-    corpus = open_corpus(workdir)
-    questions = list(open_questions(workdir, "test"))
+    corpus = changes.open_corpus(workdir, changes.read(workdir))
+    passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
+    questions = [
+        changes.with_current(question, corpus, passage_rows)
+        for question in open_questions(workdir, "test")
+    ]
     views = score.views(questions, corpus, settings.answer_match)
     if not views:
         raise InputError(
             f"the {len(questions):,} test questions have neither gold passages nor answers; "
             "set data.test_qrels, or give a file with answers as data.test"
         )
-    passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
     question_rows = {question.id: row for row, question in enumerate(questions)}
     ranked: dict[str, list[np.ndarray]] = {}
     scored: dict[str, dict[str, score.Scored]] = {}

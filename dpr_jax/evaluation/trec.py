@@ -3,7 +3,7 @@
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ def read_run(
     Args:
       path: the run file.
       question_rows: question id -> row of the question; all of them, in order.
-      passage_rows: passage id -> row of the corpus; all of them, in order.
+      passage_rows: passage id -> row of the corpus.
 
     Returns:
       One int64 array of corpus rows a question, in the order of the question rows; empty for a question that the run lacks.
@@ -60,7 +60,8 @@ def read_run(
             scores.append(score)
     if not any(rows for rows, _ in found):
         raise InputError(f"{path} has no lines; remove it, or make the run again")
-    passage_ids = list(passage_rows)
+    wanted = {row for rows, _ in found for row in rows}
+    passage_ids = {row: id_ for id_, row in passage_rows.items() if row in wanted}
     for question, (rows, _) in zip(question_rows, found, strict=True):
         if len(set(rows)) < len(rows):
             twice, _ = Counter(rows).most_common(1)[0]
@@ -80,7 +81,7 @@ def _score(text: str, where: str) -> float:
     return score
 
 
-def _in_order(rows: array, scores: array, passage_ids: Sequence[str]) -> np.ndarray:
+def _in_order(rows: array, scores: array, passage_ids: dict[int, str]) -> np.ndarray:
     with np.errstate(over="ignore"):  # a score beyond float32 is infinite there
         score_K = np.array(scores).astype(np.float32).tolist()
     best_first = sorted(

@@ -10,6 +10,7 @@ from dpr_jax import artifacts
 from dpr_jax.errors import InputError
 
 MANIFEST = "index.json"
+LAYERED = "layered"  # an index of any kind that followed its corpus
 
 
 def engine(kind: str) -> type:
@@ -24,6 +25,8 @@ def engine(kind: str) -> type:
         from dpr_jax.index.scann import ScannIndex as Engine
     elif kind == "faiss":
         from dpr_jax.index.faiss import FaissIndex as Engine
+    elif kind == LAYERED:
+        from dpr_jax.index.layers import LayeredIndex as Engine
     else:
         raise InputError(
             f"index kind {kind!r} is unknown; known are exact, scann, faiss"
@@ -37,10 +40,12 @@ class Index:
 
     Attributes:
       kind: the engine's name.
-      count: passages; row i is the i-th passage of the corpus.
+      count: rows of the corpus, with its changes; those of removed passages are never found.
       dimension: width of a vector.
       model_fingerprint: of the model that encoded the passages; questions must be encoded by the same.
       recall_at_100: share of the exact top 100 that it finds, measured when it was built.
+      prepared_count: the first so many rows are the corpus as it was prepared, without its changes.
+      on_devices: whether it searches on the accelerators, if only the passages that were added.
       search: (queries float32 [Q, dimension], k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; where there are fewer
         than k hits, score -inf and row -1.
     """
@@ -50,7 +55,29 @@ class Index:
     dimension: int
     model_fingerprint: str
     recall_at_100: float
+    prepared_count: int
+    on_devices: bool
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def changes_in(folder: Path) -> tuple[int, str]:
+    """How many changes of the corpus the index in `folder` knows, and the hash of the corpus after them ("" where there are none).
+
+    Raises:
+      InputError: there is no finished index.
+    """
+    changes = artifacts.read_json(folder / MANIFEST).get("changes")
+    return (changes["count"], changes["log"]) if changes else (0, "")
+
+
+def fingerprint_as_built(folder: Path) -> str:
+    """Of the index before the changes of its corpus, for who searches the corpus as it was prepared.
+
+    Raises:
+      InputError: there is no finished index.
+    """
+    facts = artifacts.read_json(folder / MANIFEST)
+    return facts.get("as_built") or artifacts.fingerprint(folder / MANIFEST)
 
 
 def open_index(folder: Path) -> Index:
@@ -60,12 +87,16 @@ def open_index(folder: Path) -> Index:
       InputError: there is no finished index, a file is missing or damaged (by name), or the engine is not installed.
     """
     facts = artifacts.verify(folder / MANIFEST)
-    loaded = engine(facts["kind"]).load(folder, facts["settings"])
+    layers = facts.get("layers")
+    kind, settings = (LAYERED, layers) if layers else (facts["kind"], facts["settings"])
+    loaded = engine(kind).load(folder, settings)
     return Index(
         kind=facts["kind"],
         count=facts["count"],
         dimension=facts["dimension"],
         model_fingerprint=facts["model"],
         recall_at_100=facts["recall_at_100"],
+        prepared_count=facts.get("prepared", facts["count"]),
+        on_devices=facts["kind"] == "exact" or bool(layers and layers["added"]),
         search=loaded.search,
     )

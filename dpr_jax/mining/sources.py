@@ -11,7 +11,8 @@ from dpr_jax.config import Config
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
-from dpr_jax.index.engines import MANIFEST, open_index
+from dpr_jax.index.engines import fingerprint_as_built, open_index
+from dpr_jax.index.removed import search_without
 from dpr_jax.model.embed import Embedder, load_embedder
 
 # (questions, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first, missing hits with row -1 at the end
@@ -47,7 +48,7 @@ def depend_on(
     if embedder is not None:
         settings["dtype"] = config.encode.dtype
         index = workdir.inside(config.mine.index)
-        inputs["index"] = artifacts.fingerprint(index / MANIFEST)
+        inputs["index"] = fingerprint_as_built(index)
         inputs["model"] = embedder.fingerprint
     return settings, inputs
 
@@ -84,11 +85,17 @@ def _dense(
 ) -> Search:
     folder = workdir.inside(config.mine.index)
     index = open_index(folder)
-    if (index.model_fingerprint, index.count) != (
+    if (index.model_fingerprint, index.prepared_count) != (
         embedder.model_fingerprint,
         len(corpus),
     ):
         raise InputError(
             f"{folder} holds {index.count:,} passages encoded by another model than mine.model={config.mine.model}, or of another corpus; run encode and index again"
         )
-    return lambda questions, k: index.search(embedder.encode(questions), k)
+    added_R = np.arange(len(corpus), index.count)  # training knows none of these
+
+    def search(questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        queries_QD = embedder.encode(questions)
+        return search_without(index.search, added_R, queries_QD, k, count=index.count)
+
+    return search

@@ -10,7 +10,8 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data.answers import has_answer
-from dpr_jax.data.store import Corpus, Question, open_corpus
+from dpr_jax.data.changes import open_corpus
+from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.logging import progress, say
 from dpr_jax.retrieval import search
@@ -34,7 +35,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         raise InputError(
             f"retrieve.name is {name!r}; it names files, so it must begin with a letter or digit and hold only letters, digits, '.', '_' and '-'"
         )
-    corpus = open_corpus(workdir)
+    corpus = open_corpus(workdir, search.searched(config, workdir))
     asked = open_asked(workdir, split=settings.split, file=settings.questions)
     embedder = search.question_tower(config, workdir)
 

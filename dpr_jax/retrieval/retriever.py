@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
-from dpr_jax.data.store import Corpus, open_corpus
+from dpr_jax.data.changes import open_corpus
+from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval import search
 
@@ -51,7 +52,7 @@ class Retriever:
                 f"{folder} is not a work directory (no workdir.json); give the --workdir of a finished run"
             )
         config = config or Config()
-        corpus = open_corpus(workdir)
+        corpus = open_corpus(workdir, search.searched(config, workdir))
         embedder = search.question_tower(config, workdir)
         return cls(corpus, search.open_search(config, workdir, corpus, embedder))
 

@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.data import changes
+from dpr_jax.data.changes import Log
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
-from dpr_jax.index.engines import MANIFEST, open_index
+from dpr_jax.index.engines import MANIFEST, changes_in, open_index
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.retrieval import fusion, weight
 from dpr_jax.retrieval.fusion import Ranking
@@ -38,6 +42,9 @@ def depends_on(
     """The settings, and the fingerprints of inputs, that what a search finds depends on."""
     settings: dict[str, Any] = {"kind": config.retrieve.kind}
     inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
+    log = searched(config, workdir)
+    if log.folders:
+        inputs["changes"] = log.fingerprint
     if config.retrieve.kind != "dense":
         settings |= {"k1": config.bm25.k1, "b": config.bm25.b}
     if embedder is not None:
@@ -49,6 +56,25 @@ def depends_on(
         for name in ("fusion", "fusion_weight", "fusion_depth"):
             settings[name] = getattr(config.retrieve, name)
     return settings, inputs
+
+
+def searched(config: Config, workdir: WorkDir) -> Log:
+    """The changes of the corpus that a search knows: those that the index has, or all where words are all that counts.
+
+    Raises:
+      InputError: there is no index, or it has other changes than the corpus.
+    """
+    log = changes.read(workdir)
+    if config.retrieve.kind == "bm25":
+        return log
+    folder = workdir.inside(config.retrieve.index)
+    count, fingerprint = changes_in(folder)
+    here = log.first(count)
+    if count and (len(log.folders) < count or here.fingerprint != fingerprint):
+        raise InputError(
+            f"{folder} has other changes of the corpus than {workdir.changes}; run `dpr encode` and `dpr index`"
+        )
+    return here
 
 
 def question_tower(config: Config, workdir: WorkDir) -> Embedder | None:
@@ -103,15 +129,23 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _words(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
     """BM25 over titles and texts, of the index that mining uses too."""
+    log = searched(config, workdir)
+    live_N = np.delete(np.arange(len(corpus)), corpus.removed_R)
     index = bm25.of_corpus(
-        workdir.bm25,
-        (passage.title_and_text for passage in corpus),
-        count=len(corpus),
-        corpus=artifacts.fingerprint(workdir.data / "manifest.json", "corpus/"),
+        # mining's is that of the corpus as it was prepared
+        workdir.changes / "bm25" if log.folders else workdir.bm25,
+        (passage.title_and_text for passage in corpus.live()),
+        count=len(live_N),
+        corpus=log.fingerprint,
         k1=config.bm25.k1,
         b=config.bm25.b,
     )
-    return Search(lambda questions: questions, index.search, {})
+
+    def find(questions: Sequence[str], k: int) -> Ranking:
+        scores_QK, at_QK = index.search(questions, k)
+        return scores_QK, np.where(at_QK < 0, -1, live_N[at_QK])
+
+    return Search(lambda questions: questions, find, {})
 
 
 def _dense(
@@ -128,7 +162,7 @@ def _dense(
         raise InputError(
             f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run encode and index again"
         )
-    if index.kind == "exact":
+    if index.on_devices:
         # Both steps run on the accelerators; from two threads they could wait for each other there.
         return Search(
             lambda questions: questions,

@@ -1,0 +1,248 @@
+"""What came to the corpus, and what was taken out of it, since it was prepared.
+
+Each change is a folder of its own, changes/00001, 00002, ..., written whole and never altered: an addition holds a data set `corpus`, whose rows
+follow those before it; a removal holds rows. Training, mining and inspection know the corpus as it was prepared; what is searched is that
+corpus with its changes.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
+from dpr_jax.data import named, prepare, raw, rows, store
+from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.recognise import Source
+from dpr_jax.data.store import Corpus, Question
+from dpr_jax.errors import InputError
+from dpr_jax.logging import progress, say
+
+MANIFEST = "manifest.json"
+REMOVED = "removed.npy"
+
+
+class Log(NamedTuple):
+    """The changes in their order.
+
+    Attributes:
+      folders: one a change.
+      prints: a hash of the corpus as it was prepared, after the first change, and so on.
+    """
+
+    folders: tuple[Path, ...]
+    prints: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the corpus with these changes."""
+        return self.prints[-1]
+
+    def first(self, count: int) -> "Log":
+        """The log as it was after so many changes."""
+        return Log(self.folders[:count], self.prints[: count + 1])
+
+    def additions(self) -> list[tuple[int, Path]]:
+        """The changes that brought passages: (number, from 1; folder of their data set)."""
+        return [
+            (number, folder / "corpus")
+            for number, folder in enumerate(self.folders, 1)
+            if not (folder / REMOVED).exists()
+        ]
+
+    def removed_R(self) -> np.ndarray:
+        """The rows that were taken out, int64, ascending."""
+        files = [one / REMOVED for one in self.folders if (one / REMOVED).exists()]
+        parts = [np.load(file) for file in files]
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+
+def read(workdir: WorkDir) -> Log:
+    """The changes of a work directory, none where there were none.
+
+    Raises:
+      InputError: a change is missing, or the corpus was prepared anew, from other files, after it.
+    """
+    folders = tuple(sorted(workdir.changes.glob("[0-9]" * 5)))
+    prints = [artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")]
+    for folder in folders:
+        made_from = artifacts.read_json(folder / MANIFEST)["made_from"]
+        if made_from["inputs"]["before"] != prints[-1]:
+            raise InputError(
+                f"{folder} is a change to another corpus than {workdir.data / 'corpus'} with the changes before it; prepare the former files again, or delete {workdir.changes} and make the changes anew"
+            )
+        here = artifacts.fingerprint(folder / MANIFEST)
+        prints.append(hashlib.sha256(f"{prints[-1]} {here}".encode()).hexdigest())
+    return Log(folders, tuple(prints))
+
+
+def open_corpus(workdir: WorkDir, log: Log) -> Corpus:
+    """The corpus with these changes.
+
+    Raises:
+      InputError: it is missing, or a file of it or of a change is damaged.
+    """
+    prepared = store.open_corpus(workdir)
+    if not log.folders:
+        return prepared
+    for folder in log.folders:
+        remedy = f"put it back from a copy, or delete {workdir.changes} and make the changes anew"
+        artifacts.verify(folder / MANIFEST, remedy)
+    return Corpus(
+        workdir.data / "corpus",
+        *(folder for _, folder in log.additions()),
+        removed_R=log.removed_R(),
+    )
+
+
+def with_current(
+    question: Question, corpus: Corpus, passage_rows: dict[str, int]
+) -> Question:
+    """The question with gold passages that were replaced (taken out, and added under the same id) by what replaced them.
+
+    Args:
+      question: as it was prepared.
+      corpus: with its changes.
+      passage_rows: passage id -> its last row.
+    """
+    if not len(corpus.removed_R):
+        return question
+    gone = np.isin(question.positives, corpus.removed_R)
+    return question._replace(
+        positives=tuple(
+            passage_rows[corpus[row].id] if removed else row
+            for row, removed in zip(question.positives, gone, strict=True)
+        )
+    )
+
+
+def add(config: Config, workdir: WorkDir, passages: str) -> None:
+    """Records new passages; a run that was killed before it is recorded leaves nothing.
+
+    Args:
+      config: how documents are cut, where `data` says that the corpus is made of such.
+      workdir: whose corpus it is.
+      passages: a file or folder in any layout that data.passages may have.
+
+    Raises:
+      InputError: the file is missing, of no known layout, or broken (file and line), or a passage's id is taken.
+    """
+    if not Path(passages).exists():
+        raise InputError(
+            f"{passages} does not exist; dpr index add takes a file of passages"
+        )
+    nothing = {f"{split}{end}": "" for split in named.SPLITS for end in ("", "_qrels")}
+    data = dataclasses.replace(config.data, passages=passages, **nothing)
+    documents: Counter[str] = Counter()
+    source = named.recognised(data, config.model.init, documents)[0]["passages"]
+    settings = {
+        "layout": source.layout,
+        "cut": named.cut_settings(data, config.model.init, {"passages": source}),
+    }
+    inputs = {"passages": source.fingerprint()}
+    log = read(workdir)
+    if _is_last(log, "add", settings, inputs):
+        say(f"index add: the passages of {passages} are the last change already")
+        return
+    corpus = open_corpus(workdir, log)
+    with artifacts.atomic_dir(_next(workdir, log)) as folder:
+        facts, files = prepare.write_corpus(source, folder)
+        _refuse_taken(source, facts.table, corpus)
+        origin = _origin(log, "add", settings, inputs)
+        artifacts.write_manifest(
+            folder / MANIFEST, origin, files, passages=facts.passages
+        )
+    say(f"index add: {facts.passages:,} passages ({source.layout})")
+
+
+def remove(workdir: WorkDir, ids: str) -> None:
+    """Records that passages are taken out.
+
+    Args:
+      workdir: whose corpus it is.
+      ids: a file with one passage id a line.
+
+    Raises:
+      InputError: the file is missing or empty, a passage is not in the corpus (file and line), or none would be left.
+    """
+    path = Path(ids)
+    log = read(workdir)
+    inputs = {"ids": artifacts.checksum(path)}
+    if _is_last(log, "remove", {}, inputs):
+        say(f"index remove: the passages of {ids} are the last change already")
+        return
+    wanted = _ids(path)
+    corpus = open_corpus(workdir, log)
+    gone = set(corpus.removed_R.tolist())
+    found: dict[str, int] = {}
+    with progress("index remove", len(corpus), "passages") as advance:
+        for row, passage in enumerate(corpus):
+            if passage.id in wanted and row not in gone:
+                found[passage.id] = row
+            advance()
+    for id_, where in wanted.items():
+        if id_ not in found:
+            raise InputError(
+                f"{where}: passage {id_!r} is not in the corpus; take the line out"
+            )
+    if len(found) + len(gone) == len(corpus):
+        raise InputError(f"{ids} names every passage; an index needs at least one")
+    with artifacts.atomic_dir(_next(workdir, log)) as folder:
+        np.save(folder / REMOVED, np.sort(np.array([*found.values()], np.int64)))
+        origin = _origin(log, "remove", {}, inputs)
+        files = [folder / REMOVED]
+        artifacts.write_manifest(folder / MANIFEST, origin, files, passages=len(found))
+    say(f"index remove: {len(found):,} passages")
+
+
+def _origin(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> dict:
+    """What a change that follows `log` is made from."""
+    return artifacts.made_from(verb, settings, inputs | {"before": log.fingerprint})
+
+
+def _is_last(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> bool:
+    """Whether the last change is just this one: what follows it may have been killed, and it is not made twice."""
+    if not log.folders:
+        return False
+    origin = _origin(log.first(len(log.folders) - 1), verb, settings, inputs)
+    return artifacts.is_fresh(log.folders[-1] / MANIFEST, origin)
+
+
+def _next(workdir: WorkDir, log: Log) -> Path:
+    return workdir.changes / f"{len(log.folders) + 1:05d}"
+
+
+def _ids(path: Path) -> dict[str, str]:
+    """The ids of a file, and where each stands."""
+    found = {}
+    for number, line in rows.lines(path):
+        where = f"{path}:{number}"
+        if line.strip():
+            found[raw.one_word(line.strip(), "passage id", where)] = where
+    if not found:
+        raise InputError(f"{path} is empty; a line is the id of a passage to remove")
+    return found
+
+
+def _refuse_taken(source: Source, added: HashTable, corpus: Corpus) -> None:
+    """Raises where one of the added ids is that of a passage in the corpus."""
+    gone = set(corpus.removed_R.tolist())
+    with progress("index add: ids", len(corpus), "passages") as advance:
+        for start in range(0, len(corpus), store.ROWS_PER_READ):
+            stop = min(start + store.ROWS_PER_READ, len(corpus))
+            ids = [one.id for one in corpus.rows(range(start, stop))]
+            for row, id_, at in zip(
+                range(start, stop), ids, added.rows(ids), strict=True
+            ):
+                if at != -1 and row not in gone:
+                    where, _ = next(itertools.islice(source.read(None), at, None))
+                    raise InputError(
+                        f"{where}: passage id {id_!r} is in the corpus already; remove it first to give it another text, or take the row out"
+                    )
+            advance(stop - start)

@@ -1,0 +1,154 @@
+"""SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing: what was served is still served, and
+the same command again ends with the files of an unbroken run."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prepared import WordEmbedder, prepare
+from test_changed import CONFIG, NEW, PASSAGES, write_ids, write_tsv
+
+from dpr_jax import artifacts, pipeline
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.encoding import added, encode
+from dpr_jax.index import worker
+from dpr_jax.index.engines import open_index
+
+ROOT = Path(__file__).resolve().parents[1]
+# runs one command, and dies before its n-th step on disk; says how many there were if it does not come so far
+STEPS = """
+import os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+
+left = int(sys.argv[1])
+
+def counted(function):
+    def step(*args, **kwargs):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return function(*args, **kwargs)
+    return step
+
+for owner, names in (
+    (Path, ("rename", "replace", "mkdir", "unlink", "write_text")),
+    (shutil, ("rmtree", "copyfile")),
+    (np, ("save",)),
+    (os, ("fsync",)),
+):
+    for name in names:
+        setattr(owner, name, counted(getattr(owner, name)))
+
+from test_kill_changed import COMMANDS, in_this_process
+from dpr_jax.artifacts import WorkDir
+
+in_this_process()
+COMMANDS[sys.argv[2]](WorkDir(Path(sys.argv[3])))
+print(int(sys.argv[1]) - left)
+"""
+COMMANDS = {
+    "encode": lambda work: pipeline.STAGES["encode"](CONFIG, work),
+    "index": lambda work: pipeline.STAGES["index"](CONFIG, work),
+    "add": lambda work: pipeline.add(CONFIG, work, str(work.root.parent / "new.tsv")),
+    "remove": lambda work: pipeline.remove(
+        CONFIG, work, str(work.root.parent / "ids.txt")
+    ),
+    "rebalance": lambda work: pipeline.rebalance(CONFIG, work),
+}
+
+
+def in_this_process() -> None:
+    """An encoder that needs no model, and engines without processes of their own."""
+    for module in (encode, added):
+        module.load_embedder = lambda *_, **__: WordEmbedder()
+    verbs = {"build": worker._build, "ask": worker._ask}
+    worker._run = lambda job: verbs[job["verb"]](job)
+
+
+def killed_at(step: int, command: str, workdir: WorkDir) -> int | None:
+    """None if the command was killed before that step, else how many it has."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    result = subprocess.run(
+        [sys.executable, "-c", STEPS, str(step), command, str(workdir.root)],
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if result.returncode == -signal.SIGKILL:
+        return None
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout.splitlines()[-1])
+
+
+def checksums(workdir: WorkDir) -> dict[str, str]:
+    """Of every file but what holds the speed of a search, which is taken without it."""
+    found = {}
+    for path in sorted(path for path in workdir.root.rglob("*") if path.is_file()):
+        content: object = path.read_bytes()
+        if path.name == "index.json":
+            content = artifacts.read_json(path)
+            del content["queries_per_s"], content["checksum"]
+            content["files"].pop(
+                f"{content.get('built', {}).get('folder')}/index.json", 0
+            )
+        text = content if isinstance(content, bytes) else repr(content).encode()
+        found[str(path.relative_to(workdir.root))] = hashlib.sha256(text).hexdigest()
+    return found
+
+
+def found_by(workdir: WorkDir) -> list[list[int]]:
+    queries_QD = WordEmbedder().encode([one.text for one in NEW + PASSAGES[:5]])
+    return open_index(workdir.inside("index")).search(queries_QD, 43)[1].tolist()
+
+
+def start(root: Path) -> WorkDir:
+    workdir = prepare(root / "w", PASSAGES)
+    write_tsv(root / "new.tsv", NEW)
+    write_ids(root / "ids.txt", "p3", "n1")
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "every", [0, pytest.param(3, marks=pytest.mark.slow)], ids=["one", "many"]
+)
+def test_killed_anywhere(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One random step of two commands, or every third step of all of them."""
+    for module in (encode, added):
+        monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
+    verbs = {"build": worker._build, "ask": worker._ask}
+    monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
+    workdir = start(tmp_path)
+    rng = random.Random(5)
+    for command, run in COMMANDS.items():
+        before = tmp_path / f"before-{command}"
+        shutil.copytree(workdir.root, before)
+        run(workdir)
+        wanted = checksums(workdir)
+        if every == 0 and command not in ("index", "add"):
+            continue
+        steps = range(0, 10_000, every) if every else [rng.randrange(20)]
+        for step in steps:
+            broken = WorkDir(tmp_path / "broken")
+            shutil.rmtree(broken.root, ignore_errors=True)
+            shutil.copytree(before, broken.root)
+            there_was = (before / "index" / "index.json").exists()
+            old = found_by(WorkDir(before)) if there_was else None
+            if killed_at(step, command, broken) is not None:
+                assert step > 20
+                break  # it has no more steps
+            if there_was:  # the old one serves, or the new one does
+                assert found_by(broken) in (old, found_by(workdir))
+            run(broken)
+            assert checksums(broken) == wanted, (command, step)
