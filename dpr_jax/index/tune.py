@@ -95,7 +95,7 @@ def tune(
         start_s = time.perf_counter()
         settings = worker.build(kind, vectors, place, dataclasses.asdict(changed))
         build_s = time.perf_counter() - start_s
-        points = sweep_of(place, settings, _knobs(settings, config, k, count))
+        points = sweep_of(place, settings, search_knobs(settings, config, k, count))
         built = {name: settings[name] for name in _BUILT if name in settings}
         tried.extend(
             {**built, "build_s": round(build_s, 1), **sweep.to_json(point)}
@@ -152,18 +152,18 @@ def _walks(settings: dict[str, Any]) -> list[tuple[str, list[int]]]:
     return walks
 
 
-def _knobs(
+def search_knobs(
     settings: dict[str, Any], config: IndexConfig, k: int, count: int
 ) -> dict[str, list[int]]:
     """The settings that take no build, with the values to try: one, where it is set by hand."""
-    knobs = {
+    ladders = {
         "leaves_to_search": lambda: sweep.ladder(1, settings["leaves"], steps=8),
         "ef_search": lambda: sweep.ladder(k, EF_SEARCH_AT_MOST * k, steps=4),
         "reorder": lambda: sweep.ladder(k, min(REORDER_AT_MOST * k, count), steps=2),
     }
     return {
-        name: [getattr(config, name)] if getattr(config, name) else values()
-        for name, values in knobs.items()
+        name: [getattr(config, name)] if getattr(config, name) else ladder()
+        for name, ladder in ladders.items()
         if name in settings
     }
 
