@@ -178,5 +178,5 @@ def _memory(kind: str, count: int, dimension: int) -> str:
     if kind == "exact":
         return "copied as they are"
     # ScaNN copies the float32 array it is given; FAISS is filled block by block, and its arrays double while they grow
-    megabytes = PROCESS_MB + 2 * count * dimension * 4 / 1e6
-    return f"about {megabytes:,.0f} MB of memory to build (float32, twice)"
+    megabytes = PROCESS_MB + count * dimension * (4 + 4 + 2) / 1e6
+    return f"about {megabytes:,.0f} MB of memory to build (float32 twice, and the shards mapped)"
