@@ -142,9 +142,10 @@ def test_documents_that_are_wrong(
 
 def test_a_damaged_bz2_file(tmp_path: Path) -> None:
     path = tmp_path / "wiki_00.bz2"
-    path.write_bytes(bz2.compress(WIKI.encode())[:-10])
-    with pytest.raises(InputError, match=r"wiki_00\.bz2: truncated or damaged \.bz2"):
-        list(documents.recognised(path).read(None))
+    for content in (bz2.compress(WIKI.encode())[:-10], b"BZh9 no more of it"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"wiki_00\.bz2: truncated or damaged"):
+            list(documents.recognised(path).read(None))
 
 
 def test_prepare_cuts_documents(tmp_path: Path) -> None:

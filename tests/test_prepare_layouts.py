@@ -1,9 +1,11 @@
 """The prepare stage on other layouts than DPR's: BEIR folders, MS MARCO, and questions that carry their passages."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 
 from dpr_jax import artifacts, logging
@@ -165,6 +167,46 @@ def test_tfds_data_sets(
     assert any("TFDS questions/1.0.0#validation" in line for line in said)
     (row,) = from_tfds.questions("tfds:questions#validation[1:]").read(None)
     assert row.question == "who"
+
+
+def test_what_tfds_writes_itself(tmp_path: Path) -> None:
+    """A builder of TFDS's own kind, which generates its rows without TensorFlow."""
+    pytest.importorskip("importlib_resources", reason="in requirements.txt for TFDS")
+
+    class AskedHere(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path  # where its checksums would lie
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            texts = tfds.features.Sequence(tfds.features.Text())
+            features = {"question": tfds.features.Text(), "answer": texts}
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _: object) -> dict[str, object]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, object]]]:
+            yield 0, {"question": CURLY, "answer": ["a", "b"]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(from_tfds.tfds.core.constants, "DATA_DIR", str(tmp_path))
+        source = from_tfds.questions("tfds:asked_here#train")
+        (row,) = source.read(None)
+    assert source.layout == "TFDS asked_here/1.0.0#train"
+    assert (row.id, row.answers) == ("0", ("a", "b"))
+
+
+def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("Max retries exceeded\nwith url")
+
+    monkeypatch.setattr(from_tfds.tfds, "builder", no_network)
+    with pytest.raises(InputError, match="ConnectionError: 'Max retries") as caught:
+        from_tfds.questions("tfds:natural_questions_open#train")
+    assert "TFDS downloads it the first time" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_squad_rows_of_tfds() -> None:

@@ -51,7 +51,7 @@ def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
     except Exception as error:
         reason = short(str(error).strip().partition("\n")[0])
         raise InputError(
-            f"tfds:{dataset}#{split} cannot be had ({type(error).__name__}: {reason}); where TensorFlow is, write it with "
+            f"tfds:{dataset}#{split} cannot be had ({type(error).__name__}: {reason}); TFDS downloads it the first time: where there is a network, or TensorFlow if it asks for that, write it with "
             f"`tfds build {dataset} --file_format=array_record`, and set TFDS_DATA_DIR to its folder"
         ) from error
 

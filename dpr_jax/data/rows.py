@@ -240,7 +240,11 @@ def _opened(path: Path, on_read: OnRead | None) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        if error.errno is None:  # what bz2 raises for bytes that it did not write
+            raise InputError(
+                f"{path}: truncated or damaged {path.suffix} ({error}); copy or download it again"
+            ) from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class _Counted(io.FileIO):
