@@ -252,7 +252,7 @@ def show(
         base_s = np.array([one.wall_s for one in measured[0]])
         base_cpu_s = np.array([one.cpu_s for one in measured[0]])
         tokens = np.array([lengths.sum() for lengths in real])
-        flops = np.array([speed.train_flops(shape, lengths) for lengths in real])
+        flops = np.array([3 * forward_flops(shape, lengths) for lengths in real])
         share = tokens.sum() / sum(one.slots for one in done)
         if side is sides[0]:  # it is given padded batches, and cuts them
             share = np.nan

@@ -23,7 +23,7 @@ COMMANDS = {
     "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
     "mine": "hard negatives by BM25 -> data/mined/",
     "train": "data/ -> checkpoints/, model/",
-    "encode": "corpus and model/ -> embeddings/",
+    "encode": "corpus (or questions) and model/ -> embeddings/",
     "index": "embeddings/ -> index/",
     "index add": "PASSAGES: a file of new passages into the corpus that is searched",
     "index remove": "IDS: a file of passage ids, one a line, that are not to be found any more",

@@ -196,16 +196,18 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig:
-    """The passage tower over the corpus."""
+    """The passage tower over the corpus, or the question tower over questions."""
 
+    questions: str = ""
+    """Encode questions instead of the corpus: train, dev, test, or a file in any layout that data.test may have."""
     model: str = "model"
-    """Encoder: a folder (absolute, or inside the work directory) that holds passage_encoder/, or anything `model.init` takes."""
+    """Encoder: a folder (absolute, or inside the work directory) of a BERT encoder or of both towers, or anything `model.init` takes."""
     out: str = "embeddings"
-    """Folder for the shards, inside the work directory."""
+    """Folder for the shards, inside the work directory; questions go beside it, into `<out>-<split or name of the file>`."""
     rows_per_shard: int = 65536
-    """Passages a shard; a killed run loses at most the shards being written."""
+    """Texts a shard; they are sorted by length within one, equal ones are computed once, and a killed run loses at most the shards being written."""
     batch_tokens: int = 0
-    """Tokens computed at once on a device, padding included; 0 chooses: 2,048 on CPU, 131,072 on GPU and TPU."""
+    """Tokens computed at once on a device, padding included; 0 chooses: 2,048 on CPU, 32,768 on GPU and TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; auto: bfloat16, on a CPU float32. Vectors are stored as float16 either way."""
 

@@ -1,4 +1,4 @@
-"""Processes and devices: how this run was started, and how one per-device function is mapped over all devices.
+"""Processes, devices and threads: how this run was started, how one per-device function is mapped over all devices, and work done ahead.
 
 Everything that knows of more than one device or process is here; the step in training/step.py is written for one device and names
 one axis, `AXIS`.
@@ -8,8 +8,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.errors import InputError
 
 AXIS = "devices"
+
+T = TypeVar("T")
 
 
 def initialize() -> None:
@@ -80,6 +83,17 @@ def barrier(name: str) -> None:
     """Waits until every process is here; with one process it returns at once."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each one made in a thread of its own while the one before is used."""
+    end = object()
+    source = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item
 
 
 class Spmd(NamedTuple):

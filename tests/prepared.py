@@ -1,16 +1,20 @@
 """A small prepared work directory, and encoders that stand in for a model where a test is not about one."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import tiny
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
+from dpr_jax.model.embed import Vectors
+from dpr_jax.model.tokenizer import Text
 
 WIDTH = 64
 
@@ -38,25 +42,35 @@ def prepare(
     return workdir
 
 
+class WordRows(NamedTuple):
+    """What stands for tokenized texts."""
+
+    texts: list[Text]
+    lengths_N: np.ndarray
+
+
 class WordEmbedder:
     """A text's vector is the sum of its words' random vectors, so texts that share words are near each other."""
 
-    width = WIDTH
+    width, shape = WIDTH, tiny.SHAPE
 
     def __init__(self, model: str = "words") -> None:
         self.fingerprint = self.model_fingerprint = model
         self.encoded: list[object] = []
 
-    def encode(
-        self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
-        advance: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> np.ndarray:
         self.encoded += texts
-        if advance is not None:
-            advance(len(texts))
         joined = [text if isinstance(text, str) else " ".join(text) for text in texts]
         return np.array([self._vector(text) for text in joined], np.float32)
+
+    def tokenize(self, texts: Sequence[Text]) -> WordRows:
+        return WordRows(list(texts), np.ones(len(texts), np.int32))
+
+    def vectors(self, rows: WordRows) -> Iterator[Vectors]:
+        for start in range(0, len(rows.texts), 3):  # the last ones first
+            rows_B = np.arange(len(rows.texts))[::-1][start : start + 3]
+            emb_BD = self.encode([rows.texts[row] for row in rows_B])
+            yield Vectors(rows_B, emb_BD, slots=3)
 
     def _vector(self, text: str) -> np.ndarray:
         vector_D = np.zeros(self.width)

@@ -68,12 +68,6 @@ def test_few_texts_take_few_rows_and_few_shapes(
     assert shapes == [(count, 32) for count in rows]
 
 
-def test_progress_counts_every_text_once(tokens: Tokenizer) -> None:
-    counts: list[int] = []
-    embedder(tokens, 64).encode(texts(21), counts.append)
-    assert sum(counts) == 21
-
-
 def test_no_texts(tokens: Tokenizer) -> None:
     assert embedder(tokens, 64).encode([]).shape == (0, 32)
 

@@ -74,16 +74,16 @@ def _run_killed_in_shard(
 ) -> None:
     calls = 0
 
-    def encode_until(*arguments: Any) -> np.ndarray:
+    def write_until(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > number:
             raise _Killed
-        return whole(*arguments)
+        whole(*arguments)
 
     with monkeypatch.context() as patch:
-        whole = encode._encode
-        patch.setattr(encode, "_encode", encode_until)
+        whole = encode._write
+        patch.setattr(encode, "_write", write_until)
         with pytest.raises(_Killed):
             encode.run(config, workdir)
 
@@ -199,13 +199,13 @@ def test_unsound_vectors_name_their_passage(
     monkeypatch: pytest.MonkeyPatch,
     value: float,
 ) -> None:
-    def encode_badly(texts: list[tuple[str, str]], advance: Any) -> np.ndarray:
+    def encode_badly(texts: list[tuple[str, str]]) -> np.ndarray:
         emb_ND = np.ones((len(texts), WIDTH), np.float32)
         emb_ND[[text == "text number 13" for _, text in texts]] = value
         return emb_ND
 
     monkeypatch.setattr(embedder, "encode", encode_badly)
-    with pytest.raises(InputError, match=r"passage 'p13' \(corpus row 13\)"):
+    with pytest.raises(InputError, match=r"passage 'p13' \(row 13\)"):
         encode.run(CONFIG, workdir)
     assert not workdir.inside("embeddings").exists()
 

@@ -1,9 +1,11 @@
-"""What a step costs, by hand, and the rates that a meter reads."""
+"""What a tower costs, by hand, and the rates that a meter reads."""
 
 import numpy as np
 import pytest
 import tiny
 
+from dpr_jax.model import flops
+from dpr_jax.model.flops import forward_flops
 from dpr_jax.training import speed
 from dpr_jax.training.speed import Meter, Work
 
@@ -13,8 +15,7 @@ def test_operations_by_hand() -> None:
     matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # a multiplication and an addition each
     attention = 2 * 2 * 32  # a pair of tokens: its score, and its share of the sum
     forward = 2 * (8 * matrices + (9 + 25) * attention)
-    found = speed.train_flops(tiny.SHAPE, np.array([3, 5], np.int32))
-    assert found == 3 * forward
+    assert forward_flops(tiny.SHAPE, np.array([3, 5], np.int32)) == forward
 
 
 def test_meter_reads_rates_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
     now_s = 0.0
     monkeypatch.setattr(speed.time, "monotonic", lambda: now_s)
-    monkeypatch.setattr(speed.jax, "local_devices", lambda: [Device(), Device()])
+    monkeypatch.setattr(flops.jax, "local_devices", lambda: [Device(), Device()])
     meter = Meter()
     meter.add(Work(questions=1, tokens=1, slots=1, flops=197e12, wait_s=0.0))
     now_s = 2.0

@@ -1,9 +1,9 @@
-"""The stage `dpr encode`: the corpus through the passage tower, into shards of float16 vectors."""
+"""The stage `dpr encode`: passages or questions through their tower, into shards of vectors."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,31 +11,49 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
-from dpr_jax.data.formats import Passage
-from dpr_jax.data.store import open_corpus
+from dpr_jax.encoding.pace import Pace
+from dpr_jax.encoding.texts import Texts, open_texts
 from dpr_jax.errors import InputError
 from dpr_jax.logging import progress, say
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
+from dpr_jax.model.tokenizer import Text, TokenRows
+
+
+class Shard(NamedTuple):
+    """A shard's texts, ready for the device.
+
+    Attributes:
+      file: where their vectors go.
+      first_row: row of the first one.
+      ids: of all rows.
+      tokens: of every text once, however often it stands in the shard.
+      place_N: int64, where in `tokens` the text of each row is.
+    """
+
+    file: Path
+    first_row: int
+    ids: list[str]
+    tokens: TokenRows
+    place_N: np.ndarray
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Encodes the corpus: row i of the shards together is passage i.
+    """Encodes the corpus, or the questions of `encode.questions`: row i of the shards together is text i.
 
     Shards grow in `<out>.building`, which takes the place of `<out>` when all are there; a killed run goes on with the shards it
-    lacks. Processes take every n-th shard on a shared file system and only meet at the barriers.
+    lacks. Processes take every n-th shard on a shared file system and only meet at the barriers. Equal texts of a shard are computed
+    once. While the device computes one shard, a thread reads and tokenizes the next.
 
     Raises:
-      InputError: no corpus, no such model, or a vector that is not finite or does not fit float16 (by passage).
+      InputError: no texts, no such model, or a vector that is not finite or does not fit float16 (by the id of its text).
     """
     settings = config.encode
-    out = workdir.inside(settings.out)
-    corpus = open_corpus(workdir)
-    if len(corpus) == 0:
-        raise InputError(f"{workdir.data / 'corpus'} is empty; check data.passages")
+    texts = open_texts(settings, workdir)
+    out = texts.out
     embedder = load_embedder(
         settings.model,
         workdir,
-        "passage",
+        texts.side,
         model=config.model,
         batch_tokens=settings.batch_tokens,
         dtype=settings.dtype,
@@ -47,11 +65,9 @@ def run(config: Config, workdir: WorkDir) -> None:
         {
             "rows_per_shard": settings.rows_per_shard,
             "dtype": compute_dtype(settings.dtype),
+            **texts.settings,
         },
-        {
-            "corpus": artifacts.fingerprint(workdir.data / "manifest.json", "corpus/"),
-            "model": embedder.fingerprint,
-        },
+        {**texts.inputs, "model": embedder.fingerprint},
     )
     if parallel.is_main():
         artifacts.restore_dir(out)
@@ -65,47 +81,51 @@ def run(config: Config, workdir: WorkDir) -> None:
     parallel.barrier(f"encode: start {out.name}")
 
     # --- this process's shards ---
-    shard_rows = _shard_rows(len(corpus), settings.rows_per_shard)
+    shard_rows = _shard_rows(texts.count, settings.rows_per_shard)
     files = [
         building / f"shard-{number:05d}-of-{len(shard_rows):05d}.npy"
         for number in range(len(shard_rows))
     ]
     mine = range(jax.process_index(), len(files), jax.process_count())
+    shape = (embedder.width, texts.dtype)
     left = [
         number
         for number in mine
-        if not _is_whole(files[number], len(shard_rows[number]), embedder.width)
+        if not _is_whole(files[number], len(shard_rows[number]), *shape)
     ]
     if len(left) < len(mine):
         say(f"encode: {len(mine) - len(left)} of {len(mine)} shards are there already")
     total = sum(len(shard_rows[number]) for number in left)
-    with progress("encode", total, "passages") as advance:
-        for number in left:
-            rows = shard_rows[number]
-            emb_ND = _encode(embedder, corpus.rows(rows), rows.start, advance)
-            with (
-                artifacts.atomic_file(files[number]) as partial,
-                partial.open("wb") as file,
-            ):
-                np.save(file, emb_ND)
+    pace = Pace(embedder.shape)
+    ready = _ready(
+        embedder, texts, [(files[number], shard_rows[number]) for number in left]
+    )
+    with progress("encode", total, f"{texts.side}s") as advance:
+        for shard in pace.waiting(parallel.ahead(ready)):
+            _write(shard, embedder, texts, pace, advance)
+    if left:
+        say(f"encode: {pace.summary()}")
 
     # --- all together ---
     parallel.barrier(f"encode: end {out.name}")
     if parallel.is_main():
+        if texts.ids is not None:
+            files.append(building / "ids.json")
+            artifacts.write_json(files[-1], texts.ids)
         artifacts.write_manifest(
             building / "manifest.json",
             origin,
             files,
-            count=len(corpus),
+            count=texts.count,
             width=embedder.width,
-            dtype="float16",
+            dtype=np.dtype(texts.dtype).name,
             rows_per_shard=settings.rows_per_shard,
             model=embedder.model_fingerprint,
         )
         artifacts.replace_dir(building, out)
         (out / "plan.json").unlink()
         say(
-            f"encode: {len(corpus):,} passages, width {embedder.width}, in {len(files)} shards ({out})"
+            f"encode: {texts.count:,} {texts.side}s, width {embedder.width}, in {len(shard_rows)} shards ({out})"
         )
     parallel.barrier(f"encode: done {out.name}")
 
@@ -120,14 +140,14 @@ def _start_or_resume(building: Path, origin: dict[str, Any]) -> None:
 
 
 def _shard_rows(count: int, rows_per_shard: int) -> list[range]:
-    """The corpus rows of each shard."""
+    """The rows of each shard."""
     return [
         range(start, min(start + rows_per_shard, count))
         for start in range(0, count, rows_per_shard)
     ]
 
 
-def _is_whole(file: Path, rows: int, width: int) -> bool:
+def _is_whole(file: Path, rows: int, width: int, dtype: type[np.floating]) -> bool:
     """Whether a shard is there with the right shape; it only got its name when it was complete."""
     if not file.exists():
         return False
@@ -135,30 +155,51 @@ def _is_whole(file: Path, rows: int, width: int) -> bool:
         shard = np.load(file, mmap_mode="r")
     except (ValueError, EOFError, OSError):
         return False
-    return shard.shape == (rows, width) and shard.dtype == np.float16
+    return shard.shape == (rows, width) and shard.dtype == dtype
 
 
-def _encode(
+def _ready(
+    embedder: Embedder, texts: Texts, shards: Iterable[tuple[Path, range]]
+) -> Iterator[Shard]:
+    """The shards, read and tokenized one after another."""
+    for file, rows in shards:
+        ids, shard_texts = texts.read(rows)
+        places: dict[Text, int] = {}
+        place_N = [places.setdefault(text, len(places)) for text in shard_texts]
+        tokens = embedder.tokenize(list(places))
+        yield Shard(file, rows.start, ids, tokens, np.array(place_N))
+
+
+def _write(
+    shard: Shard,
     embedder: Embedder,
-    passages: list[Passage],
-    first_row: int,
+    texts: Texts,
+    pace: Pace,
     advance: Callable[..., None],
-) -> np.ndarray:
-    """Vectors of passages, float16 [len(passages), D]; equal passages are computed once."""
-    places: dict[tuple[str, str], int] = {}
-    place_N = [
-        places.setdefault((passage.title, passage.text), len(places))
-        for passage in passages
-    ]
-    emb_UD = embedder.encode(list(places), advance=advance)
-    if len(places) < len(passages):
-        advance(len(passages) - len(places))
-    with np.errstate(over="ignore"):  # too large becomes infinity and is named below
-        emb_ND = emb_UD.astype(np.float16)[place_N]
-    finite_N = np.isfinite(emb_ND).all(axis=1)
-    if not finite_N.all():
-        at = int(np.argmin(finite_N))
-        raise InputError(
-            f"passage {passages[at].id!r} (corpus row {first_row + at:,}) has a vector with NaN or values beyond float16's 65,504; the passage encoder's weights are unsound, train or export it again"
+) -> None:
+    """Computes a shard's vectors straight into its memory-mapped file, which gets its name when it is complete."""
+    # place u of the texts computed once is first seen at row first_U[u]
+    _, first_U = np.unique(shard.place_N, return_index=True)
+    shape = (len(shard.place_N), embedder.width)
+    with artifacts.atomic_file(shard.file) as partial:
+        emb_ND = np.lib.format.open_memmap(partial, "w+", texts.dtype, shape)
+        for batch in embedder.vectors(shard.tokens):
+            rows_B = first_U[batch.rows_B]
+            with np.errstate(over="ignore"):  # too large becomes infinity
+                emb_BD = batch.emb_BD.astype(texts.dtype)
+            finite_B = np.isfinite(emb_BD).all(axis=1)
+            if not finite_B.all():
+                row = int(rows_B[np.argmin(finite_B)])
+                raise InputError(
+                    f"{texts.side} {shard.ids[row]!r} (row {shard.first_row + row:,}) has a vector with NaN or values beyond {emb_BD.dtype.name}'s {np.finfo(texts.dtype).max:,.0f}; the {texts.side} encoder's weights are unsound, train or export it again"
+                )
+            emb_ND[rows_B] = emb_BD
+            pace.add(shard.tokens.lengths_N[batch.rows_B], batch.slots)
+            advance(len(rows_B), pace.note())
+        again_R = np.flatnonzero(
+            first_U[shard.place_N] != np.arange(len(shard.place_N))
         )
-    return emb_ND
+        if len(again_R):
+            emb_ND[again_R] = emb_ND[first_U[shard.place_N[again_R]]]
+            advance(len(again_R), pace.note())
+        emb_ND.flush()

@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,31 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 
-LENGTH_STEP = 32  # batches are padded to a multiple of so many tokens
-SORT_WINDOW = 16384  # texts sorted by length at a time
+FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its padding
+FEW_TEXTS_STEP = 32  # then lengths are rounded up to a multiple of so many tokens
 BATCH_TOKENS = {"cpu": 2048}  # tokens on a device at once, measured (docs/log.md)
-BATCH_TOKENS_ACCELERATOR = 131072
+BATCH_TOKENS_ACCELERATOR = 32768
+
+
+class Vectors(NamedTuple):
+    """The vectors of one batch.
+
+    Attributes:
+      rows_B: int64, which of the texts.
+      emb_BD: float32.
+      slots: tokens computed, padding included.
+    """
+
+    rows_B: np.ndarray
+    emb_BD: np.ndarray
+    slots: int
 
 
 class Embedder:
     """One tower with its tokenizer, ready to encode.
 
     Attributes:
+      shape: BERT's architecture.
       width: size of a vector.
       fingerprint: hash of the tower's weights, tokenizer and settings.
       model_fingerprint: hash of both towers of the model, the same from either side.
@@ -46,65 +61,81 @@ class Embedder:
         self._rows = NamedSharding(mesh, PartitionSpec("rows"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._apply = functools.partial(_apply, encoder)
-        self._tokenizer = tokens
+        self.tokenize = tokens.rows
         default = BATCH_TOKENS.get(devices[0].platform, BATCH_TOKENS_ACCELERATOR)
         self._batch_tokens = (batch_tokens or default) * len(devices)
         self._device_count = len(devices)
+        self.shape = encoder.shape
         self.width = encoder.shape.hidden_size
         self.fingerprint = fingerprint
         self.model_fingerprint = model_fingerprint
 
-    def encode(
-        self,
-        texts: Sequence[tokenizer.Text],
-        advance: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
+    def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
         """Vectors of texts, in their order.
 
         Args:
           texts: questions, or (title, text) pairs.
-          advance: called with the number of texts done since the last call.
 
         Returns:
           float32 [len(texts), width].
         """
         emb_ND = np.empty((len(texts), self.width), np.float32)
-        waiting: list[tuple[list[int], jax.Array]] = []
-
-        def take() -> None:
-            rows, out_BD = waiting.pop(0)
-            emb_ND[rows] = np.asarray(out_BD)[: len(rows)]
-            if advance is not None:
-                advance(len(rows))
-
-        for rows, tokens in self._batches(texts):
-            waiting.append((rows, self._apply(self._params, tokens)))
-            if len(waiting) > 1:  # the next batch is tokenized while this one computes
-                take()
-        while waiting:
-            take()
+        for batch in self.vectors(self.tokenize(texts)):
+            emb_ND[batch.rows_B] = batch.emb_BD
         return emb_ND
 
+    def vectors(self, texts: tokenizer.TokenRows) -> Iterator[Vectors]:
+        """Vectors of tokenized texts, a batch at a time, the longest first.
+
+        Args:
+          texts: what `tokenize` made; that is safe to call in another thread, ahead of this.
+        """
+        waiting: list[tuple[np.ndarray, int, jax.Array]] = []
+
+        def taken() -> Vectors:
+            rows_B, slots, out_BD = waiting.pop(0)
+            return Vectors(rows_B, np.asarray(out_BD)[: len(rows_B)], slots)
+
+        for rows_B, tokens in self._batches(texts):
+            batch = jax.device_put(tokens, self._rows)
+            slots = tokens.ids_BL.size
+            waiting.append((rows_B, slots, self._apply(self._params, batch)))
+            if len(waiting) > 1:  # the next batch is padded while this one computes
+                yield taken()
+        while waiting:
+            yield taken()
+
     def _batches(
-        self, texts: Sequence[tokenizer.Text]
-    ) -> Iterator[tuple[list[int], Tokens]]:
-        """Batches of one padded shape a length step: (positions in `texts`, tokens on the devices).
+        self, texts: tokenizer.TokenRows
+    ) -> Iterator[tuple[np.ndarray, Tokens]]:
+        """Batches, sorted by length over all texts, of one padded shape a length: (rows of `texts`, tokens).
 
         Few texts, as when one question is asked, are padded to a power of 4 rows instead: four more shapes up to 256 rows.
         """
-        few = 4 ** (((len(texts) - 1).bit_length() + 1) // 2)
-        for start in range(0, len(texts), SORT_WINDOW):
-            ids = self._tokenizer.ids(texts[start : start + SORT_WINDOW])
-            order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
-            while order:
-                length = _round_up(len(ids[order[0]]), LENGTH_STEP)
-                rows = min(few, max(1, self._batch_tokens // length))
-                rows = _round_up(rows, self._device_count)
-                batch, order = order[:rows], order[rows:]
-                # short batches too have the full shape, so that each length compiles once
-                padded = [ids[i] for i in batch] + [[0]] * (rows - len(batch))
-                tokens = tokenizer.pad(padded, length)
-                yield [start + i for i in batch], jax.device_put(tokens, self._rows)
+        count = len(texts.lengths_N)
+        few = 4 ** (((count - 1).bit_length() + 1) // 2)
+        order_N = np.argsort(-texts.lengths_N, kind="stable")
+        done = 0
+        while done < count:
+            length = padded_length(int(texts.lengths_N[order_N[done]]), count)
+            length = min(length, self.shape.max_position_embeddings)
+            rows = min(few, max(1, self._batch_tokens // length))
+            rows = _round_up(rows, self._device_count)
+            rows_B = order_N[done : done + rows]
+            # short batches too have the full shape, so that each length compiles once
+            yield rows_B, texts.padded(rows_B, rows, length)
+            done += rows
+
+
+def padded_length(tokens: int, texts: int) -> int:
+    """The length in tokens that the longest of a batch is padded to.
+
+    Steps of an eighth of the length or less (8 up to 128 tokens, 16 up to 256, 32 up to 512), so that about 97 of 100 tokens are real
+    and no more than 32 shapes are compiled for lengths up to 512; few texts take coarser steps.
+    """
+    if texts <= FEW_TEXTS:
+        return _round_up(tokens, FEW_TEXTS_STEP)
+    return _round_up(tokens, max(8, 1 << max((tokens - 1).bit_length() - 4, 0)))
 
 
 def load_embedder(

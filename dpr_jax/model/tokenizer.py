@@ -1,8 +1,10 @@
 """Texts to padded token ids, with the `tokenizers` library and padding of our own."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -11,6 +13,34 @@ from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import Tokens
 
 Text = str | tuple[str, str]
+
+
+class TokenRows(NamedTuple):
+    """The token ids of many texts, one after another: four bytes a token, where lists take forty.
+
+    Attributes:
+      ids_T: int32 ids of all texts.
+      lengths_N: int32 number of tokens of each text.
+      starts_N: int64, where the ids of each text begin.
+    """
+
+    ids_T: np.ndarray
+    lengths_N: np.ndarray
+    starts_N: np.ndarray
+
+    def padded(self, rows: np.ndarray, count: int, length: int) -> Tokens:
+        """Some of the texts as a batch [count, length]; rows that are left over are a single token 0.
+
+        Args:
+          rows: which texts, at most `count`, none longer than `length`.
+        """
+        lengths_B = np.ones(count, np.int32)
+        lengths_B[: len(rows)] = self.lengths_N[rows]
+        filled_BL = np.arange(length) < lengths_B[: len(rows), None]
+        at_BL = self.starts_N[rows, None] + np.arange(length)
+        ids_BL = np.zeros((count, length), np.int32)
+        ids_BL[: len(rows)][filled_BL] = self.ids_T[at_BL[filled_BL]]
+        return Tokens(ids_BL, lengths_B)
 
 
 class Tokenizer:
@@ -32,6 +62,14 @@ class Tokenizer:
             text if isinstance(text, str) or text[0] else text[1] for text in texts
         ]
         return [row.ids for row in self._backend.encode_batch_fast(single)]
+
+    def rows(self, texts: Sequence[Text]) -> TokenRows:
+        """Token ids of many texts, kept small."""
+        ids = self.ids(texts)
+        lengths_N = np.array([len(row) for row in ids], np.int32)
+        ends_N = np.cumsum(lengths_N, dtype=np.int64)
+        ids_T = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+        return TokenRows(ids_T, lengths_N, ends_N - lengths_N)
 
     def sizes(self, words: Sequence[str]) -> list[int]:
         """How many tokens each word has, special tokens left out."""

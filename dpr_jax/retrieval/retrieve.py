@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data.answers import has_answer
+from dpr_jax.data.asked import open_asked
 from dpr_jax.data.changes import open_corpus
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.logging import progress, say
 from dpr_jax.retrieval import search
-from dpr_jax.retrieval.asked import open_asked
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
 
@@ -37,10 +37,11 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
     corpus = open_corpus(workdir, search.searched(config, workdir))
     asked = open_asked(workdir, split=settings.split, file=settings.questions)
+    folder = workdir.runs / asked.place
     embedder = search.question_tower(config, workdir)
 
     # --- is there anything to do? ---
-    manifest = asked.folder / f"{name}.manifest.json"
+    manifest = folder / f"{name}.manifest.json"
     found_by, inputs = search.depends_on(config, workdir, embedder)
     origin = artifacts.made_from(
         "retrieve",
@@ -59,7 +60,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- search, and write as we go ---
     with (
-        RunFiles(asked.folder, name, origin) as files,
+        RunFiles(folder, name, origin) as files,
         progress(f"retrieve {name}", asked.count - files.done, "questions") as advance,
     ):
         if files.done:
@@ -93,11 +94,11 @@ def _found(
 ) -> Iterator[tuple[list[Question], Ranking]]:
     """Batches with what was found: while one is written, the next is searched, and the one after that encoded."""
     batches = iter(lambda: list(itertools.islice(questions, batch_size)), [])
-    encoded = search.ahead(
+    encoded = parallel.ahead(
         (batch, way.encode([question.question for question in batch]))
         for batch in batches
     )
-    return search.ahead((batch, way.find(queries, k)) for batch, queries in encoded)
+    return parallel.ahead((batch, way.find(queries, k)) for batch, queries in encoded)
 
 
 def _hits(

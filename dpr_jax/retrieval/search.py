@@ -1,8 +1,7 @@
 """Questions to rows of the corpus: by vectors, by words, or by both."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,6 @@ from dpr_jax.index.engines import MANIFEST, changes_in, open_index
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.retrieval import fusion, weight
 from dpr_jax.retrieval.fusion import Ranking
-
-T = TypeVar("T")
 
 
 class Search(NamedTuple):
@@ -114,17 +111,6 @@ def open_search(
     return _hybrid(
         config, workdir, corpus, embedder, _words(config, workdir, corpus), dense
     )
-
-
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each one made in a thread of its own while the one before is used."""
-    end = object()
-    source = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, source, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, source, end)
-            yield item
 
 
 def _words(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:

@@ -11,20 +11,10 @@ import numpy as np
 
 from dpr_jax import parallel
 from dpr_jax.model.bert import BertShape
+from dpr_jax.model.flops import forward_flops, peak_flops
 from dpr_jax.training.step import Batch
 
 TRACE_AFTER = 2  # updates that compile and warm up before a trace begins
-
-# dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest that fits counts (makers' data sheets)
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 class Work(NamedTuple):
@@ -55,21 +45,10 @@ def next_batch(stream: Iterator[Batch], shape: BertShape) -> tuple[Batch, Work]:
         questions=len(batch.question.lengths_B),
         tokens=int(lengths.sum()),
         slots=batch.question.slots + batch.passages.slots,
-        flops=train_flops(shape, lengths),
+        flops=3 * forward_flops(shape, lengths),  # backward is twice forward
         wait_s=wait_s,
     )
     return batch, work
-
-
-def train_flops(shape: BertShape, lengths: np.ndarray) -> float:
-    """Operations of one update for texts of these lengths, as the field counts them: matrix products alone, backward twice forward.
-
-    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width).
-    """
-    width, lengths = shape.hidden_size, lengths.astype(np.float64)
-    matrices = 8 * width**2 + 4 * width * shape.intermediate_size
-    forward = matrices * lengths.sum() + 4 * width * np.square(lengths).sum()
-    return float(3 * shape.num_hidden_layers * forward)
 
 
 class Meter:
@@ -77,10 +56,7 @@ class Meter:
 
     def __init__(self) -> None:
         """The clock starts with `restart`."""
-        self._devices = len(jax.local_devices())
-        kind = jax.local_devices()[0].device_kind
-        known = [name for name in PEAK_FLOPS if kind.startswith(name)]
-        self._peak = PEAK_FLOPS[max(known, key=len)] if known else None
+        self._peak = peak_flops()
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
         self.restart()
 
@@ -116,7 +92,7 @@ class Meter:
             "compute_s": max(passed_s / len(done) - wait_s, 0.0),
         }
         if self._peak:
-            values["mfu"] = total.flops / (passed_s * self._devices * self._peak)
+            values["mfu"] = total.flops / (passed_s * self._peak)
         return values
 
 

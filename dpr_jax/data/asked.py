@@ -1,4 +1,4 @@
-"""The questions of a run: a prepared split, or a file of questions in any layout that `dpr prepare` reads."""
+"""Questions that are asked of a corpus: a prepared split, or a file of questions in any layout that `dpr prepare` reads."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +16,14 @@ class Asked(NamedTuple):
 
     Attributes:
       name: the split, or the file's name without endings.
-      folder: where their runs lie; those of the test questions in runs/ itself, others beside them, where they do not replace these.
+      place: the folder that what is made of them belongs in; "" for the test questions, so that others never replace theirs.
       count: how many there are.
       read: starts to read them from the first one on.
       inputs: fingerprints, for the manifest.
     """
 
     name: str
-    folder: Path
+    place: str
     count: int
     read: Callable[[], Iterator[Question]]
     inputs: dict[str, str]
@@ -35,18 +35,18 @@ def open_asked(workdir: WorkDir, *, split: str, file: str) -> Asked:
     Raises:
       InputError: there are none, a file is of no known layout, a row of it is broken (file and line), or an id occurs twice.
     """
-    return _of_file(workdir, Path(file)) if file else _of_split(workdir, split)
+    return _of_file(Path(file)) if file else _of_split(workdir, split)
 
 
 def _of_split(workdir: WorkDir, split: str) -> Asked:
     questions = open_questions(workdir, split)
     if len(questions) == 0:
         raise InputError(f"the split {split!r} has no questions; check data.{split}")
-    folder = workdir.runs if split == "test" else workdir.runs / split
-    return Asked(split, folder, len(questions), lambda: iter(questions), {})
+    place = "" if split == "test" else split
+    return Asked(split, place, len(questions), lambda: iter(questions), {})
 
 
-def _of_file(workdir: WorkDir, path: Path) -> Asked:
+def _of_file(path: Path) -> Asked:
     source = recognise.questions(path)
     inputs = {"questions": artifacts.checksum(path)}
 
@@ -58,6 +58,6 @@ def _of_file(workdir: WorkDir, path: Path) -> Asked:
     # once through before anything is searched: what is wrong with the last line is better known now than after hours
     count = sum(1 for _ in read())
     if count == 0:
-        raise InputError(f"{path} has no questions; retrieve.questions must hold some")
+        raise InputError(f"{path} has no questions; give a file that holds some")
     name = path.name.removesuffix(".gz").removesuffix(tables.ending(path))
-    return Asked(name, workdir.runs / name, count, read, inputs)
+    return Asked(name, name, count, read, inputs)

@@ -1,0 +1,105 @@
+"""What is encoded: the corpus, or questions of a split or a file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import EncodeConfig
+from dpr_jax.data.asked import open_asked
+from dpr_jax.data.store import open_corpus
+from dpr_jax.errors import InputError
+from dpr_jax.model.dual_encoder import Side
+from dpr_jax.model.tokenizer import Text
+
+SPLITS = ("train", "dev", "test")
+
+
+class Texts(NamedTuple):
+    """Rows to encode.
+
+    Attributes:
+      side: the tower that they are for; also what one of them is called.
+      out: folder of their vectors.
+      count: how many there are.
+      read: range of rows -> their ids and texts.
+      dtype: of the vectors on disk.
+      ids: of all rows, where the vectors' folder should hold them; the corpus holds those of its passages.
+      settings: what the vectors depend on besides the model's settings, for the manifest.
+      inputs: fingerprints, for the manifest.
+    """
+
+    side: Side
+    out: Path
+    count: int
+    read: Callable[[range], tuple[list[str], list[Text]]]
+    dtype: type[np.floating]
+    ids: list[str] | None
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def open_texts(settings: EncodeConfig, workdir: WorkDir) -> Texts:
+    """The passages, or the questions that `encode.questions` names.
+
+    Raises:
+      InputError: there are none, or a file cannot be read (by file and line).
+    """
+    if settings.questions:
+        return _questions(settings, workdir)
+    return _passages(settings, workdir)
+
+
+def _passages(settings: EncodeConfig, workdir: WorkDir) -> Texts:
+    corpus = open_corpus(workdir)
+    if len(corpus) == 0:
+        raise InputError(f"{workdir.data / 'corpus'} is empty; check data.passages")
+
+    def read(rows: range) -> tuple[list[str], list[Text]]:
+        passages = corpus.rows(rows)
+        ids = [passage.id for passage in passages]
+        return ids, [(passage.title, passage.text) for passage in passages]
+
+    return Texts(
+        side="passage",
+        out=workdir.inside(settings.out),
+        count=len(corpus),
+        read=read,
+        dtype=np.float16,
+        ids=None,
+        settings={},
+        inputs={
+            "corpus": artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
+        },
+    )
+
+
+def _questions(settings: EncodeConfig, workdir: WorkDir) -> Texts:
+    """Their vectors are float32, as a search takes them, and lie beside the passages', in `<out>-<split or name of the file>`."""
+    if settings.questions in SPLITS:
+        asked = open_asked(workdir, split=settings.questions, file="")
+        manifest = workdir.data / "manifest.json"
+        inputs = {"questions": artifacts.fingerprint(manifest, "questions/")}
+    else:
+        asked = open_asked(workdir, split="", file=settings.questions)
+        inputs = asked.inputs
+    questions = list(asked.read())
+    ids = [question.id for question in questions]
+    out = workdir.inside(settings.out)
+
+    def read(rows: range) -> tuple[list[str], list[Text]]:
+        return [ids[row] for row in rows], [questions[row].question for row in rows]
+
+    return Texts(
+        side="question",
+        out=out.with_name(f"{out.name}-{asked.name}"),
+        count=len(questions),
+        read=read,
+        dtype=np.float32,
+        ids=ids,
+        settings={"questions": asked.name},
+        inputs=inputs,
+    )

@@ -1,0 +1,36 @@
+"""What a tower costs, and what a device can do, in floating-point operations."""
+
+import jax
+import numpy as np
+
+from dpr_jax.model.bert import BertShape
+
+# dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest that fits counts (makers' data sheets)
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def forward_flops(shape: BertShape, lengths: np.ndarray) -> float:
+    """Operations of the forward pass for texts of these lengths, as the field counts them: matrix products alone.
+
+    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width).
+    """
+    width, lengths = shape.hidden_size, lengths.astype(np.float64)
+    matrices = 8 * width**2 + 4 * width * shape.intermediate_size
+    layer = matrices * lengths.sum() + 4 * width * np.square(lengths).sum()
+    return float(shape.num_hidden_layers * layer)
+
+
+def peak_flops() -> float | None:
+    """What all devices of this process can do a second in bfloat16; None where the maker's figure is not known, as on CPUs."""
+    devices = jax.local_devices()
+    kind = devices[0].device_kind
+    known = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    return PEAK_FLOPS[max(known, key=len)] * len(devices) if known else None
