@@ -244,6 +244,8 @@ class IndexConfig:
     """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is usual); 0: in one alone."""
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and scores are rounded."""
+    exact_recall: float = 1.0
+    """Exact: share of its best k that a TPU should find in a block; below 1 it takes approx_max_k, which is faster. CPUs and GPUs find all."""
     recall_queries: int = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned on."""
 

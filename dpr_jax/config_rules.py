@@ -99,7 +99,8 @@ def validate(config: Config) -> None:
         _require(
             config, key, lambda value: value is None or value >= 0, "0 or more, or None"
         )
-    _require(config, "mine.near_duplicate", lambda value: 0 < value <= 1, "in (0, 1]")
+    for key in ("mine.near_duplicate", "index.exact_recall"):
+        _require(config, key, lambda value: 0 < value <= 1, "in (0, 1]")
     _require(
         config,
         "evaluate.cutoffs",

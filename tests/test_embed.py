@@ -1,12 +1,16 @@
 """Embedding: order, padding, devices and batch size must not show in the vectors."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 
+from dpr_jax.data import formats
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Tokens
-from dpr_jax.model.embed import Embedder
+from dpr_jax.model.embed import FEW_TEXTS, Embedder, padded_length
 from dpr_jax.model.tokenizer import Tokenizer
 
 WORDS = [
@@ -83,3 +87,50 @@ def test_too_long_is_cut_longest_first_and_still_ends_in_sep(tokens: Tokenizer) 
     (row,) = tokens.ids([("short title", "word " * 500)])
     assert len(row) == 64 and row[-1] == 102
     assert row[:4] == tokens.ids([("short title", "word")])[0][:4]
+
+
+def test_lengths_have_few_shapes_and_little_padding() -> None:
+    shapes = {padded_length(tokens, FEW_TEXTS + 1) for tokens in range(1, 513)}
+    assert sorted(shapes)[:3] == [8, 16, 24] and max(shapes) == 512
+    assert len(shapes) == 32
+    for tokens in range(64, 513):
+        assert 0 <= padded_length(tokens, FEW_TEXTS + 1) - tokens < tokens / 8
+    assert padded_length(33, FEW_TEXTS) == 64
+
+
+def test_95_of_100_computed_tokens_are_real(tokens: Tokenizer) -> None:
+    """Real passages, sorted over all of them, in batches of 2,048 tokens a device: the bar is 95 %."""
+    folder = Path(__file__).parent / "fixtures" / "nq_small"
+    passages = [row for _, row in formats.read_passages(folder / "passages.tsv.gz")]
+    wide = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 160)
+    rows = wide.rows([(passage.title, passage.text) for passage in passages] * 4)
+    shape = dataclasses.replace(tiny.SHAPE, max_position_embeddings=512)
+    one = Embedder(Encoder(shape), {}, wide, batch_tokens=2048 // 8)
+    one._apply = lambda params, batch: np.zeros((len(batch.ids_BL), 32), np.float32)
+    batches = list(one.vectors(rows))
+    assert sorted(np.concatenate([batch.rows_B for batch in batches])) == list(
+        range(len(rows.lengths_N))
+    )
+    slots = sum(batch.slots for batch in batches)
+    assert rows.lengths_N.sum() / slots > 0.95
+
+
+def test_token_rows_hold_what_the_tokenizer_says(tokens: Tokenizer) -> None:
+    some = texts(9)
+    rows = tokens.rows(some)
+    assert rows.ids_T.dtype == np.int32
+    picked = np.array([4, 0, 8])
+    length = int(rows.lengths_N[picked].max())
+    batch = rows.padded(picked, 5, length)
+    wanted = tokenizer.pad(tokens.ids([some[i] for i in picked]) + [[0]] * 2, length)
+    np.testing.assert_array_equal(batch.ids_BL, wanted.ids_BL)
+    np.testing.assert_array_equal(batch.lengths_B, wanted.lengths_B)
+
+
+def test_no_length_beyond_the_position_embeddings(tokens: Tokenizer) -> None:
+    """Positions that do not exist would be NaN."""
+    shape = dataclasses.replace(tiny.SHAPE, max_position_embeddings=50)
+    few = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 50)
+    one = Embedder(Encoder(shape), {}, few)
+    [(_, batch)] = one._batches(few.rows(["word " * 99]))
+    assert batch.ids_BL.shape[1] == 50

@@ -12,6 +12,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, EncodeConfig
 from dpr_jax.data.formats import Passage
+from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.index.embeddings import open_embeddings
@@ -23,7 +24,11 @@ CONFIG = Config(encode=EncodeConfig(rows_per_shard=5))
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
-    return prepare(tmp_path_factory.mktemp("encode") / "work", PASSAGES)
+    asked = [
+        Question(id, text, (), (), (), ())
+        for id, text in (("q1", "who wrote text 1"), ("q2", "where is title 2"))
+    ]
+    return prepare(tmp_path_factory.mktemp("encode") / "work", PASSAGES, asked)
 
 
 @pytest.fixture
@@ -210,11 +215,51 @@ def test_unsound_vectors_name_their_passage(
     assert not workdir.inside("embeddings").exists()
 
 
-def test_a_damaged_shard_is_named(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    encode.run(CONFIG, workdir)
-    file = workdir.inside("embeddings") / "shard-00002-of-00005.npy"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="shard-00002-of-00005.npy is damaged"):
-        open_embeddings(file.parent)
+@pytest.mark.parametrize("questions", ["", "test"])
+def test_a_flipped_byte_is_found_in_every_file(
+    workdir: WorkDir, embedder: WordEmbedder, questions: str
+) -> None:
+    settings = EncodeConfig(rows_per_shard=5, questions=questions)
+    encode.run(Config(encode=settings), workdir)
+    folder = workdir.inside("embeddings-test" if questions else "embeddings")
+    files = sorted(set(folder.iterdir()) - {folder / "manifest.json"})
+    assert len(files) == (2 if questions else 5)
+    for file in files:
+        whole = file.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            content = bytearray(whole)
+            content[place] ^= 1
+            file.write_bytes(content)
+            with pytest.raises(InputError, match=f"{file.name} is damaged"):
+                open_embeddings(folder)
+        file.write_bytes(whole)
+    open_embeddings(folder)
+
+
+def test_questions_have_float32_vectors_and_ids(
+    workdir: WorkDir, embedder: WordEmbedder, tmp_path: Path
+) -> None:
+    def encoded(questions: str, folder: str) -> list[str]:
+        settings = EncodeConfig(rows_per_shard=2, questions=questions)
+        encode.run(Config(encode=settings), workdir)
+        out = workdir.inside(folder)
+        shards, facts = open_embeddings(out)
+        texts = [*map(str, embedder.encoded)]
+        assert (facts["dtype"], facts["model"]) == ("float32", "words")
+        wanted = WordEmbedder().encode(["who wrote text 1", "where is title 2"])
+        np.testing.assert_array_equal(np.concatenate(shards), wanted)
+        embedder.encoded.clear()
+        encode.run(Config(encode=settings), workdir)  # is fresh
+        assert embedder.encoded == []
+        assert texts == ["where is title 2", "who wrote text 1"]
+        return artifacts.read_json(out / "ids.json")
+
+    assert encoded("test", "embeddings-test") == ["q1", "q2"]
+    file = tmp_path / "asked.qa.csv"
+    file.write_text("who wrote text 1\t['x']\nwhere is title 2\t['y']\n")
+    assert encoded(str(file), "embeddings-asked.qa") == ["0", "1"]
+    assert not workdir.inside("embeddings").exists()
+    with pytest.raises(InputError, match="no split 'train'"):
+        encode.run(Config(encode=EncodeConfig(questions="train")), workdir)
+    with pytest.raises(InputError, match=r"absent\.csv"):
+        encode.run(Config(encode=EncodeConfig(questions="absent.csv")), workdir)

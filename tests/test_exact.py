@@ -1,5 +1,10 @@
 """Exact search against NumPy, on one device and on eight."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +13,33 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import exact, hits
 from dpr_jax.index.exact import ExactIndex
+
+ROOT = Path(__file__).parents[1]
+# what each of several processes runs: every one asks, and keeps the answer and how many rows it read
+SEARCH = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from dpr_jax import parallel
+from dpr_jax.index import embeddings
+from dpr_jax.index.exact import ExactIndex
+
+parallel.initialize()
+folder, read = Path(sys.argv[1]), embeddings.read_rows
+rows_read = 0
+
+def count_rows(shards, start, stop):
+    global rows_read
+    rows_read += stop - start
+    return read(shards, start, stop)
+
+embeddings.read_rows = count_rows
+shards = [np.load(folder / f"{i}.npy", mmap_mode="r") for i in range(3)]
+index = ExactIndex(shards, devices=jax.devices(), block_rows=64)
+scores_QK, rows_QK = index.search(np.load(folder / "queries.npy"), 50)
+np.savez(folder / f"found-{jax.process_index()}", scores_QK, rows_QK, rows_read)
+"""
 
 
 def _brute_force(
@@ -52,6 +84,53 @@ def test_equal_scores_come_by_row(devices: int) -> None:
     wanted_scores_QK, wanted_rows_QK = _brute_force(vectors_ND, queries_QD, 120)
     np.testing.assert_array_equal(rows_QK, wanted_rows_QK)
     np.testing.assert_array_equal(scores_QK, wanted_scores_QK)
+
+
+def test_two_processes_hold_half_the_rows_each_and_both_get_the_answer(
+    tmp_path: Path,
+) -> None:
+    vectors_ND = _vectors(1003, 24)
+    vectors_ND[700:900] = vectors_ND[:200]  # equal scores on both sides
+    queries_QD = _vectors(9, 24, seed=1).astype(np.float32)
+    for number, shard in enumerate(np.array_split(vectors_ND, 3)):
+        np.save(tmp_path / f"{number}.npy", shard)
+    np.save(tmp_path / "queries.npy", queries_QD)
+    command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
+    command += ["--log-dir", str(tmp_path / "logs"), "--"]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", SEARCH, str(tmp_path)],
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    alone = ExactIndex(
+        [vectors_ND], devices=jax.local_devices()[:1], block_rows=64
+    ).search(queries_QD, 50)
+    np.testing.assert_array_equal(alone[1], _brute_force(vectors_ND, queries_QD, 50)[1])
+    rows_read = 0
+    for number in range(2):
+        with np.load(tmp_path / f"found-{number}.npz") as found:
+            np.testing.assert_array_equal(found["arr_0"], alone[0])
+            np.testing.assert_array_equal(found["arr_1"], alone[1])
+            assert found["arr_2"] < 600  # about half of them
+            rows_read += int(found["arr_2"])
+    assert rows_read == len(vectors_ND)
+
+
+def test_approximate_top_k_is_exact_off_the_tpu_and_kept_with_the_index(
+    tmp_path: Path,
+) -> None:
+    vectors_ND, queries_QD = _vectors(300, 8), _vectors(5, 8, seed=1)
+    built = ExactIndex.build([vectors_ND], IndexConfig(exact_recall=0.9))
+    built.save(tmp_path)
+    loaded = ExactIndex.load(tmp_path, built.settings)
+    assert loaded.settings == {"recall_target": 0.9}
+    np.testing.assert_array_equal(
+        loaded.search(queries_QD, 10)[1], _brute_force(vectors_ND, queries_QD, 10)[1]
+    )
 
 
 def test_fewer_rows_than_k() -> None:

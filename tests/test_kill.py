@@ -15,7 +15,9 @@ import tiny
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, ModelConfig, TrainConfig
+from dpr_jax.config import Config, EncodeConfig, ModelConfig, TrainConfig
+from dpr_jax.encoding import encode
+from dpr_jax.index import embeddings
 from dpr_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +37,25 @@ def write_and_die(record, done, values):
 
 Record.write = write_and_die
 cli.run(["train", *sys.argv[3:]])
+"""
+# `dpr encode` that is killed when so many batches of vectors are computed
+KILLED_ENCODING = """
+import os, signal, sys
+from dpr_jax import cli
+from dpr_jax.model.embed import Embedder
+
+left, vectors = int(sys.argv[1]), Embedder.vectors
+
+def vectors_and_die(embedder, texts):
+    global left
+    for batch in vectors(embedder, texts):
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        yield batch
+
+Embedder.vectors = vectors_and_die
+cli.run(["encode", *sys.argv[2:]])
 """
 
 
@@ -115,3 +136,49 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
             for workdir in (unbroken, killed)
         )
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_encoding_killed_in_the_middle_of_a_shard_ends_in_the_same_bytes(
+    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    base, prepared = nq_small_workdir
+    tiny.write(tmp_path / "init")
+    config = dataclasses.replace(
+        base,
+        model=ModelConfig(init=str(tmp_path / "init"), max_passage_tokens=32),
+        encode=EncodeConfig(
+            model=str(tmp_path / "init"), rows_per_shard=128, batch_tokens=64
+        ),
+    )
+    config_file = tmp_path / "config.py"
+    config_file.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
+    unbroken, killed = (
+        artifacts.open_workdir(tmp_path / name, config.name)
+        for name in ("unbroken", "killed")
+    )
+    for workdir in (unbroken, killed):
+        shutil.copytree(prepared.data, workdir.data)
+    encode.run(config, unbroken)
+
+    arguments = [str(config_file), "--workdir", str(killed.root)]
+    result = subprocess.run(
+        # a shard has 8 batches, of 16 passages
+        [sys.executable, "-c", KILLED_ENCODING, "11", *arguments],
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    building = killed.inside("embeddings.building")
+    names = {file.name.partition("-of-")[0] for file in building.glob("shard-*")}
+    assert names == {"shard-00000", "shard-00001"}
+    assert len(list(building.glob("shard-00001-*.npy.partial"))) == 1
+    encode.run(config, killed)
+    one, other = (
+        artifacts.read_json(workdir.inside("embeddings") / "manifest.json")
+        for workdir in (unbroken, killed)
+    )
+    assert one == other
+    embeddings.open_embeddings(killed.inside("embeddings"))

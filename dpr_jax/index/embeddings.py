@@ -39,12 +39,13 @@ def open_embeddings(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
 def open_shards(folder: Path) -> list[np.ndarray]:
     """The shards that a folder's manifest lists, memory-mapped, their checksums not computed again."""
     names = sorted(artifacts.read_json(folder / "manifest.json")["files"])
-    return [np.load(folder / name, mmap_mode="r") for name in names]
+    shards = [name for name in names if name.endswith(".npy")]
+    return [np.load(folder / name, mmap_mode="r") for name in shards]
 
 
 def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
     """Rows start..stop-1 of the corpus, out of however many shards they lie in: float16 [stop - start, D]."""
-    parts, offset = [], 0
+    parts, offset = [shards[0][:0]], 0
     for shard in shards:
         if offset < stop and start < offset + len(shard):
             parts.append(shard[max(start - offset, 0) : stop - offset])

@@ -1,4 +1,4 @@
-"""Exact search: every score computed, on the local accelerators, block by block."""
+"""Exact search: every score computed, on the accelerators of one process or of several, block by block."""
 
 import functools
 from pathlib import Path
@@ -23,8 +23,11 @@ SPLIT, WHOLE = PartitionSpec("rows"), PartitionSpec()
 class ExactIndex:
     """All vectors, compared with every query: inner product in float32.
 
-    Blocks of vectors are split over the local devices; each device finds its own best k, and these are merged. Blocks stay on the
-    devices when half of the free memory there holds them all; otherwise each search streams them from the memory-mapped files.
+    Blocks of vectors are split over the devices; each device finds its own best k, and these are gathered and merged. Blocks stay on
+    the devices when half of the free memory there holds them all; otherwise each search streams them from the memory-mapped files.
+
+    With the devices of several processes, each process reads only the rows of its own devices, and `search` is a collective: all call
+    it with the same queries and get the same answer.
     """
 
     def __init__(
@@ -33,8 +36,16 @@ class ExactIndex:
         *,
         devices: list[jax.Device] | None = None,
         block_rows: int = 0,
+        recall_target: float = 1.0,
     ) -> None:
-        """Takes float16 or float32 shards [rows, D]; `block_rows` is a device's share of a block, 0 chooses by platform."""
+        """Takes float16 or float32 shards [rows, D].
+
+        Args:
+          devices: None takes those of this process; `jax.devices()` those of all processes.
+          block_rows: a device's share of a block; 0 chooses by platform.
+          recall_target: below 1 each TPU finds its best k of a block by `jax.lax.approx_max_k`, which returns this share of them on average
+            (Chern et al., 2022, arXiv 2206.14286); CPUs and GPUs find all of them all the same.
+        """
         devices = jax.local_devices() if devices is None else devices
         self.count = sum(len(shard) for shard in shards)
         if not 0 < self.count < 2**31:
@@ -42,25 +53,25 @@ class ExactIndex:
                 f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}"
             )
         self.dimension = shards[0].shape[1]
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {"recall_target": recall_target}
         default = BLOCK_ROWS.get(devices[0].platform, BLOCK_ROWS_ACCELERATOR)
-        share = min(block_rows or default, -(-self.count // len(devices)))
+        self._share_rows = min(block_rows or default, -(-self.count // len(devices)))
         self._shards = shards
-        self._block_rows = share * len(devices)
+        self._block_rows = self._share_rows * len(devices)
         self._mesh = Mesh(np.array(devices), ("rows",))
         self._stays = _fits(self._shards, devices)
         self._blocks: dict[int, jax.Array] = {}
 
     @classmethod
     def build(cls, shards: list[np.ndarray], config: IndexConfig) -> "ExactIndex":
-        """Checks the vectors; there is nothing to compute ahead, and `config` has no setting for this engine.
+        """Checks the vectors; there is nothing to compute ahead.
 
         Raises:
           InputError: a vector is not finite.
         """
         for _ in embeddings.checked_blocks(shards):
             pass
-        return cls(shards)
+        return cls(shards, recall_target=config.exact_recall)
 
     def save(self, folder: Path) -> None:
         """Copies the vectors into `folder`."""
@@ -71,7 +82,7 @@ class ExactIndex:
     def load(cls, folder: Path, settings: dict[str, Any]) -> "ExactIndex":
         """Memory-maps what `save` wrote."""
         files = sorted(folder.glob("vectors-*.npy"))
-        return cls([np.load(file, mmap_mode="r") for file in files])
+        return cls([np.load(file, mmap_mode="r") for file in files], **settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k vectors with the largest inner product; of equal ones the lower row is first.
@@ -100,16 +111,22 @@ class ExactIndex:
         count = len(queries_QD)
         # padded to a power of two, so that few shapes are compiled
         padding = (1 << (count - 1).bit_length()) - count
-        whole = NamedSharding(self._mesh, WHOLE)
-        queries = jax.device_put(np.pad(queries_QD, ((0, padding), (0, 0))), whole)
+        queries = self._everywhere(np.pad(queries_QD, ((0, padding), (0, 0))))
         shape = (count + padding, k)
-        best = jax.device_put(
-            (np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)), whole
+        best = (
+            self._everywhere(np.full(shape, -np.inf, np.float32)),
+            self._everywhere(np.full(shape, -1, np.int32)),
         )
         for start in range(0, self.count, self._block_rows):
             previous = best
             best = _merge_block(
-                best, queries, self._block(start), start, self.count, mesh=self._mesh
+                best,
+                queries,
+                self._block(start),
+                start,
+                self.count,
+                mesh=self._mesh,
+                **self.settings,
             )
             jax.block_until_ready(
                 previous
@@ -117,19 +134,32 @@ class ExactIndex:
         scores_QK, rows_QK = jax.device_get(best)
         return scores_QK[:count], rows_QK[:count]
 
+    def _everywhere(self, values: np.ndarray) -> jax.Array:
+        whole = NamedSharding(self._mesh, WHOLE)
+        return jax.make_array_from_callback(values.shape, whole, lambda at: values[at])
+
     def _block(self, start: int) -> jax.Array:
         if start in self._blocks:
             return self._blocks[start]
-        stop = min(start + self._block_rows, self.count)
-        rows_BD = embeddings.read_rows(self._shards, start, stop)
-        rows_BD = np.pad(rows_BD, ((0, self._block_rows - len(rows_BD)), (0, 0)))
-        block = jax.device_put(rows_BD, NamedSharding(self._mesh, SPLIT))
+
+        def share(at: tuple[slice, slice]) -> np.ndarray:
+            first = min(start + (at[0].start or 0), self.count)
+            stop = min(first + self._share_rows, self.count)
+            rows_BD = embeddings.read_rows(self._shards, first, stop)
+            return np.pad(rows_BD, ((0, self._share_rows - len(rows_BD)), (0, 0)))
+
+        # asks for the shares of this process's devices alone
+        block = jax.make_array_from_callback(
+            (self._block_rows, self.dimension),
+            NamedSharding(self._mesh, SPLIT),
+            share,
+        )
         if self._stays:
             self._blocks[start] = block
         return block
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@functools.partial(jax.jit, static_argnames=("mesh", "recall_target"))
 def _merge_block(
     best: tuple[jax.Array, jax.Array],
     queries_QD: jax.Array,
@@ -138,12 +168,16 @@ def _merge_block(
     count: int,
     *,
     mesh: Mesh,
+    recall_target: float,
 ) -> tuple[jax.Array, jax.Array]:
     """The best k of what was found in earlier rows and of the block that begins at row `start`.
 
     lax.top_k puts the lower index first among equals, and candidates stand in the order of their rows, so ties need no more care.
     """
     k = best[0].shape[1]
+    top_k = jax.lax.top_k
+    if recall_target < 1:
+        top_k = functools.partial(jax.lax.approx_max_k, recall_target=recall_target)
 
     def top_of_share(
         queries_QD: jax.Array, share_BD: jax.Array
@@ -157,7 +191,7 @@ def _merge_block(
         )
         first = start + jax.lax.axis_index("rows") * rows
         scores_QB = jnp.where(first + jnp.arange(rows) < count, scores_QB, -jnp.inf)
-        top_QK, at_QK = jax.lax.top_k(scores_QB, min(k, rows))
+        top_QK, at_QK = top_k(scores_QB, min(k, rows))
         return top_QK, jnp.where(jnp.isneginf(top_QK), -1, first + at_QK)
 
     columns = PartitionSpec(None, "rows")
@@ -177,6 +211,6 @@ def _merge_block(
 
 def _fits(shards: list[np.ndarray], devices: list[jax.Device]) -> bool:
     """Whether half of the devices' free memory holds all vectors (a CPU gives no figures: never)."""
-    stats = devices[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     free_bytes = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     return sum(shard.nbytes for shard in shards) / len(devices) < free_bytes / 2
