@@ -20,7 +20,7 @@ PROCESS_MB = 350  # what building takes before it has any vectors, code books in
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
-    "exact": (),
+    "exact": ("exact_recall",),
     "faiss": ("faiss", "leaves", "leaves_to_search", "ef_search", "reorder"),
     "scann": (
         "leaves",
