@@ -209,7 +209,7 @@ class EncodeConfig:
     batch_tokens: int = 0
     """Tokens computed at once on a device, padding included; 0 chooses: 2,048 on CPU, 32,768 on GPU and TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision; auto: bfloat16, on a CPU float32. Vectors are stored as float16 either way."""
+    """Compute precision; auto: bfloat16, float32 on a CPU without avx512_bf16 or amx_bf16. Passages' vectors are stored as float16 either way."""
 
 
 @dataclasses.dataclass(frozen=True)

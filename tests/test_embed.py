@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from dpr_jax.data import formats
-from dpr_jax.model import hf, tokenizer
+from dpr_jax.model import embed, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.model.embed import FEW_TEXTS, Embedder, padded_length
 from dpr_jax.model.tokenizer import Tokenizer
@@ -134,3 +134,12 @@ def test_no_length_beyond_the_position_embeddings(tokens: Tokenizer) -> None:
     one = Embedder(Encoder(shape), {}, few)
     [(_, batch)] = one._batches(few.rows(["word " * 99]))
     assert batch.ids_BL.shape[1] == 50
+
+
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for can, wanted in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(embed, "_cpu_multiplies_bfloat16", lambda can=can: can)
+        assert embed.compute_dtype("auto") == wanted
+        assert embed.compute_dtype("float32") == "float32"

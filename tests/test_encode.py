@@ -16,6 +16,7 @@ from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.index.embeddings import open_embeddings
+from dpr_jax.model.embed import compute_dtype
 
 PASSAGES = [Passage(f"p{i}", f"title {i % 7}", f"text number {i}") for i in range(23)]
 PASSAGES[9] = PASSAGES[8]._replace(id="p9")  # the same words twice in one shard
@@ -192,7 +193,7 @@ def _origin(workdir: WorkDir) -> dict[str, Any]:
     corpus = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
     return artifacts.made_from(
         "encode",
-        {"rows_per_shard": 5, "dtype": "float32"},
+        {"rows_per_shard": 5, "dtype": compute_dtype("auto")},
         {"corpus": corpus, "model": "words"},
     )
 

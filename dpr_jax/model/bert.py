@@ -43,7 +43,7 @@ class Bert(nn.Module):
     Attributes:
       shape: the architecture.
       dropout: rate for hidden states and attention weights.
-      dtype: compute precision; weights are float32, LayerNorm and softmax are computed in float32.
+      dtype: compute precision of matrix products; weights are float32, LayerNorm and softmax are computed in float32.
       frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings, 1 + n the first n layers too.
       remat: keep only each layer's input for the backward pass, which computes the layer again.
     """
@@ -134,23 +134,33 @@ class Layer(nn.Module):
         self, x_BLD: jax.Array, mask_BLL: jax.Array, *, train: bool
     ) -> jax.Array:
         shape = self.shape
+        result = _product_dtype(self.dtype)
         dense = functools.partial(
-            nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02)
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.02),
+            dot_general=functools.partial(
+                jax.lax.dot_general, preferred_element_type=result
+            ),
         )
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
 
         heads = (shape.num_attention_heads, -1)
         q_BLHK, k_BLHK, v_BLHK = (
-            dense(shape.hidden_size, name=f"attention_{part}")(x_BLD).reshape(
-                *x_BLD.shape[:2], *heads
-            )
+            dense(shape.hidden_size, name=f"attention_{part}")(x_BLD)
+            .astype(self.dtype)
+            .reshape(*x_BLD.shape[:2], *heads)
             for part in ("query", "key", "value")
         )
-        scores_BHLL = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK)
+        scores_BHLL = jnp.einsum(
+            "blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=result
+        )
         scores_BHLL = scores_BHLL.astype(jnp.float32) * q_BLHK.shape[-1] ** -0.5
         scores_BHLL = jnp.where(mask_BLL[:, None], scores_BHLL, -1e30)
         weights_BHLL = drop(jax.nn.softmax(scores_BHLL).astype(self.dtype))
-        y_BLHK = jnp.einsum("bhlm,bmhk->blhk", weights_BHLL, v_BLHK)
+        y_BLHK = jnp.einsum(
+            "bhlm,bmhk->blhk", weights_BHLL, v_BLHK, preferred_element_type=result
+        )
         y_BLD = dense(shape.hidden_size, name="attention_output")(
             y_BLHK.reshape(x_BLD.shape)
         )
@@ -162,6 +172,14 @@ class Layer(nn.Module):
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
         return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
+
+
+def _product_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """What matrix products are given out in: on a CPU float32, elsewhere as they come in.
+
+    XLA's CPU multiplies bfloat16 in the processor's own instructions only where the result is asked for in float32 (docs/log.md).
+    """
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
 
 
 def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:

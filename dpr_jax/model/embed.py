@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -59,6 +60,7 @@ class Embedder:
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("rows",))
         self._rows = NamedSharding(mesh, PartitionSpec("rows"))
+        params = _in_compute_dtype(params, encoder.dtype)
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._apply = functools.partial(_apply, encoder)
         self.tokenize = tokens.rows
@@ -155,7 +157,7 @@ def load_embedder(
       side: which tower of a model folder.
       model: pooling, normalization and lengths for an encoder that does not bring its own.
       batch_tokens: tokens on a device at once, padding included; 0 chooses by platform.
-      dtype: compute precision; auto is bfloat16, but float32 on a CPU, where bfloat16 gains nothing and compiles long.
+      dtype: compute precision; auto is what `compute_dtype` says.
 
     Raises:
       InputError: the model cannot be found or read.
@@ -186,10 +188,21 @@ def load_embedder(
 
 
 def compute_dtype(dtype: str) -> str:
-    """What `auto` stands for on this machine: bfloat16, on a CPU float32."""
+    """What `auto` stands for on this machine: bfloat16, on a CPU without instructions for it float32."""
     if dtype != "auto":
         return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    slow = jax.default_backend() == "cpu" and not _cpu_multiplies_bfloat16()
+    return "float32" if slow else "bfloat16"
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor says so, which it does on Linux."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
 def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSettings:
@@ -199,6 +212,15 @@ def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSe
         "passage": model.max_passage_tokens,
     }
     return hf.EncoderSettings(model.pooling, model.normalize, lengths[side])
+
+
+def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:
+    """The matrices rounded once instead of in every batch; LayerNorm and embeddings are computed in float32."""
+
+    def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one cache for all embedders of a shape

@@ -1,0 +1,141 @@
+"""Encoding beside sentence-transformers: the same model, the same passages cut at the same length, in turns within one run.
+
+  python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
+
+needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the passages; its best one then encodes all of them,
+in turns with the other's best, and the best turn of each counts. Wall time and CPU time of the whole process are both printed: on a busy
+machine the second is the one to compare.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import sentence_transformers
+import torch
+
+from dpr_jax.config import ModelConfig
+from dpr_jax.data.formats import read_passages
+from dpr_jax.model import hf
+from dpr_jax.model.embed import load_embedder
+from dpr_jax.model.tokenizer import Text
+
+MODEL = "packaged:all-MiniLM-L6-v2"
+
+
+class Engine(NamedTuple):
+    """One way to encode: its name with its settings, and texts -> float32 vectors."""
+
+    name: str
+    encode: Callable[[list[Text]], np.ndarray]
+
+
+class Taken(NamedTuple):
+    """What a turn took."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("passages_file", type=Path)
+    parser.add_argument("--passages", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=160, help="longest passage")
+    parser.add_argument("--tried-on", type=int, default=256, help="passages a trial")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    everything = [passage for _, passage in read_passages(arguments.passages_file)]
+    step = max(1, len(everything) // arguments.passages)
+    texts = [(one.title, one.text) for one in everything[::step]][: arguments.passages]
+    print(f"jax {jax.__version__}, torch {torch.__version__}, ", end="")
+    print(f"sentence-transformers {sentence_transformers.__version__}, ", end="")
+    print(f"{len(texts):,} passages, cut at {arguments.tokens} tokens")
+
+    ours = [
+        _ours(arguments.tokens, dtype, batch_tokens)
+        for dtype in ("float32", "bfloat16")
+        for batch_tokens in (2048, 4096)
+    ]
+    theirs = [
+        engine
+        for dtype in (torch.float32, torch.bfloat16)
+        for engine in _theirs(arguments.tokens, dtype, (8, 16, 32))
+    ]
+    some = texts[:: max(1, len(texts) // arguments.tried_on)]
+    best = [_best(engines, some) for engines in (ours, theirs)]
+
+    model = ModelConfig(max_passage_tokens=arguments.tokens)
+    tokenize = load_embedder(MODEL, None, "passage", model=model).tokenize
+    tokens = int(tokenize(texts).lengths_N.sum())
+    turns: dict[str, list[Taken]] = {engine.name: [] for engine in best}
+    vectors = [engine.encode(texts) for engine in best]  # compiles every shape
+    for _ in range(arguments.rounds):
+        for engine in best:
+            turns[engine.name].append(_taken(engine, texts))
+    ratios = []
+    for engine in best:
+        wall_s, cpu_s = map(min, zip(*turns[engine.name], strict=True))
+        ratios.append((wall_s, cpu_s))
+        print(
+            f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real tokens/s; {tokens / cpu_s:,.0f} a second of CPU time"
+        )
+    cosine = (vectors[0] * vectors[1]).sum(axis=1).min()
+    (our_wall_s, our_cpu_s), (their_wall_s, their_cpu_s) = ratios
+    print(
+        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f} times by CPU time; least cosine {cosine:.5f}"
+    )
+
+
+def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
+    model = ModelConfig(pooling="mean", normalize=True, max_passage_tokens=tokens)
+    embedder = load_embedder(
+        MODEL, None, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype
+    )
+    return Engine(f"dpr_jax {dtype}, {batch_tokens} tokens a batch", embedder.encode)
+
+
+def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> list:
+    folder = str(hf.resolve(MODEL, "passage"))
+    model = sentence_transformers.SentenceTransformer(
+        folder, device="cpu", model_kwargs={"dtype": dtype}
+    )
+    model.max_seq_length = tokens
+
+    def encode(texts: list[Text], batch_size: int) -> np.ndarray:
+        pairs = [list(text) if text[0] else text[1] for text in texts]
+        return model.encode(pairs, batch_size=batch_size, convert_to_numpy=True)
+
+    return [
+        Engine(
+            f"sentence-transformers {dtype}, batches of {size}",
+            lambda texts, size=size: encode(texts, size).astype(np.float32),
+        )
+        for size in batch_sizes
+    ]
+
+
+def _best(engines: list[Engine], texts: list[Text]) -> Engine:
+    """The one that takes the least CPU time, of two turns each after one that compiles."""
+    taken = []
+    for engine in engines:
+        engine.encode(texts)
+        least = min(_taken(engine, texts).cpu_s for _ in range(2))
+        print(f"  tried {engine.name}: {len(texts) / least:.1f} passages a CPU second")
+        taken.append(least)
+    return engines[int(np.argmin(taken))]
+
+
+def _taken(engine: Engine, texts: list[Text]) -> Taken:
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    engine.encode(texts)
+    return Taken(time.perf_counter() - wall_s, time.process_time() - cpu_s)
+
+
+if __name__ == "__main__":
+    main()
