@@ -42,7 +42,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     Shards grow in `<out>.building`, which takes the place of `<out>` when all are there; a killed run goes on with the shards it
     lacks. Processes take every n-th shard on a shared file system and only meet at the barriers. Equal texts of a shard are computed
-    once. While the device computes one shard, a thread reads and tokenizes the next.
+    once. While the device computes one shard, a thread tokenizes the next, and another reads the one after it.
 
     Raises:
       InputError: no texts, no such model, or a vector that is not finite or does not fit float16 (by the id of its text).
@@ -161,9 +161,9 @@ def _is_whole(file: Path, rows: int, width: int, dtype: type[np.floating]) -> bo
 def _ready(
     embedder: Embedder, texts: Texts, shards: Iterable[tuple[Path, range]]
 ) -> Iterator[Shard]:
-    """The shards, read and tokenized one after another."""
-    for file, rows in shards:
-        ids, shard_texts = texts.read(rows)
+    """The shards, tokenized one after another; a thread of its own reads the one that follows."""
+    read = ((file, rows, *texts.read(rows)) for file, rows in shards)
+    for file, rows, ids, shard_texts in parallel.ahead(read):
         places: dict[Text, int] = {}
         place_N = [places.setdefault(text, len(places)) for text in shard_texts]
         tokens = embedder.tokenize(list(places))
