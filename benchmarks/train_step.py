@@ -32,7 +32,8 @@ from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, dual_params
-from dpr_jax.training import batches, optimizer, speed
+from dpr_jax.model.flops import forward_flops, peak_flops
+from dpr_jax.training import batches, optimizer
 from dpr_jax.training.step import Batch, StepSettings, TrainState, train_step
 
 MODELS = {
@@ -241,8 +242,7 @@ def show(
     shape: hf.BertShape,
 ) -> None:
     """One line a side: medians over the rounds, and ratios to PyTorch taken within each round."""
-    kind = jax.devices()[0].device_kind
-    peaks = [peak for name, peak in speed.PEAK_FLOPS.items() if kind.startswith(name)]
+    peak = peak_flops()
     print(
         "                        s/step  CPU s  examples/s  tokens/s   real    MFU   GiB   x PyTorch (clock, CPU)"
     )
@@ -256,11 +256,7 @@ def show(
         share = tokens.sum() / sum(one.slots for one in done)
         if side is sides[0]:  # it is given padded batches, and cuts them
             share = np.nan
-        mfu = (
-            np.median(flops / wall_s) / (max(peaks) * jax.device_count())
-            if peaks
-            else np.nan
-        )
+        mfu = np.median(flops / wall_s) / peak if peak else np.nan
         print(
             f"{side.name:22}{np.median(wall_s):8.2f}{np.median(cpu_s):7.2f}{batch_size / np.median(wall_s):12.1f}"
             f"{np.median(tokens / wall_s):10.0f}{share:7.1%}{mfu:7.1%}{side.memory_bytes() / 2**30:6.2f}"
