@@ -8,6 +8,7 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import changes, prepare
 from dpr_jax.encoding import added, encode
+from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
 from dpr_jax.index import refresh
 from dpr_jax.inspection import inspect
@@ -32,9 +33,10 @@ def on_main(stage: Stage) -> Stage:
 
 
 def encode_all(config: Config, workdir: WorkDir) -> None:
-    """The corpus as it was prepared, by all processes, and its changes."""
+    """The corpus as it was prepared, by all processes, and its changes; or questions, where some are named."""
     encode.run(config, workdir)
-    on_main(added.run)(config, workdir)
+    if not config.encode.questions:
+        on_main(added.run)(config, workdir)
 
 
 STAGES: dict[str, Stage] = {
@@ -53,7 +55,14 @@ def run(config: Config, workdir: WorkDir) -> None:
     """From raw files to the report: BM25, the encoder as it came, the trained one, and it with BM25, on the same questions.
 
     Every stage is skipped whose inputs and settings are those of what is on disk.
+
+    Raises:
+      InputError: as the stages do; or encode.questions is set, which would leave the corpus without vectors.
     """
+    if config.encode.questions:
+        raise InputError(
+            f"encode.questions is {config.encode.questions!r}; it is for `dpr encode` alone, leave it empty in a pipeline"
+        )
     STAGES["prepare"](config, workdir)
     if config.mine.enabled:
         STAGES["mine"](config, workdir)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prepared import WIDTH, WordEmbedder, prepare
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, pipeline
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, EncodeConfig
 from dpr_jax.data.formats import Passage
@@ -264,3 +264,9 @@ def test_questions_have_float32_vectors_and_ids(
         encode.run(Config(encode=EncodeConfig(questions="train")), workdir)
     with pytest.raises(InputError, match=r"absent\.csv"):
         encode.run(Config(encode=EncodeConfig(questions="absent.csv")), workdir)
+
+
+def test_a_pipeline_encodes_the_corpus(workdir: WorkDir) -> None:
+    config = Config(encode=EncodeConfig(questions="test"))
+    with pytest.raises(InputError, match="encode.questions is 'test'"):
+        pipeline.run(config, workdir)
