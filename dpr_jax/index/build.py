@@ -16,7 +16,10 @@ from dpr_jax.index.tune import tune
 from dpr_jax.logging import say
 
 SCANN_FROM_ROWS = 5000
-PROCESS_MB = 350  # what building takes before it has any vectors, code books included
+# What building takes at its peak, measured: before it has any vectors, and for each of their numbers. ScaNN holds three float32 copies (ours,
+# its own, and one while it trains or writes), FAISS one whose arrays double while they grow; the float16 shards are mapped.
+PROCESS_MB = 350
+BYTES_A_NUMBER = {"scann": 14, "faiss": 10}
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
@@ -177,6 +180,5 @@ def _memory(kind: str, count: int, dimension: int) -> str:
     """What a build takes at its peak, in words."""
     if kind == "exact":
         return "copied as they are"
-    # ScaNN copies the float32 array it is given; FAISS is filled block by block, and its arrays double while they grow
-    megabytes = PROCESS_MB + count * dimension * (4 + 4 + 2) / 1e6
-    return f"about {megabytes:,.0f} MB of memory to build (float32 twice, and the shards mapped)"
+    megabytes = PROCESS_MB + count * dimension * BYTES_A_NUMBER[kind] / 1e6
+    return f"about {megabytes:,.0f} MB of memory to build"
