@@ -20,6 +20,7 @@ from dpr_jax.errors import InputError, Preempted
 COMMANDS = {
     "pipeline": "all stages in order, and the report",
     "prepare": "raw files -> data/",
+    "split": "--out FOLDER: documents -> passages on Apache Beam, for `prepare` to read; Beam's own options stand after --",
     "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
     "mine": "hard negatives by BM25 -> data/mined/",
     "train": "data/ -> checkpoints/, model/",
@@ -49,6 +50,15 @@ class Call:
 
     workdir: Path
     """Folder that holds everything this run makes; made if missing."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitCall:
+    """What `dpr split` is called with."""
+
+    out: str
+    """Folder for the passages, on a file system that Apache Beam knows; without finished ones."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -88,6 +98,13 @@ def run(args: list[str]) -> None:
         from dpr_jax import info
 
         print(info.describe())
+        return
+    if command == "split":
+        args, beam_options = _before_dashes(rest)
+        split = parse(command, args, SplitCall)
+        from dpr_jax.data import beam_split
+
+        beam_split.run(split.config, split.out, beam_options)
         return
     operands, rest = _operands(command, rest)
     call = parse(command, rest)
@@ -134,8 +151,16 @@ def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
     return args[: len(names)], args[len(names) :]
 
 
-def parse(command: str, args: list[str]) -> Call:
-    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked.
+def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and what after it."""
+    at = args.index("--") if "--" in args else len(args)
+    return args[:at], args[at + 1 :]
+
+
+def parse(
+    command: str, args: list[str], form: type[Call | SplitCall] = Call
+) -> Call | SplitCall:
+    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked; `form` may ask for another folder than the work directory.
 
     Raises:
       InputError: an unknown setting (with near matches), a value of the wrong type or range, no work directory.
@@ -144,17 +169,18 @@ def parse(command: str, args: list[str]) -> Call:
     default = config_file.load(file) if file else Config()
     rest = args[1:] if file else args
     helping = bool({"-h", "--help"} & set(rest))
+    folder = dataclasses.fields(form)[0].name
     if not helping:
-        _check_names(rest)
+        _check_names(rest, folder)
     said = io.StringIO()
     try:
         with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
             call = tyro.cli(
-                Call,
+                form,
                 prog=f"dpr {command} [CONFIG.py]",
                 description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
                 args=rest,
-                default=Call(tyro.MISSING, default),
+                default=form(tyro.MISSING, default),
             )
     except SystemExit:
         if helping:
@@ -164,9 +190,9 @@ def parse(command: str, args: list[str]) -> Call:
     return call
 
 
-def _check_names(args: list[str]) -> None:
+def _check_names(args: list[str], folder: str) -> None:
     """One line for what tyro would say in a box."""
-    known = ["workdir", *config_file.keys()]
+    known = [folder, *config_file.keys()]
     for arg in args:
         if not arg.startswith("--"):
             continue
@@ -178,8 +204,8 @@ def _check_names(args: list[str]) -> None:
             raise InputError(
                 f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help"
             )
-    if not any(arg.split("=")[0] == "--workdir" for arg in args):
-        raise InputError(f"--workdir is missing; {USAGE}")
+    if not any(arg.split("=")[0] == f"--{folder}" for arg in args):
+        raise InputError(f"--{folder} is missing; {USAGE.replace('workdir', folder)}")
 
 
 def _one_line(box: str) -> str:

@@ -4,7 +4,7 @@ import functools
 import html
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dpr_jax.data import recognise, rows, tables
 from dpr_jax.data.raw import Passage, one_word
@@ -17,18 +17,14 @@ _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
 
 def recognised(path: Path) -> Source:
-    """The documents of a file, or of all files below a folder in the order of their names (hidden ones left out).
+    """The documents of a file, or of all files below a folder.
 
     Raises:
       InputError: a file cannot be read, is empty, or is of no known layout.
     """
-    files = (path,)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file())
-        files = tuple(file for file in found if not file.name.startswith("."))
-    if not files:
-        raise InputError(f"{path}: no file in this folder; documents are expected")
-    layouts, readers = zip(*(_recognised(file, path) for file in files), strict=True)
+    files = below(path)
+    found = [recognised_file(file, name_of(file, path)) for file in files]
+    layouts, readers = zip(*found, strict=True)
 
     def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
         for file, reader in zip(files, readers, strict=True):
@@ -37,12 +33,40 @@ def recognised(path: Path) -> Source:
     return Source(" and ".join(dict.fromkeys(layouts)), files, read)
 
 
-def _recognised(file: Path, folder: Path) -> tuple[str, Reader]:
+def below(path: Path) -> tuple[Path, ...]:
+    """The file itself, or all files below a folder in the order of their names, hidden ones left out.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not path.is_dir():
+        return (path,)
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    files = tuple(file for file in found if not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{path}: no file in this folder; documents are expected")
+    return files
+
+
+def name_of(file: PurePath, folder: PurePath) -> str:
+    """What a plain text file is called as a document: its path below the folder, as one word."""
+    name = file.name if file == folder else file.relative_to(folder).as_posix()
+    return "_".join(name.split())
+
+
+def recognised_file(file: Path, name: str) -> tuple[str, Reader]:
+    """The layout of one file, and the reader for it.
+
+    Args:
+      file: where it lies.
+      name: the id of its document, where it is plain text.
+
+    Raises:
+      InputError: it cannot be read, is empty, or is of no known layout.
+    """
     if rows.head(file).lstrip().startswith("<doc "):
         return "WikiExtractor documents", read_wiki
     if tables.ending(file) in PLAIN_ENDINGS:
-        name = file.name if file == folder else file.relative_to(folder).as_posix()
-        name = "_".join(name.split())
         return "plain text documents", functools.partial(read_plain, id_=name)
     source = recognise.passages(file)
     return source.layout, lambda _, on_read: source.read(on_read)

@@ -31,20 +31,22 @@ def recognised(
     Raises:
       InputError: nothing is named, or a file is missing or of no known layout.
     """
-    how = _cut(data, model)
+    how = how_to_cut(data, model)
     files: dict[str, Path] = {}
+    sources: dict[str, Source] = {}
     for key in SPLITS if how else ("passages", *SPLITS):
         name = getattr(data, key)
         if name.startswith(from_tfds.PREFIX) and key in SPLITS:
             continue
-        if name and Path(name).is_dir():
+        if key == "passages" and recognise.is_split(Path(name)):
+            sources[key] = recognise.split_passages(Path(name))
+        elif name and Path(name).is_dir():
             files |= recognise.beir(Path(name), key)
         elif name:
             files[key] = _existing(key, name)
     for split in SPLITS:
         if name := getattr(data, f"{split}_qrels"):
             files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
-    sources = {}
     if how:
         sources["passages"] = _documents(data.passages, how, count)
     elif "passages" in files:
@@ -78,8 +80,12 @@ def cut_settings(
     return settings | {"names": hashlib.sha256(names.encode()).hexdigest()}
 
 
-def _cut(data: DataConfig, model: str) -> Cut | None:
-    """How documents are cut; None where the corpus has passages already."""
+def how_to_cut(data: DataConfig, model: str) -> Cut | None:
+    """How documents are cut; None where the corpus has passages already.
+
+    Raises:
+      InputError: the tokenizer of `model` cannot be had, whose tokens are to be counted.
+    """
     if data.split_words:
         return functools.partial(cut.by_words, length=data.split_words)
     if data.split_tokens:
@@ -98,6 +104,10 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
     if not name or not Path(name).exists():
         raise InputError(
             f"data.passages is {name!r}, which does not exist; with data.split_words or data.split_tokens it must be a file or folder of documents"
+        )
+    if recognise.is_split(Path(name)):
+        raise InputError(
+            f"data.passages {name} holds what dpr split cut; set data.split_words and data.split_tokens to 0"
         )
     found = documents.recognised(Path(name))
     return found._replace(

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from dpr_jax import artifacts
 from dpr_jax.data import carried, corpora, formats, rows, tables
-from dpr_jax.data.raw import ID_KEYS, TEXT_KEYS, short
+from dpr_jax.data.raw import ID_KEYS, TEXT_KEYS, Passage, short
 from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
+SPLIT_SHARDS = "passages-*-of-*.jsonl"
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 
 Reader = Callable[[Path, OnRead | None], Iterator[Any]]
@@ -110,6 +111,31 @@ def beir(folder: Path, role: str) -> dict[str, Path]:
         role: _one_of(folder, ("queries.jsonl", "queries.jsonl.gz")),
         f"{role}_qrels": _one_of(folder / "qrels", (f"{role}.tsv",)),
     }
+
+
+def is_split(folder: Path) -> bool:
+    """Whether `dpr split` wrote this folder, or began to."""
+    return any(folder.glob(SPLIT_SHARDS))
+
+
+def split_passages(folder: Path) -> Source:
+    """The passages that `dpr split` wrote, in the order of their documents.
+
+    Raises:
+      InputError: it has not finished, or a shard is missing or damaged.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        raise InputError(
+            f"{folder} has no {manifest.name}: dpr split was not finished; run it again"
+        )
+    files = tuple(folder / name for name in sorted(artifacts.verify(manifest)["files"]))
+
+    def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
+        for file in files:
+            yield from corpora.read_passage_objects(file, on_read)
+
+    return Source("passages that dpr split cut", files, read)
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
