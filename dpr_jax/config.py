@@ -14,7 +14,7 @@ class DataConfig:
     """The raw files (plain or .gz), read by `dpr prepare`; docs/data.md lists the layouts that are recognised. Relative paths are relative to the current directory."""
 
     passages: str = ""
-    """Corpus: a file, such as DPR's TSV `id, text, title`, or a BEIR folder; empty: the passages that the questions carry with their texts."""
+    """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, or what `dpr split` wrote; empty: the passages that the questions carry with their texts."""
     train: str = ""
     """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`."""
     dev: str = ""
