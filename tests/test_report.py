@@ -79,7 +79,7 @@ def render(**changes: object) -> str:
         "summaries": SUMMARIES,
         "curves": CURVES,
         "examples": EXAMPLES,
-        "training": TRAINING,
+        "training": {"trained": TRAINING},
         "indexes": {
             "index": {
                 "kind": "scann",
@@ -181,7 +181,7 @@ def test_optional_parts_can_be_missing() -> None:
         summaries=alone,
         curves=curves,
         examples=nothing,
-        training=[],
+        training={},
         indexes={},
         manifests={"mine": {}},
     )
@@ -190,6 +190,20 @@ def test_optional_parts_can_be_missing() -> None:
         assert title not in words
     index = {"index": {"kind": "exact"}}
     assert "not measured" in Page(render(indexes=index)).text
+
+
+def test_every_round_of_training_is_shown() -> None:
+    later = [{"step": 7, "loss": 0.1, "validation_nll": 0.1357}]
+    text = render(training={"trained": TRAINING, "round-2": later})
+    for name in ("loss", "in-batch accuracy, %"):
+        assert f'aria-label="Training of trained: {name} over the steps"' in text
+    assert 'aria-label="Training of round-2: loss over the steps"' in text
+    words = " ".join(Page(text).text.split())
+    assert "round-2 " in words and "NLL 0.1357" in words and "NLL 0.4321" in words
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert "not comparable" in words
+    assert "not comparable" not in Page(default_page()).text
 
 
 def test_settings_that_differ_come_first() -> None:
@@ -351,9 +365,9 @@ def test_plot_names_runs_and_takes_the_pages_ink() -> None:
 
 
 def test_training_plots_only_what_was_recorded() -> None:
-    assert plots.training([]) == []
-    assert len(plots.training([{"step": 1, "loss": 0.5}])) == 1
-    assert len(plots.training(TRAINING)) == 2
+    assert plots.training([], "a") == []
+    assert len(plots.training([{"step": 1, "loss": 0.5}], "a")) == 1
+    assert len(plots.training(TRAINING, "a")) == 2
 
 
 def test_what_was_tried_for_an_index_is_plotted() -> None:

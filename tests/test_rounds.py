@@ -118,6 +118,8 @@ def test_every_round_stands_in_the_report(finished: tuple[Config, WorkDir]) -> N
     _, workdir = finished
     page = (workdir.metrics / "report.html").read_text()
     assert "round-2" in page and "rounds/2/index" in page
+    for run in ("trained", "round-2"):
+        assert f"Training of {run}: loss over the steps" in page
     facts = artifacts.read_json(workdir.metrics / "round-2.json")
     assert facts["compared_with"] == ["bm25", "trained"]
 

@@ -31,14 +31,13 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     # --- inputs
     run_files = _run_files(workdir.runs)
     index_files = _index_files(workdir.root)
-    training_file = workdir.checkpoints / "metrics.jsonl"
+    training_files = _training_files(workdir)
     inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
     log = changes.read(workdir)
     if log.folders:
         inputs["changes"] = log.fingerprint
-    for file in [*run_files.values(), *index_files, training_file]:
-        if file.exists():
-            inputs[file.relative_to(workdir.root).as_posix()] = artifacts.checksum(file)
+    for file in [*run_files.values(), *index_files, *training_files.values()]:
+        inputs[file.relative_to(workdir.root).as_posix()] = artifacts.checksum(file)
     for file in run_files.values():
         _check_unchanged(file, inputs[file.relative_to(workdir.root).as_posix()])
     # The page shows every setting, so each of them matters.
@@ -117,7 +116,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         summaries=summaries,
         curves=curves,
         examples=examples,
-        training=_read_lines(training_file),
+        training={name: _read_lines(file) for name, file in training_files.items()},
         indexes={
             file.parent.relative_to(workdir.root).as_posix(): artifacts.read_json(file)
             for file in index_files
@@ -149,6 +148,15 @@ def _index_files(root: Path) -> list[Path]:
     files = sorted(file for pattern in patterns for file in root.glob(pattern))
     # one inside another is the part of it that was built anew
     return [file for file in files if not (file.parents[1] / file.name).exists()]
+
+
+def _training_files(workdir: artifacts.WorkDir) -> dict[str, Path]:
+    """What each round of training recorded, by the name of the run that searches with its model."""
+    found = {"trained": workdir.checkpoints / "metrics.jsonl"}
+    later = workdir.root.glob("rounds/*/checkpoints/metrics.jsonl")
+    numbered = {int(file.parents[1].name): file for file in later}
+    found |= {f"round-{number}": numbered[number] for number in sorted(numbered)}
+    return {name: file for name, file in found.items() if file.exists()}
 
 
 def _compared_with(name: str, baseline: str) -> list[str]:
@@ -186,7 +194,5 @@ def _json_by_line(facts: dict[str, Any]) -> str:
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
     """The training metrics; a last line that is being written is left out."""
-    if not path.exists():
-        return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line]

@@ -85,11 +85,12 @@ def accuracy_over_k(curves: dict[str, list[Estimate]], cutoffs: Sequence[int]) -
         return _svg(figure, "Top-k accuracy over k for " + ", ".join(curves))
 
 
-def training(lines: Sequence[dict[str, float]]) -> list[str]:
+def training(lines: Sequence[dict[str, float]], run: str) -> list[str]:
     """Loss and accuracy over the steps: two <svg> elements, or one where only one was recorded.
 
     Args:
       lines: of checkpoints/metrics.jsonl.
+      run: that searches with the model, for the plots' names.
     """
     panels = (
         ("loss", "loss", "validation_nll", "validation NLL"),
@@ -122,7 +123,7 @@ def training(lines: Sequence[dict[str, float]]) -> list[str]:
                     steps, values, color=COLOURS[5], marker="D", label=validation_name
                 )
             axes.legend(loc="best", frameon=False)
-            found.append(_svg(figure, f"Training: {title} over the steps"))
+            found.append(_svg(figure, f"Training of {run}: {title} over the steps"))
     return found
 
 

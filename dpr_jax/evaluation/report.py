@@ -27,7 +27,7 @@ def render(
     summaries: list[dict[str, Any]],
     curves: dict[str, dict[str, list[Estimate]]],
     examples: Choice,
-    training: list[dict[str, float]],
+    training: dict[str, list[dict[str, float]]],
     indexes: dict[str, dict[str, Any]],
     manifests: dict[str, dict[str, Any]],
 ) -> str:
@@ -39,7 +39,7 @@ def render(
       summaries: what metrics/NAME.json holds, in the order to show.
       curves: view -> run -> top-k accuracy for k = 1, 2, ...
       examples: questions with their passages.
-      training: the lines of metrics.jsonl; none: no training curves.
+      training: run -> the lines of metrics.jsonl of the training before it; none: no training curves.
       indexes: folder -> its index.json.
       manifests: run -> its manifest; empty for a run of another tool.
     """
@@ -65,8 +65,11 @@ def render(
             view: Markup(plots.accuracy_over_k(runs, cutoffs))
             for view, runs in curves.items()
         },
-        training_plots=[Markup(svg) for svg in plots.training(training)],
-        validation=next((x for x in training[::-1] if "validation_nll" in x), {}),
+        training_plots={
+            run: [Markup(svg) for svg in plots.training(lines, run)]
+            for run, lines in training.items()
+        },
+        validations={run: _last_validation(lines) for run, lines in training.items()},
         choice=examples,
         indexes=indexes,
         tuning_plots={
@@ -85,6 +88,10 @@ def render(
             "python": platform.python_version(),
         },
     )
+
+
+def _last_validation(lines: list[dict[str, float]]) -> dict[str, float]:
+    return next((line for line in lines[::-1] if "validation_nll" in line), {})
 
 
 def _columns(metrics: dict[str, Any]) -> list[str]:
