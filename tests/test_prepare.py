@@ -1,6 +1,7 @@
 """Raw files -> data sets: what is kept, what is refused, and that nothing is left half done."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 import subprocess
@@ -10,11 +11,14 @@ from typing import Any
 
 import grain
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import formats, passage_rows, prepare, store
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 
 PASSAGES = "id\ttext\ttitle\nP1\tone\tA\nP2\ttwo\tB\nP3\tthree\t\nP4\tone\tC\n"
@@ -331,6 +335,28 @@ def test_data_sets_are_sequences_that_can_be_pickled(
             data[len(data)]
     shuffled = grain.MapDataset.source(questions).seed(1).shuffle()
     assert sorted(one.id for one in shuffled) == sorted(one.id for one in questions)
+
+
+def test_records_are_those_of_tfds_own_serializer(
+    nq_small_workdir: tuple[Config, WorkDir],
+) -> None:
+    _, workdir = nq_small_workdir
+    nothing = store.Question("", "q\0é", (), (), (), ())
+    edges = store.Question("1", "", ("", "a\n"), (0, 2**62), (), (-1,), ((3, 0.1),))
+    passages = itertools.islice(store.open_corpus(workdir), 50)
+    questions = itertools.islice(store.open_questions(workdir, "train"), 50)
+    rows = {
+        "corpus": [one._asdict() for one in (*passages, Passage("", "", "\u2028"))],
+        "questions": [*map(store.question_record, (*questions, nothing, edges))],
+    }
+    for name, listed in rows.items():
+        features = tfds.builder_from_directory(str(workdir.data / name)).info.features
+        serializer = ExampleSerializer(features.get_serialized_info())
+        lists = store.lists_of(features)
+        for row in listed:
+            example = serializer.get_tf_example(features.encode_example(row))
+            expected = example.SerializeToString(deterministic=True)
+            assert store.serialized(row, lists) == expected
 
 
 def test_shards_keep_the_order(
