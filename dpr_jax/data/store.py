@@ -225,6 +225,7 @@ def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list
 
 
 def question_record(question: Question) -> dict[str, Any]:
+    """A question by the names of its features; the teacher's scores stand in two lists."""
     record = question._asdict()
     scores = record.pop("teacher_scores")
     return record | {
