@@ -15,8 +15,8 @@ class DataConfig:
 
     passages: str = ""
     """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, or what `dpr split` wrote; empty: the passages that the questions carry with their texts."""
-    train: str = ""
-    """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`."""
+    train: str | tuple[str, ...] = ""
+    """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`; or several, of which each batch is from one."""
     dev: str = ""
     """Development questions: as for data.train."""
     test: str = ""
@@ -34,7 +34,12 @@ class DataConfig:
     split_stride_tokens: int = 0
     """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that do not overlap."""
     max_train_questions: int = 0
-    """Use only the first so many training questions; 0 uses all."""
+    """Use only the first so many training questions of each file; 0 uses all."""
+
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """`train` as a tuple, empty where it names nothing."""
+        return ((self.train,) if self.train else ()) if isinstance(self.train, str) else self.train  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +119,8 @@ class TrainConfig:
     """Questions in the global batch, over all devices."""
     hard_negatives: int = 1
     """Hard negatives a question, drawn anew each epoch; the batch has batch_size * (1 + hard_negatives) passages."""
+    upsampling: tuple[float, ...] = ()
+    """How many times the questions of each file of data.train count, one number a file: 4 makes its batches four times as frequent. Empty: once."""
     shuffle_positives: bool = False
     """Draw the positive from all positives; otherwise the first is taken (DPR)."""
     total_steps: int = 1000

@@ -127,6 +127,20 @@ def validate(config: Config) -> None:
         _require(config, "train.validate_every_steps", lambda value: value >= 1, rule)
         rule = "a file of questions where train.patience is set"
         _require(config, "data.dev", lambda value: value != "", rule)
+    files = config.data.train_files
+    _require(config, "data.train", lambda _: all(files), "files, none of them empty")
+    _require(
+        config,
+        "train.upsampling",
+        lambda factors: (
+            all(factor > 0 for factor in factors)
+            and len(factors) in (0, len(files) or len(factors))
+        ),
+        f"a number greater than 0 for each of the {len(files)} files of data.train, or empty",
+    )
+    if len(files) > 1:
+        rule = "empty where data.train names several files, whose question ids it could not tell apart"
+        _require(config, "data.train_qrels", lambda value: value == "", rule)
     weight = "train.distillation_weight"
     _require(config, weight, lambda value: 0 < value <= 1, "in (0, 1]")
     if config.train.distillation != "off":

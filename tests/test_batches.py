@@ -13,7 +13,7 @@ from dpr_jax.data.answers import has_answer
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
-from dpr_jax.training import batches
+from dpr_jax.training import batches, order
 from dpr_jax.training.false_negatives import text_key
 from dpr_jax.training.step import Batch
 
@@ -88,6 +88,32 @@ def test_position_is_the_step_number(make_stream) -> None:
         np.testing.assert_array_equal(a.passage_texts_P, b.passage_texts_P)
         np.testing.assert_array_equal(a.question.ids_BL, b.question.ids_BL)
         np.testing.assert_array_equal(a.passages.ids_BL, b.passages.ids_BL)
+
+
+def test_mixed_batches_are_the_same_for_any_process_count_and_start(
+    make_stream, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    _, workdir = nq_small_workdir
+    corpus = store.open_corpus(workdir)
+    questions = list(store.open_questions(workdir, "train", mined=True))
+    files = [("a", range(20)), ("b", range(20, 60))]
+    mixed = order.parts(files, (4.0, 1.0), batch_size=8)
+    whole = make_stream(mixed=mixed)
+    halves = [
+        make_stream(mixed=mixed, process_index=i, process_count=2, first_step=3)
+        for i in range(2)
+    ]
+    for step, batch in enumerate(whole[3:]):
+        joined = sorted(row for half in halves for row in rows_of(half[step]))
+        assert joined == rows_of(batch)
+    texts_of = [
+        {text_key(corpus[one.positives[0]].text) for one in questions[:20]},
+        {text_key(corpus[one.positives[0]].text) for one in questions[20:]},
+    ]
+    of_first = [texts_of[0] >= {*batch.positive_texts_BM[:, 0]} for batch in whole]
+    assert sum(of_first) == 8  # of 12, in the proportion of 4 * 20 to 40
+    for first, batch in zip(of_first, whole, strict=True):
+        assert first or texts_of[1] >= {*batch.positive_texts_BM[:, 0]}
 
 
 def test_an_epoch_visits_every_question_once(make_stream) -> None:

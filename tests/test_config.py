@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpr_jax import config, config_file, config_rules
-from dpr_jax.config import Config, MineConfig, TrainConfig
+from dpr_jax.config import Config, DataConfig, MineConfig, TrainConfig
 from dpr_jax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -47,6 +47,21 @@ def test_defaults_are_valid() -> None:
             Config(train=TrainConfig(batch_size=1, hard_negatives=0)),
             "a question without any negative has loss 0",
         ),
+        (
+            Config(train=TrainConfig(distillation="kl", hard_negatives=0)),
+            "train.hard_negatives is 0; it must be 1 or more when train.distillation",
+        ),
+        (
+            Config(
+                data=DataConfig(train=("a", "b")), train=TrainConfig(upsampling=(1,))
+            ),
+            "train.upsampling is .* for each of the 2 files of data.train, or empty",
+        ),
+        (
+            Config(data=DataConfig(train=("a", "b"), train_qrels="q")),
+            "data.train_qrels is 'q'; it must be empty where data.train names several",
+        ),
+        (Config(data=DataConfig(train=("a", ""))), "files, none of them empty"),
     ],
 )
 def test_bad_values_are_named(changed: Config, message: str) -> None:

@@ -146,3 +146,18 @@ def test_histograms() -> None:
 def test_samples_are_spread_evenly() -> None:
     assert survey.evenly(3, 10) == [0, 1, 2] and survey.evenly(1, 10) == [0]
     assert survey.evenly(101, 3) == [0, 50, 100]
+
+
+def test_each_training_file_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text(PASSAGES, encoding="utf-8")
+    names = (str(tmp_path / "one.json"), str(tmp_path / "two.json"))
+    Path(names[0]).write_text(json.dumps([row("a", "cat", "P1")] * 3))
+    Path(names[1]).write_text(json.dumps([row("b", "dog", "P3")] * 2))
+    data = DataConfig(passages=str(tmp_path / "p.tsv"), train=names)
+    config = Config(name="small", data=data)
+    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    prepare.run(config, workdir)
+    inspect.run(config, workdir)
+    facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
+    counted = {name: one["questions"] for name, one in facts["splits"].items()}
+    assert counted == {"train": 5, "train/1 one.json": 3, "train/2 two.json": 2}

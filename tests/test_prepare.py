@@ -385,3 +385,58 @@ def test_hashed_texts_against_a_dict() -> None:
     assert table.rows(texts) == [number % 70 for number in range(100)]
     assert table.rows(["t70", "", "t0"]) == [-1, -1, 0] and table.rows([]) == []
     assert table.first_repeat() == (0, 70)
+
+
+def test_several_training_files(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    (tmp_path / "more.json").write_text(
+        json.dumps(
+            [
+                {"question": "m", "answers": [], "positive_ctxs": [{"psg_id": "P2"}]},
+                {"question": "n", "answers": [], "positive_ctxs": [{"psg_id": "P4"}]},
+                {"question": "o", "answers": [], "positive_ctxs": []},
+            ]
+        )
+    )
+    names = (str(raw["train"]), str(tmp_path / "more.json"))
+    config, workdir = setup(tmp_path, raw, train=names)
+    prepare.run(config, workdir)
+    train = store.open_questions(workdir, "train")
+    assert [(one.id, one.question) for one in train] == [
+        ("0", "a"),
+        ("2", "b"),
+        ("0", "m"),
+        ("1", "n"),
+    ]
+    sets = store.train_sets(workdir)
+    assert sets == [(names[0], range(2)), (names[1], range(2, 4))]
+    (first, second) = (train.part(rows) for _, rows in sets)
+    assert [one.question for one in second] == ["m", "n"]
+    assert (len(first), second[1].question) == (2, "n")
+    with pytest.raises(IndexError):
+        second[2]
+    assert artifacts.read_json(workdir.data / "manifest.json")["questions"] == {
+        "train": 4,
+        "dev": 1,
+        "test": 2,
+    }
+    text = "\n".join(said)
+    assert f"train/2: {names[1]} is DPR JSON" in text
+    assert "train/2: 2 kept, 2 without answers, 1 dropped: no positive passage" in text
+    said.clear()
+    prepare.run(config, workdir)
+    assert said == ["prepare: up to date"]
+
+    config, alone = setup(tmp_path, raw, "alone", train=names[:1])
+    prepare.run(config, alone)
+    config, plain = setup(tmp_path, raw, "plain")
+    prepare.run(config, plain)
+    assert store.train_sets(alone) == store.train_sets(plain) == []
+    made = [
+        artifacts.read_json(one.data / "manifest.json")["made_from"]
+        for one in (alone, plain)
+    ]
+    assert made[0] == made[1]
+    with pytest.raises(InputError, match="none.json does not exist.*data.train must"):
+        prepare.run(*setup(tmp_path, raw, "bad", train=(names[0], "none.json")))

@@ -15,10 +15,10 @@ import tiny
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, ModelConfig, TrainConfig
-from dpr_jax.data import store
+from dpr_jax.config import Config, MineConfig, ModelConfig, TrainConfig
+from dpr_jax.data import prepare, store
 from dpr_jax.errors import InputError, Preempted
-from dpr_jax.training import batches, checkpoint, loop, validation
+from dpr_jax.training import checkpoint, loop, order, validation
 from dpr_jax.training.step import TrainState
 
 
@@ -184,13 +184,13 @@ def test_a_loss_that_stays_far_too_high_ends_the_run_and_takes_no_checkpoint_wit
         config.train, total_steps=30, checkpoint_every_steps=1, dropout=0.0
     )
     config = dataclasses.replace(config, train=train)
-    ids = batches.question_ids(
+    ids = order.question_ids(
         store.open_questions(workdir, "train", mined=True), config.seed, 15, 8
     )
     for _ in range(2):  # the same command again knows what was logged before
         with pytest.raises(InputError, match="diverged at step 15 ") as caught:
             loop.run(config, workdir)
-        assert f"with ids {', '.join(ids)};" in str(caught.value)
+        assert f"with ids {ids};" in str(caught.value)
         assert "try a lower train.learning_rate" in str(caught.value)
         kept = {int(path.name) for path in (workdir.checkpoints / "steps").iterdir()}
         assert kept == {9, 10}
@@ -210,6 +210,39 @@ def test_what_does_not_divide_is_refused(
     odd = dataclasses.replace(config.train, **changes)
     with pytest.raises(InputError, match=message):
         loop.run(dataclasses.replace(config, train=odd), workdir)
+
+
+def test_several_training_files_take_turns(
+    run_dir: tuple[Config, WorkDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = run_dir
+    rows = json.loads(Path(config.data.train).read_text("utf-8"))
+    names = (str(tmp_path / "first.json"), str(tmp_path / "second.json"))
+    for name, part in zip(names, (rows[:20], rows[20:]), strict=True):
+        Path(name).write_text(json.dumps(part), encoding="utf-8")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train=names, dev="", test=""),
+        train=dataclasses.replace(config.train, total_steps=2, upsampling=(1, 3)),
+        mine=MineConfig(enabled=False),
+    )
+    workdir = artifacts.open_workdir(tmp_path / "mixed", config.name)
+    prepare.run(config, workdir)
+
+    def diverging(*args: object, **kwargs: object) -> object:
+        done, metrics = step(*args, **kwargs)
+        return done, metrics | {"loss": metrics["loss"] + jnp.nan}
+
+    step = loop.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", diverging)
+        with pytest.raises(InputError, match=r"with ids .* of .*/second.json; the"):
+            loop.run(config, workdir)
+    loop.run(config, workdir)
+    assert sorted(lines(workdir)) == [1, 2]
+    other = dataclasses.replace(config.train, upsampling=(2, 1))
+    with pytest.raises(InputError, match=r"train.upsampling was \[1, 3\], is \[2, 1\]"):
+        loop.run(dataclasses.replace(config, train=other), workdir)
 
 
 def test_shared_towers_stay_equal_whatever_the_loss(

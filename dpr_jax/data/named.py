@@ -18,10 +18,25 @@ from dpr_jax.model import hf, tokenizer
 SPLITS = ("train", "dev", "test")
 
 
+def questions(data: DataConfig) -> dict[str, str]:
+    """What is named for each split: train, dev, test; several training files are train/1, train/2, ..."""
+    train = data.train_files
+    names = {f"train/{number}": name for number, name in enumerate(train, 1)}
+    if len(train) == 1:
+        names = {"train": train[0]}
+    names |= {"dev": data.dev, "test": data.test}
+    return {key: name for key, name in names.items() if name}
+
+
+def split_of(key: str) -> str:
+    """The split of a key of `questions`."""
+    return key.partition("/")[0]
+
+
 def recognised(
     data: DataConfig, model: str, count: Counter[str]
 ) -> tuple[dict[str, Source], dict[str, Path]]:
-    """The inputs by setting (passages, train, dev, test), and the qrels files by split; all of them there.
+    """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys; all of them there.
 
     Args:
       data: the settings.
@@ -34,16 +49,19 @@ def recognised(
     how = how_to_cut(data, model)
     files: dict[str, Path] = {}
     sources: dict[str, Source] = {}
-    for key in SPLITS if how else ("passages", *SPLITS):
-        name = getattr(data, key)
-        if name.startswith(from_tfds.PREFIX) and key in SPLITS:
+    asked = questions(data)
+    passages = {"passages": data.passages} if data.passages and not how else {}
+    for key, name in (passages | asked).items():
+        if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
         if key == "passages" and recognise.is_split(Path(name)):
             sources[key] = recognise.split_passages(Path(name))
-        elif name and Path(name).is_dir():
-            files |= recognise.beir(Path(name), key)
-        elif name:
-            files[key] = _existing(key, name)
+        elif Path(name).is_dir():
+            role = split_of(key)
+            found = recognise.beir(Path(name), role)
+            files |= {what.replace(role, key, 1): path for what, path in found.items()}
+        else:
+            files[key] = _existing(split_of(key), name)
     for split in SPLITS:
         if name := getattr(data, f"{split}_qrels"):
             files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
@@ -51,16 +69,13 @@ def recognised(
         sources["passages"] = _documents(data.passages, how, count)
     elif "passages" in files:
         sources["passages"] = recognise.passages(files["passages"])
-    for split in SPLITS:
-        if split in files:
-            sources[split] = recognise.questions(files[split])
-        elif getattr(data, split):
-            sources[split] = from_tfds.questions(getattr(data, split))
+    for key, name in asked.items():
+        known = recognise.questions if key in files else from_tfds.questions
+        sources[key] = known(files.get(key, name))
     if not sources:
         raise InputError("data.passages is not set; it must name the corpus")
-    return sources, {
-        split: files[f"{split}_qrels"] for split in SPLITS if f"{split}_qrels" in files
-    }
+    qrels = {key: files[f"{key}_qrels"] for key in asked if f"{key}_qrels" in files}
+    return sources, qrels
 
 
 def cut_settings(

@@ -1,6 +1,7 @@
 """The stage that reads the raw files and writes the data sets `corpus` and `questions`."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,13 +50,14 @@ def run(config: Config, workdir: WorkDir) -> None:
             "cut": named.cut_settings(data, config.model.init, sources),
         },
         {key: source.fingerprint() for key, source in sources.items()}
-        | {f"{split}_qrels": artifacts.checksum(qrels[split]) for split in qrels},
+        | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
     )
     if artifacts.is_fresh(workdir.data / "manifest.json", origin):
         logging.say("prepare: up to date")
         return
+    names = {"passages": data.passages} | named.questions(data)
     for key, source in sources.items():
-        logging.say(f"prepare: {key}: {getattr(data, key)} is {source.layout}")
+        logging.say(f"prepare: {key}: {names[key]} is {source.layout}")
 
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(workdir.data) as folder:
@@ -68,26 +70,34 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
         # --- the questions, which name passages by row
-        counts: dict[str, Counter[str]] = {split: Counter(kept=0) for split in sources}
-        asked = {split: HashedTexts() for split in sources}
-        splits = {
-            split: _noted(
-                _questions(data, split, source, qrels, facts.table, counts[split]),
-                asked[split],
+        counts: dict[str, Counter[str]] = {key: Counter(kept=0) for key in sources}
+        asked: dict[str, HashedTexts] = {}
+        splits: dict[str, Iterable[Question]] = {}
+        for key, source in sources.items():
+            split = named.split_of(key)
+            seen = asked.setdefault(split, HashedTexts())
+            rows = _noted(
+                _questions(
+                    data, key, names[key], source, qrels, facts.table, counts[key]
+                ),
+                seen,
             )
-            for split, source in sources.items()
-        }
+            splits[split] = itertools.chain(splits.get(split, ()), rows)
         question_files = store.write_questions(folder, splits) if splits else []
-        for split, count in counts.items():
-            logging.say(f"prepare: {split}: {_report(count)}")
+        kept: Counter[str] = Counter()
+        for key, count in counts.items():
+            logging.say(f"prepare: {key}: {_report(count)}")
+            kept[named.split_of(key)] += count["kept"]
         _warn_of_overlap(asked)
+        several = [key for key in sources if "/" in key]
 
         artifacts.write_manifest(
             folder / "manifest.json",
             origin,
             [*corpus_files, *question_files],
             passages=facts.passages,
-            questions={split: count["kept"] for split, count in counts.items()},
+            questions=kept,
+            train_sets=[[names[key], counts[key]["kept"]] for key in several],
         )
 
 
@@ -144,23 +154,25 @@ def _refuse_repeat(source: Source, first: int, second: int) -> None:
 
 def _questions(
     data: DataConfig,
-    split: str,
+    key: str,
+    name: str,
     source: Source,
     qrels: dict[str, Path],
     table: HashTable,
     count: Counter[str],
 ) -> Iterator[Question]:
-    """The questions to keep of one split; fills in `count` as it goes."""
-    with _reading(f"prepare {split}", source) as on_read:
+    """The questions to keep of one file; fills in `count` as it goes."""
+    split = named.split_of(key)
+    with _reading(f"prepare {key}", source) as on_read:
         rows: Iterable[RawQuestion] = source.read(on_read)
         if split != "train":
             rows = raw.unique(rows)
-        if split in qrels:
-            rows = _with_qrels(rows, formats.read_qrels(qrels[split]), count)
+        if key in qrels:
+            rows = _with_qrels(rows, formats.read_qrels(qrels[key]), count)
         for row in rows:
             if split == "train" and 0 < data.max_train_questions == count["kept"]:
                 break
-            if reason := _unusable(row, split, judged=split in qrels):
+            if reason := _unusable(row, split, judged=key in qrels):
                 count[f"dropped: {reason}"] += 1
                 continue
             question = _resolve(row, table, count)
@@ -172,7 +184,7 @@ def _questions(
             yield question
     if not count["kept"]:
         raise InputError(
-            f"{getattr(data, split)} has no question to use as data.{split} ({_report(count)})"
+            f"{name} has no question to use as data.{split} ({_report(count)})"
         )
 
 

@@ -96,25 +96,30 @@ class Corpus(Sequence[Passage]):
 
 
 class Questions(Sequence[Question]):
-    """The questions of one split, read from disk by row; cheap to pickle."""
+    """The questions of one split, or some rows of it in a row, read from disk by row; cheap to pickle."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, rows: range | None = None) -> None:
         self._folder, self._split = folder, split
         self._source = _source(folder, split)
+        self._rows = range(len(self._source)) if rows is None else rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Questions, (self._folder, self._split)
+        return Questions, (self._folder, self._split, self._rows)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> Question:
-        return _question(self._source[_in_range(row, len(self))])
+        return _question(self._source[self._rows[_in_range(row, len(self))]])
 
     def __iter__(self) -> Iterator[Question]:
         for start in range(0, len(self), ROWS_PER_READ):
-            rows = range(start, min(start + ROWS_PER_READ, len(self)))
+            rows = self._rows[start : start + ROWS_PER_READ]
             yield from map(_question, self._source.__getitems__(rows))
+
+    def part(self, rows: range) -> "Questions":
+        """Some of them, by their rows here."""
+        return Questions(self._folder, self._split, self._rows[rows.start : rows.stop])
 
 
 def open_corpus(workdir: WorkDir) -> Corpus:
@@ -145,6 +150,19 @@ def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questio
             f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])}; set data.{split} and run `{stage}`"
         )
     return Questions(folder / "questions", split)
+
+
+def train_sets(workdir: WorkDir) -> list[tuple[str, range]]:
+    """The files that the training questions are of, each with its rows; empty where there is one file.
+
+    Mining keeps the rows as they are.
+    """
+    listed = artifacts.read_json(workdir.data / "manifest.json").get("train_sets", [])
+    ends = itertools.accumulate(count for _, count in listed)
+    return [
+        (name, range(end - count, end))
+        for (name, count), end in zip(listed, ends, strict=True)
+    ]
 
 
 def _passage(record: dict[str, Any]) -> Passage:

@@ -1,5 +1,6 @@
 """The stage that says what the prepared data hold: counts, lengths in tokens, repeats, overlap of test with train."""
 
+from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts, logging
@@ -23,6 +24,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     folder, model = workdir.inside("inspection"), config.model
     data = workdir.data / "manifest.json"
     corpus = store.open_corpus(workdir)
+    sets = [(name, len(rows)) for name, rows in store.train_sets(workdir)]
     origin = artifacts.made_from(
         "inspect",
         {
@@ -30,7 +32,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             "max_question_tokens": model.max_question_tokens,
             "max_passage_tokens": model.max_passage_tokens,
             "answer_match": config.evaluate.answer_match,
-        },
+        }
+        | ({"train_sets": [[*names] for names in sets]} if sets else {}),
         {"data": artifacts.fingerprint(data)},
     )
     artifacts.restore_dir(folder)
@@ -48,6 +51,8 @@ def run(config: Config, workdir: WorkDir) -> None:
 def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
     names = list(artifacts.read_json(workdir.data / "manifest.json")["questions"])
     splits = {name: store.open_questions(workdir, name) for name in names}
+    for number, (name, rows) in enumerate(store.train_sets(workdir), 1):
+        splits[f"train/{number} {Path(name).name}"] = splits["train"].part(rows)
     question_tokens, passage_tokens = (
         tokenizer.load(hf.resolve(config.model.init, side), UNCUT_TOKENS)
         for side in ("question", "passage")

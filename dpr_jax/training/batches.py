@@ -17,6 +17,7 @@ from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
 from dpr_jax.training import packing
 from dpr_jax.training.false_negatives import holds_answer, text_key
+from dpr_jax.training.order import Part, order
 from dpr_jax.training.step import Batch
 
 NO_PASSAGE = -1  # a dummy where a question has too few hard negatives
@@ -110,19 +111,6 @@ def teacher_scores(draws: Sequence[Draw]) -> np.ndarray:
     return np.array(scores, np.float32)
 
 
-def order(questions: Sequence[Question], seed: int) -> grain.MapDataset[Question]:
-    """The questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n - 1) * batch_size and on."""
-    return grain.MapDataset.source(questions).seed(seed).shuffle().repeat()
-
-
-def question_ids(
-    questions: Sequence[Question], seed: int, step: int, batch_size: int
-) -> list[str]:
-    """Ids of the questions in the global batch of update `step` (1-based)."""
-    rows = order(questions, seed)
-    return [rows[i].id for i in range((step - 1) * batch_size, step * batch_size)]
-
-
 def with_answers(
     batch: Batch,
     draws: Sequence[Draw],
@@ -192,6 +180,7 @@ def stream(
     process_index: int = 0,
     process_count: int = 1,
     devices: int = 1,
+    mixed: Sequence[Part] = (),
 ) -> Iterator[Batch]:
     """Endless batches of this process, from step `first_step` on.
 
@@ -213,6 +202,7 @@ def stream(
       process_index: which process this is.
       process_count: of how many; divides batch_size.
       devices: of each process, which share its rows; read where texts are packed.
+      mixed: files that take turns, each with batches of its own questions (training/order.py).
 
     Raises:
       InputError: fewer questions than one batch holds, a batch of one question without any negative, no answers to mask,
@@ -238,12 +228,16 @@ def stream(
     most_positives = 0
     if mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
-    rows = order(questions, seed).random_map(
-        lambda question, rng: draw(
-            question,
-            rng,
-            hard_negatives=hard_negatives,
-            shuffle_positives=shuffle_positives,
+    rows = (
+        order(questions, seed, batch_size, mixed)
+        .seed(seed)
+        .random_map(
+            lambda question, rng: draw(
+                question,
+                rng,
+                hard_negatives=hard_negatives,
+                shuffle_positives=shuffle_positives,
+            )
         )
     )
     mine = slice(process_index, None, process_count)

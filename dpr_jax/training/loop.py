@@ -22,6 +22,7 @@ from dpr_jax.training import (
     checkpoint,
     divergence,
     optimizer,
+    order,
     setup,
     speed,
     validation,
@@ -66,6 +67,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- data -----------------------------------------------------------------------
     corpus = store.open_corpus(workdir)
     questions = store.open_questions(workdir, "train", mined=mined)
+    mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = (
         list(store.open_questions(workdir, "dev", mined=mined))
         if config.data.dev
@@ -181,6 +183,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             devices=jax.local_device_count(),
+            mixed=mixed,
         )
         logging.say(
             f"train: {len(questions):,} questions, {train.total_steps:,} steps of {train.batch_size} questions and "
@@ -203,9 +206,11 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
         def lost(step: int, why: str) -> InputError:
-            ids = batches.question_ids(questions, config.seed, step, train.batch_size)
+            ids = order.question_ids(
+                questions, config.seed, step, train.batch_size, mixed
+            )
             return InputError(
-                f"training diverged at step {step} ({why}) on the questions with ids {', '.join(ids)}; the checkpoints "
+                f"training diverged at step {step} ({why}) on the questions with ids {ids}; the checkpoints "
                 f"before it are kept in {workdir.checkpoints}; try a lower train.learning_rate or train.clip_norm in "
                 "another --workdir"
             )

@@ -9,6 +9,7 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.config_file import to_dict
+from dpr_jax.data import store
 from dpr_jax.errors import InputError
 
 # what a setting was in checkpoints that are older than it
@@ -41,6 +42,8 @@ def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
     }
     if config.mine.enabled:
         inputs["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
+    if files := store.train_sets(workdir):
+        inputs["train_sets"] = ", ".join(str(len(rows)) for _, rows in files)
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
     model = to_dict(config.model)
     del model["init"]  # known by its content: a folder may have moved
