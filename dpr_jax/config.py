@@ -150,7 +150,9 @@ class TrainConfig:
     temperature: float = 1.0
     """Scores are divided by it: 1 for the paper's dot product, about 0.05 for unit vectors."""
     learn_temperature: bool = False
-    """Train the temperature along with the towers, starting from `temperature`, at their learning rate."""
+    """Train the logarithm of the temperature along with the towers, starting from `temperature`."""
+    temperature_rate: float = 1.0
+    """Learning rate of the learned temperature in multiples of `learning_rate`; with 1 it moves by 1 % in 1,000 updates at 2e-5 (docs/training.md)."""
     symmetric: bool = False
     """Half of the loss is that of positive passages which look for their question among all questions of the batch."""
     matryoshka_widths: tuple[int, ...] = ()

@@ -66,6 +66,7 @@ def validate(config: Config) -> None:
         "train.learning_rate",
         "train.temperature",
         "train.teacher_temperature",
+        "train.temperature_rate",
         "train.adam_eps",
     ):
         _require(config, key, lambda value: value > 0, "greater than 0")

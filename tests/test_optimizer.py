@@ -7,6 +7,7 @@ import tiny
 
 from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.training import optimizer
+from dpr_jax.training.step import LOG_TEMPERATURE
 
 
 def test_rate_rises_and_falls_in_lines() -> None:
@@ -104,6 +105,18 @@ def test_frozen_levels_have_no_gradient() -> None:
     assert moving(0) == {"embeddings", "layer_0", "layer_1"}
     assert moving(1) == {"layer_0", "layer_1"}
     assert moving(2) == {"layer_1"}
+
+
+def test_the_temperature_may_move_faster() -> None:
+    adamw = optimizer.make(
+        lambda _: 0.1, weight_decay=0, eps=1e-8, clip_norm=0, temperature_rate=20.0
+    )
+    params = {"question": jnp.ones(1), LOG_TEMPERATURE: jnp.float32(0)}
+    updates, _ = adamw.update(
+        params | {LOG_TEMPERATURE: jnp.float32(-3)}, adamw.init(params), params
+    )
+    np.testing.assert_allclose(updates["question"], [-0.1], rtol=1e-5)
+    np.testing.assert_allclose(updates[LOG_TEMPERATURE], 2.0, rtol=1e-5)
 
 
 def test_first_update_is_adams_and_decays_matrices_alone() -> None:

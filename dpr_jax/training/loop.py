@@ -112,6 +112,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         layers=shape.num_hidden_layers,
         layer_decay=train.layer_decay,
         frozen=frozen,
+        temperature_rate=train.temperature_rate,
     )
     if train.learn_temperature:
         params[LOG_TEMPERATURE] = np.array(math.log(train.temperature), np.float32)

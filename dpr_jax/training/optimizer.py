@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dpr_jax.model.dual_encoder import Params
+from dpr_jax.training.step import LOG_TEMPERATURE
 
 # The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their number.
 DPR_DEVICES = 8
@@ -57,6 +58,7 @@ def make(
     layers: int = 0,
     layer_decay: float = 1.0,
     frozen: int = 0,
+    temperature_rate: float = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW with betas 0.9 and 0.999, clipped to a global norm.
 
@@ -69,6 +71,7 @@ def make(
       layers: of a tower; read where one of the following is set.
       layer_decay: rate of a level as a share of that of the level above it (Howard and Ruder, 2018, arXiv 1801.06146).
       frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1 + n the first n layers too.
+      temperature_rate: rate of a learned temperature, in multiples of that of the towers.
     """
     parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
     if clip_norm:
@@ -77,6 +80,8 @@ def make(
         parts.insert(0, optax.scale(1 / DPR_DEVICES))
     if layer_decay != 1.0:
         parts.append(_scale_by_level(layer_decay, layers))
+    if temperature_rate != 1.0:
+        parts.append(_scale_temperature(temperature_rate))
     if not frozen:
         return optax.chain(*parts)
 
@@ -105,6 +110,16 @@ def _scale_by_level(decay: float, layers: int) -> optax.GradientTransformation:
         lambda updates, _: jax.tree.map_with_path(
             lambda path, leaf: leaf * decay ** (layers - _level(path, layers)), updates
         )
+    )
+
+
+def _scale_temperature(factor: float) -> optax.GradientTransformation:
+    """The update of the learned temperature times `factor`."""
+    return optax.stateless(
+        lambda updates, _: {
+            name: leaf * factor if name == LOG_TEMPERATURE else leaf
+            for name, leaf in updates.items()
+        }
     )
 
 
