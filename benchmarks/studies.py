@@ -20,7 +20,7 @@ from typing import NamedTuple
 CONFIG = "configs/study_squad.py"
 QUESTIONS = 3200  # of training, each seen once
 CUTOFFS = (1, 5, 20, 100)
-VIEW = "answers"
+VIEW = "answer"
 
 
 class Point(NamedTuple):
@@ -120,14 +120,14 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def plot_batch(workdir: Path, out: Path) -> None:
+def plot_batch(workdir: Path, done: list[Point], out: Path) -> None:
     """Top-1 and top-20 over the batch size, one line with and one without a hard negative."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, k in zip(figure.subplots(1, 2), (1, 20), strict=True):
         for hard, colour, marker in ((0, "#0072b2", "o"), (1, "#d55e00", "s")):
-            points = [p for p in STUDIES["batch"] if p.hard_negatives == hard]
+            points = [point for point in done if point.hard_negatives == hard]
             found = [read(workdir / p.name, "trained")[f"top-{k}"] for p in points]
             sizes = [p.batch_size for p in points]
             axes.fill_between(
@@ -146,6 +146,7 @@ def plot_batch(workdir: Path, out: Path) -> None:
                 label="one BM25 hard negative" if hard else "in-batch negatives alone",
             )
         axes.set_xscale("log", base=2)
+        sizes = sorted({point.batch_size for point in done})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("questions in the batch")
         axes.set_ylabel(f"top-{k} answer accuracy, %")
@@ -155,17 +156,19 @@ def plot_batch(workdir: Path, out: Path) -> None:
     figure.savefig(out)
 
 
-def plot_devices(workdir: Path, out: Path) -> None:
+def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
     """The training loss of the three, step by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
-    styles = (("#56b4e9", 5, "-"), ("#0072b2", 1.5, "-"), ("#d55e00", 1.5, "--"))
-    labels = ("1 device x 64", "8 devices x 8, gathered", "8 devices x 8, not gathered")
-    for point, label, (colour, width, dash) in zip(
-        STUDIES["devices"], labels, styles, strict=True
-    ):
+    styles = {
+        "batch-64-hard-0": ("1 device x 64", "#56b4e9", 5, "-"),
+        "8-devices-gathered": ("8 devices x 8, gathered", "#0072b2", 1.5, "-"),
+        "8-devices-alone": ("8 devices x 8, not gathered", "#d55e00", 1.5, "--"),
+    }
+    for point in done:
+        label, colour, width, dash = styles[point.name]
         lines = (workdir / point.name / "checkpoints" / "metrics.jsonl").read_text(
             encoding="utf-8"
         )
@@ -197,16 +200,14 @@ def main(study: str, workdir: Path, only: list[str] | None, plots: Path | None) 
         wanted = only is None or point.name in only
         if wanted and not (workdir / point.name).exists():
             train_and_measure(point, base, workdir / point.name)
-    if only:
+    done = [point for point in STUDIES[study] if (workdir / point.name).exists()]
+    if not done:
         return
-    points = {
-        point.name: read(workdir / point.name, "trained") for point in STUDIES[study]
-    }
-    bm25 = read(workdir / STUDIES[study][0].name, "bm25")
-    print(table({"BM25": bm25, **points}))
+    points = {point.name: read(workdir / point.name, "trained") for point in done}
+    print(table({"BM25": read(workdir / done[0].name, "bm25"), **points}))
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
-        PLOTS[study](workdir, plots / f"{study}.svg")
+        PLOTS[study](workdir, done, plots / f"{study}.svg")
 
 
 if __name__ == "__main__":
@@ -214,7 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--workdir", type=Path, default=Path("runs/studies"))
     parser.add_argument(
-        "--only", nargs="+", metavar="POINT", help="run these points, print no table"
+        "--only", nargs="+", metavar="POINT", help="run these points alone"
     )
     parser.add_argument("--plot", type=Path, help="folder for the study's plot")
     call = parser.parse_args()
