@@ -4,8 +4,8 @@ Data:      data/nq_natural/ in DPR's layout (passages.tsv, train.json, dev.json,
 Model:     as for configs/study_squad.py.
 Command:   dpr pipeline configs/study_nq_natural.py --workdir runs/study_nq_natural
 Hardware:  two CPU cores, 3 GB of memory.
-Time:      in docs/results.md, for each study.
-Expected:  in docs/results.md, for each study.
+Time:      not run yet.
+Expected:  not run yet; docs/results.md has the studies on SQuAD.
 """
 
 import dataclasses
