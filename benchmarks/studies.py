@@ -62,13 +62,9 @@ def run(command: list[str]) -> None:
 
 def prepare(base: Path) -> None:
     """What all points share: the data, BM25's hard negatives, BM25's run. No dev set, so nothing is chosen by one."""
-    for stage in (["prepare"], ["mine"], ["retrieve", *retrieval("bm25")]):
-        command = ["dpr", stage[0], CONFIG, "--workdir", str(base)]
-        run([*command, "--data.dev", "", *stage[1:]])
-
-
-def retrieval(kind: str) -> list[str]:
-    return ["--retrieve.kind", kind, "--retrieve.name", kind]
+    bm25 = ["--retrieve.kind", "bm25", "--retrieve.name", "bm25"]
+    for stage, settings in (("prepare", []), ("mine", []), ("retrieve", bm25)):
+        run(["dpr", stage, CONFIG, "--workdir", str(base), "--data.dev", "", *settings])
 
 
 def train_and_measure(point: Point, base: Path, workdir: Path) -> None:

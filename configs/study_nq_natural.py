@@ -3,7 +3,7 @@
 Data:      data/nq_natural/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels); not in this repository.
 Model:     as for configs/study_squad.py.
 Command:   dpr pipeline configs/study_nq_natural.py --workdir runs/study_nq_natural
-Hardware:  two CPU cores, 3 GB of memory.
+Hardware:  two CPU cores, 5 GB of memory.
 Time:      not run yet.
 Expected:  not run yet; docs/results.md has the studies on SQuAD.
 """
