@@ -5,17 +5,20 @@
 
 FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md; one hard negative a question, mined by BM25. Ours is
 the mapped step of `dpr train` on all devices there are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py,
-extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Every round
-takes one batch through each of them; the first round and compiling do not count. CPU seconds are those of all threads: on a busy machine they
-say more than the clock does, best with one thread (`taskset -c 0 python ...`).
+extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Each has a process of
+its own, so that neither meets the other's threads and memory. Every round takes one batch through each of them, one after the other; rounds that
+compile, and the first, do not count. CPU seconds are those of all threads: on a busy machine they say more than the clock does, best with one
+thread (`taskset -c 0 python ...`).
 """
 
 import argparse
 import functools
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import real_data
-import torch
-import torch_towers
 
-from dpr_jax import parallel
+from dpr_jax import host_memory, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
@@ -44,28 +45,56 @@ MODELS = {
 RATE = 1e-5
 
 
+PYTORCH = "PyTorch"
+
+
 class Side(NamedTuple):
     """One way of computing an update.
 
     Attributes:
-      name: of the line in the table.
-      prepare: compiles what the update of a batch needs.
+      prepare: compiles what the update of a batch needs; returns whether it had to.
       update: one update, finished when it returns.
       memory_bytes: largest memory of the device so far, or what the compiler plans; 0 where that is not known.
     """
 
-    name: str
-    prepare: Callable[[Batch], None]
+    prepare: Callable[[Batch], bool]
     update: Callable[[Batch], object]
     memory_bytes: Callable[[], int]
 
 
+class Task(NamedTuple):
+    """What a side computes.
+
+    Attributes:
+      workdir, tower: folders of the data and of the model.
+      train: settings of the update.
+      lengths: most tokens of a question and of a passage.
+      threads: of the processor.
+    """
+
+    workdir: WorkDir
+    tower: Path
+    train: TrainConfig
+    lengths: tuple[int, int]
+    threads: int
+
+
 class Measured(NamedTuple):
-    """One update: time by the clock, CPU time of all threads, and tokens computed."""
+    """One update: time by the clock, CPU time of all threads, tokens computed and real ones, and the memory in use."""
 
     wall_s: float
     cpu_s: float
+    compiled: bool
     slots: int
+    lengths: np.ndarray
+    memory_bytes: int
+
+
+class Versions(NamedTuple):
+    """What a side runs on."""
+
+    device: str
+    package: str
 
 
 def main(command: list[str] | None = None) -> None:
@@ -79,58 +108,85 @@ def main(command: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args(command)
+    jax.config.update("jax_platforms", "cpu")  # here; the sides find their devices
     threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
     train = TrainConfig(batch_size=arguments.batch_size, dtype=arguments.dtype)
+    lengths = arguments.question_tokens, arguments.passage_tokens
 
     with tempfile.TemporaryDirectory() as scratch:
         count = min(arguments.batch_size * arguments.rounds, 4096)
         count = max(count, arguments.batch_size)
-        workdir, questions = real_data.prepared(arguments.folder, Path(scratch), count)
+        workdir, _ = real_data.prepared(arguments.folder, Path(scratch), count)
         tower = real_data.random_tower(
             Path(scratch) / "tower", **MODELS[arguments.model]
         )
-        lengths = arguments.question_tokens, arguments.passage_tokens
-        sides, streams = [torch_side(tower, train)], [0]
-        for pack_rows in arguments.pack_rows:
-            name = f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
-            sides.append(our_side(name, tower, train))
-            streams.append(pack_rows)
-        streams = [
-            stream(workdir, questions, tower, train, lengths, pack_rows)
-            for pack_rows in streams
+        task = Task(workdir, tower, train, lengths, threads)
+        names = [PYTORCH] + [
+            f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
+            for pack_rows in arguments.pack_rows
         ]
+        sides = [
+            start(task, name, pack_rows)
+            for name, pack_rows in zip(names, [0, *arguments.pack_rows], strict=True)
+        ]
+        versions = [side.recv() for side in sides]
         measured: list[list[Measured]] = [[] for _ in sides]
-        real: list[np.ndarray] = []
         for _ in range(arguments.rounds):
-            for side, rows, done in zip(sides, streams, measured, strict=True):
-                batch = next(rows)
-                done.append(measure(side, batch))
-            real.append(
-                np.concatenate([batch.question.lengths_B, batch.passages.lengths_B])
-            )
-
-        device = jax.devices()[0].device_kind
+            for side, done in zip(sides, measured, strict=True):
+                side.send("go")
+                done.append(side.recv())
+        for side in sides:
+            side.send("end")
         print(
-            f"\n{arguments.model}, {arguments.dtype}, {arguments.batch_size} questions (at most {lengths[0]} tokens), {2 * arguments.batch_size} passages ({lengths[1]}); "
-            f"{jax.device_count()} {device}, {threads} threads; jax {jax.__version__}, torch {torch.__version__}"
+            f"\n{arguments.model}, {arguments.dtype}, {train.batch_size} questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages ({lengths[1]}); "
+            f"{versions[1].device}, {threads} threads; {versions[1].package}, {versions[0].package}"
         )
-        timed = [done[1:] for done in measured]
-        show(sides, timed, real[1:], train.batch_size, hf.read_shape(tower))
+        show(names, measured, train.batch_size, hf.read_shape(tower))
+
+
+def start(task: Task, name: str, pack_rows: int) -> Connection:
+    """A process that computes one update whenever it is told to."""
+    here, there = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    work = spawn.Process(target=serve, args=(there, task, name, pack_rows), daemon=True)
+    work.start()
+    return here
+
+
+def serve(parent: Connection, task: Task, name: str, pack_rows: int) -> None:
+    """A side's process: says its versions, then an update for every word but the last."""
+    if name == PYTORCH:
+        jax.config.update("jax_platforms", "cpu")  # it only reads the batches
+        side, versions = torch_side(task)
+    else:
+        host_memory.keep_freed()  # as `dpr` does
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared
+        side, versions = our_side(task)
+    rows = stream(task, pack_rows)
+    parent.send(versions)
+    while parent.recv() == "go":
+        parent.send(measure(side, next(rows)))
 
 
 def measure(side: Side, batch: Batch) -> Measured:
-    side.prepare(batch)
+    compiled = side.prepare(batch)
     wall_s, cpu_s = time.monotonic(), time.process_time()
     side.update(batch)
-    spent = time.monotonic() - wall_s, time.process_time() - cpu_s
-    return Measured(*spent, batch.question.slots + batch.passages.slots)
+    return Measured(
+        time.monotonic() - wall_s,
+        time.process_time() - cpu_s,
+        compiled,
+        batch.question.slots + batch.passages.slots,
+        np.concatenate([batch.question.lengths_B, batch.passages.lengths_B]),
+        side.memory_bytes(),
+    )
 
 
-def our_side(name: str, tower: Path, train: TrainConfig) -> Side:
+def our_side(task: Task) -> tuple[Side, Versions]:
     """The mapped step; each shape of batch is compiled once."""
-    shape = hf.read_shape(tower)
-    params = dual_params(*[hf.read_params(tower, shape)] * 2, shared=False)
+    train = task.train
+    shape = hf.read_shape(task.tower)
+    params = dual_params(*[hf.read_params(task.tower, shape)] * 2, shared=False)
     adamw = optimizer.make(
         lambda _: RATE, weight_decay=0.0, eps=train.adam_eps, clip_norm=train.clip_norm
     )
@@ -159,10 +215,12 @@ def our_side(name: str, tower: Path, train: TrainConfig) -> Side:
     def shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
         return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
-    def prepare(batch: Batch) -> None:
-        if shapes(batch) not in programs:
-            lowered = mapped.lower(held[0], spmd.shard(batch))
-            programs[shapes(batch)] = lowered.compile()
+    def prepare(batch: Batch) -> bool:
+        if shapes(batch) in programs:
+            return False
+        lowered = mapped.lower(held[0], spmd.shard(batch))
+        programs[shapes(batch)] = lowered.compile()
+        return True
 
     def update(batch: Batch) -> None:
         state, metrics = programs[shapes(batch)](held.pop(), spmd.shard(batch))
@@ -175,13 +233,21 @@ def our_side(name: str, tower: Path, train: TrainConfig) -> Side:
             plan.argument_size_in_bytes + plan.temp_size_in_bytes for plan in plans
         )
 
-    return Side(name, prepare, update, memory_bytes)
+    device = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    return Side(prepare, update, memory_bytes), Versions(
+        device, f"jax {jax.__version__}"
+    )
 
 
-def torch_side(tower: Path, train: TrainConfig) -> Side:
+def torch_side(task: Task) -> tuple[Side, Versions]:
     """The same in PyTorch."""
+    import torch
+    import torch_towers
+
+    torch.set_num_threads(task.threads)
+    train = task.train
     trainer = torch_towers.Trainer(
-        tower,
+        task.tower,
         torch_towers.Settings(
             pooling="mean",
             normalize=True,
@@ -198,31 +264,24 @@ def torch_side(tower: Path, train: TrainConfig) -> Side:
         gpu = trainer.device.type == "cuda"
         return torch.cuda.max_memory_allocated() if gpu else 0
 
-    return Side(
-        "PyTorch",
-        lambda batch: None,
-        lambda batch: trainer.update(batch, RATE),
-        memory_bytes,
+    side = Side(
+        lambda batch: False, lambda batch: trainer.update(batch, RATE), memory_bytes
     )
+    return side, Versions(str(trainer.device), f"torch {torch.__version__}")
 
 
-def stream(
-    workdir: WorkDir,
-    questions: store.Questions,
-    tower: Path,
-    train: TrainConfig,
-    lengths: tuple[int, int],
-    pack_rows: int,
-) -> batches.Iterator[Batch]:
+def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
     """The batches of `dpr train`."""
-    question_tokenizer, passage_tokenizer = (tokenizer.load(tower, n) for n in lengths)
+    question_tokenizer, passage_tokenizer = (
+        tokenizer.load(task.tower, n) for n in task.lengths
+    )
     return batches.stream(
-        questions,
-        store.open_corpus(workdir),
+        store.open_questions(task.workdir, "train", mined=True),
+        store.open_corpus(task.workdir),
         question_tokenizer,
         passage_tokenizer,
-        batch_size=train.batch_size,
-        hard_negatives=train.hard_negatives,
+        batch_size=task.train.batch_size,
+        hard_negatives=task.train.hard_negatives,
         shuffle_positives=False,
         mask_duplicates=True,
         mask_answers="off",
@@ -235,31 +294,40 @@ def stream(
 
 
 def show(
-    sides: list[Side],
+    names: list[str],
     measured: list[list[Measured]],
-    real: list[np.ndarray],
     batch_size: int,
     shape: hf.BertShape,
 ) -> None:
-    """One line a side: medians over the rounds, and ratios to PyTorch taken within each round."""
+    """One line a side: medians over the rounds in which nobody compiled, and ratios to PyTorch taken within each round."""
     peak = peak_flops()
+    counted = [
+        at
+        for at in range(1, len(measured[0]))
+        if not any(side[at].compiled for side in measured)
+    ]
+    if not counted:
+        raise SystemExit("every round compiled a new shape; give more --rounds")
     print(
+        f"{len(counted)} rounds counted\n"
         "                        s/step  CPU s  examples/s  tokens/s   real    MFU   GiB   x PyTorch (clock, CPU)"
     )
-    for side, done in zip(sides, measured, strict=True):
+    base_s = np.array([measured[0][at].wall_s for at in counted])
+    base_cpu_s = np.array([measured[0][at].cpu_s for at in counted])
+    for name, side in zip(names, measured, strict=True):
+        done = [side[at] for at in counted]
         wall_s = np.array([one.wall_s for one in done])
         cpu_s = np.array([one.cpu_s for one in done])
-        base_s = np.array([one.wall_s for one in measured[0]])
-        base_cpu_s = np.array([one.cpu_s for one in measured[0]])
-        tokens = np.array([lengths.sum() for lengths in real])
-        flops = np.array([3 * forward_flops(shape, lengths) for lengths in real])
+        tokens = np.array([one.lengths.sum() for one in done])
+        flops = np.array([3 * forward_flops(shape, one.lengths) for one in done])
         share = tokens.sum() / sum(one.slots for one in done)
-        if side is sides[0]:  # it is given padded batches, and cuts them
+        if name == PYTORCH:  # it is given padded batches, and cuts them
             share = np.nan
         mfu = np.median(flops / wall_s) / peak if peak else np.nan
+        memory_bytes = max(one.memory_bytes for one in side)
         print(
-            f"{side.name:22}{np.median(wall_s):8.2f}{np.median(cpu_s):7.2f}{batch_size / np.median(wall_s):12.1f}"
-            f"{np.median(tokens / wall_s):10.0f}{share:7.1%}{mfu:7.1%}{side.memory_bytes() / 2**30:6.2f}"
+            f"{name:22}{np.median(wall_s):8.2f}{np.median(cpu_s):7.2f}{batch_size / np.median(wall_s):12.1f}"
+            f"{np.median(tokens / wall_s):10.0f}{share:7.1%}{mfu:7.1%}{memory_bytes / 2**30:6.2f}"
             f"{np.median(base_s / wall_s):8.2f}{np.median(base_cpu_s / cpu_s):7.2f}"
         )
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from dpr_jax import artifacts, config_file, logging
+from dpr_jax import artifacts, config_file, host_memory, logging
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError, Preempted
@@ -109,6 +109,7 @@ def run(args: list[str]) -> None:
     operands, rest = _operands(command, rest)
     call = parse(command, rest)
     _quiet_libraries()
+    host_memory.keep_freed()
     # the stages import JAX, which reads the environment: not before it is settled
     from dpr_jax import parallel, pipeline
 

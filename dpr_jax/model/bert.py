@@ -11,9 +11,19 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dpr_jax.model.dropout import Dropout
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """GELU (Hendrycks and Gimpel, 2016, arXiv 1606.08415) by erf as in BERT, which costs less than jax.nn.gelu's erfc."""
+    half = np.sqrt(0.5).astype(x.dtype)
+    return 0.5 * x * (1 + jax.lax.erf(x * half))
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_new": functools.partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -119,7 +129,7 @@ class Embeddings(nn.Module):
             x_BLD += position(positions_BL)
         x_BLD += kind(jnp.zeros((), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
-        return nn.Dropout(self.dropout)(x_BLD, deterministic=not train)
+        return Dropout(self.dropout)(x_BLD, train=train)
 
 
 class Layer(nn.Module):
@@ -143,7 +153,7 @@ class Layer(nn.Module):
                 jax.lax.dot_general, preferred_element_type=result
             ),
         )
-        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
+        drop = functools.partial(Dropout(self.dropout), train=train)
 
         heads = (shape.num_attention_heads, -1)
         q_BLHK, k_BLHK, v_BLHK = (
