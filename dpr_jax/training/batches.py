@@ -228,16 +228,12 @@ def stream(
     most_positives = 0
     if mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
-    rows = (
-        order(questions, seed, batch_size, mixed)
-        .seed(seed)
-        .random_map(
-            lambda question, rng: draw(
-                question,
-                rng,
-                hard_negatives=hard_negatives,
-                shuffle_positives=shuffle_positives,
-            )
+    rows = order(questions, seed, batch_size, mixed).random_map(
+        lambda question, rng: draw(
+            question,
+            rng,
+            hard_negatives=hard_negatives,
+            shuffle_positives=shuffle_positives,
         )
     )
     mine = slice(process_index, None, process_count)
