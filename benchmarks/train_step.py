@@ -149,6 +149,8 @@ def start(task: Task, name: str, pack_rows: int) -> Connection:
     here, there = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     work = spawn.Process(target=serve, args=(there, task, name, pack_rows), daemon=True)
+    if name != PYTORCH:
+        os.environ[host_memory.TUNABLES] = host_memory.HUGE_PAGES  # as `dpr` does
     work.start()
     return here
 
@@ -159,7 +161,6 @@ def serve(parent: Connection, task: Task, name: str, pack_rows: int) -> None:
         jax.config.update("jax_platforms", "cpu")  # it only reads the batches
         side, versions = torch_side(task)
     else:
-        host_memory.keep_freed()  # as `dpr` does
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared
         side, versions = our_side(task)
     rows = stream(task, pack_rows)

@@ -64,6 +64,7 @@ class SplitCall:
 
 def main() -> None:
     """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted."""
+    host_memory.want_huge_pages()
     try:
         run(sys.argv[1:])
     except InputError as error:
@@ -109,7 +110,6 @@ def run(args: list[str]) -> None:
     operands, rest = _operands(command, rest)
     call = parse(command, rest)
     _quiet_libraries()
-    host_memory.keep_freed()
     # the stages import JAX, which reads the environment: not before it is settled
     from dpr_jax import parallel, pipeline
 

@@ -1,30 +1,31 @@
-"""How this process holds its memory on a CPU."""
+"""How this process gets its memory on a CPU."""
 
-import ctypes
+import os
 import sys
+from pathlib import Path
 
-# of glibc's malloc.h
-M_TRIM_THRESHOLD = -1
-M_MMAP_MAX = -4
-M_ARENA_MAX = -8
+TUNABLES = "GLIBC_TUNABLES"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def keep_freed() -> bool:
-    """Makes malloc keep the memory that is freed, for the next allocation of its size.
+def want_huge_pages(system: Path = _SYSTEM) -> None:
+    """Starts this process again with huge pages for large memory, where the system gives them to those who ask.
 
     XLA's CPU takes all temporary memory of a program at once, every time it runs, and glibc returns so large a piece to the system
-    when it ends: every training step then faults in hundreds of megabytes page by page, a fifth to a third of its time (docs/log.md).
-    To be called before there are threads, which would have got memory of their own.
+    when it ends: with pages of 4 kB, a fifth of a training step goes into faults (docs/log.md). glibc reads the setting when a process
+    starts. To be called first: the process keeps its id and its open files, and loses all else.
 
-    Returns:
-      Whether it did: False where the C library is not glibc.
+    Args:
+      system: says what the system does: `[madvise]` in it where one has to ask.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return False
-    # from the heap, never from a mapping of its own; one heap for all threads, as others are small; nothing given back
-    settings = {M_MMAP_MAX: 0, M_ARENA_MAX: 1, M_TRIM_THRESHOLD: -1}
-    done = [libc.mallopt(name, value) for name, value in settings.items()]
-    return all(done)
+    if HUGE_PAGES.partition("=")[0] in os.environ.get(TUNABLES, ""):
+        return
+    try:
+        asks = "[madvise]" in system.read_text(encoding="utf-8")
+    except OSError:  # no Linux, or one without huge pages
+        return
+    if asks:
+        others = os.environ.get(TUNABLES, "")
+        os.environ[TUNABLES] = f"{others}:{HUGE_PAGES}" if others else HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

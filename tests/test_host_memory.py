@@ -1,5 +1,6 @@
-"""What keeping freed memory is for: a large block that was freed is there again without page faults."""
+"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,42 +8,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# faults of taking 64 MB a second time, in a thread as XLA's programs run in
-FAULTS = """
-import resource, sys, threading
+ASKING = """
+import os, sys
+from pathlib import Path
 from dpr_jax import host_memory
 
-if sys.argv[1] == "keep":
-    assert host_memory.keep_freed()
-counts = []
-
-def take_twice():
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        bytearray(2**26)
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-thread = threading.Thread(target=take_twice)
-thread.start()
-thread.join()
-print(counts[1])
+print("started", flush=True)
+host_memory.want_huge_pages(Path(sys.argv[1]))
+print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:])
 """
 
 
-def faults(mode: str) -> int:
+def asked(system: Path, tunables: str) -> list[str]:
     result = subprocess.run(
-        [sys.executable, "-c", FAULTS, mode],
+        [sys.executable, "-c", ASKING, str(system), "an argument", "--flag"],
         check=True,
         cwd=ROOT,
+        env=os.environ | {"GLIBC_TUNABLES": tunables},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    return int(result.stdout)
+    return result.stdout.splitlines()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_freed_memory_is_taken_again_without_page_faults() -> None:
-    pages = 2**26 // 4096
-    assert faults("as it is") > pages / 2
-    assert faults("keep") < pages / 100
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+    ],
+)
+def test_where_one_has_to_ask_the_process_starts_once_more(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    system = tmp_path / "enabled"
+    system.write_text("always [madvise] never\n")
+    lines = asked(system, before)
+    assert lines == ["started", "started", f"{after} an argument --flag"]
+
+
+@pytest.mark.parametrize(
+    "says", ["[always] madvise never\n", "always madvise [never]\n", None]
+)
+def test_elsewhere_it_goes_on_as_it_is(says: str | None, tmp_path: Path) -> None:
+    system = tmp_path / "enabled"
+    if says is not None:
+        system.write_text(says)
+    assert asked(system, "") == ["started", " an argument --flag"]
+
+
+def test_what_the_user_chose_stays(tmp_path: Path) -> None:
+    system = tmp_path / "enabled"
+    system.write_text("always [madvise] never\n")
+    chosen = "glibc.malloc.hugetlb=0"
+    assert asked(system, chosen) == ["started", f"{chosen} an argument --flag"]
