@@ -200,10 +200,21 @@ def checksum(path: Path) -> str:
 
 
 def made_from(
-    stage: str, settings: dict[str, Any], inputs: dict[str, str]
+    stage: str, settings: dict[str, Any], inputs: dict[str, str], *, form: int = 1
 ) -> dict[str, Any]:
-    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs."""
-    return {"stage": stage, "settings": settings, "inputs": inputs}
+    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs.
+
+    Args:
+      form: of what the stage writes, counted up when the same settings and inputs come to give something else: what an older version
+        made is then made anew. The first form is not named.
+    """
+    origin = {"stage": stage, "settings": settings, "inputs": inputs}
+    return origin if form == 1 else origin | {"form": form}
+
+
+def form_of(facts: dict[str, Any]) -> int:
+    """Of an artifact, from its manifest."""
+    return facts["made_from"].get("form", 1)
 
 
 def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
@@ -225,6 +236,13 @@ def write_manifest(
         for file in sorted(files)
     }
     value = {**facts, "made_from": origin, "files": listed, "versions": versions()}
+    write_json(manifest, {**value, "checksum": _checksum_of_value(value)})
+
+
+def restate(manifest: Path, **facts: Any) -> None:
+    """Changes what a manifest says besides its files and what they were made from."""
+    value = read_json(manifest) | facts
+    value.pop("checksum", None)
     write_json(manifest, {**value, "checksum": _checksum_of_value(value)})
 
 

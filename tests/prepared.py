@@ -35,7 +35,7 @@ def prepare(
         files += store.write_questions(workdir.data, splits)
     artifacts.write_manifest(
         workdir.data / "manifest.json",
-        artifacts.made_from("prepare", {}, {}),
+        artifacts.made_from("prepare", {}, {}, form=store.FORM),
         files,
         questions={name: len(split) for name, split in splits.items()},
     )
