@@ -55,7 +55,7 @@ class WordEmbedder:
     width, shape = WIDTH, tiny.SHAPE
 
     def __init__(self, model: str = "words") -> None:
-        self.fingerprint = self.model_fingerprint = model
+        self.fingerprint = self.passage_fingerprint = model
         self.encoded: list[object] = []
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> np.ndarray:
