@@ -280,14 +280,18 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
       remedy: what to do about a damaged file; empty: to make the artifact again.
 
     Raises:
-      InputError: a file is missing or differs, by name.
+      InputError: a file is missing or differs, by name, or the manifest is none.
     """
     facts = read_json(manifest)
     remedy = remedy or f"delete {manifest} and run its stage again"
+    if not _is_manifest(facts):
+        raise InputError(
+            f"{manifest} is damaged: it does not list files with their checksums; {remedy}"
+        )
     wanted = facts.pop("checksum", None)  # older manifests have none
     if wanted not in (None, _checksum_of_value(facts)):
         raise InputError(f"{manifest} is damaged: its checksum is another; {remedy}")
-    for name, entry in facts.get("files", {}).items():
+    for name, entry in facts["files"].items():
         path = manifest.parent / name
         if not path.exists():
             raise InputError(
@@ -298,6 +302,15 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
                 f"{path} is damaged: its checksum is not the one in {manifest.name}; {remedy}"
             )
     return facts
+
+
+def _is_manifest(facts: Any) -> bool:
+    """Whether a JSON value has what `verify` reads."""
+    files = facts.get("files") if isinstance(facts, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
+        for entry in files.values()
+    )
 
 
 def versions() -> dict[str, str]:

@@ -109,6 +109,14 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
         artifacts.verify(manifest)
 
 
+@pytest.mark.parametrize("value", [[1], {}, {"files": []}, {"files": {"a": {}}}])
+def test_what_is_no_manifest(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "manifest.json"
+    artifacts.write_json(path, value)
+    with pytest.raises(InputError, match="manifest.json is damaged: it does not list"):
+        artifacts.verify(path)
+
+
 def test_damaged_json_is_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_text('{"a": ')

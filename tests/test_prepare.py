@@ -237,6 +237,22 @@ def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
             prepare.run(config, workdir)
 
 
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    """A folder that may not be looked into does the same, but not to root."""
+    too_long = "x" * 300
+    for key, changes in (
+        ("passages", {}),
+        ("passages", {"split_words": 2}),
+        ("train", {}),
+        ("dev_qrels", {}),
+    ):
+        config, workdir = setup(tmp_path, raw, **{key: too_long}, **changes)
+        with pytest.raises(InputError, match="xxx cannot be read: File name too long"):
+            prepare.run(config, workdir)
+
+
 def test_bad_input_leaves_the_data_of_before(
     tmp_path: Path, raw: dict[str, Path]
 ) -> None:
