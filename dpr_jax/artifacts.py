@@ -200,10 +200,21 @@ def checksum(path: Path) -> str:
 
 
 def made_from(
-    stage: str, settings: dict[str, Any], inputs: dict[str, str]
+    stage: str, settings: dict[str, Any], inputs: dict[str, str], *, form: int = 1
 ) -> dict[str, Any]:
-    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs."""
-    return {"stage": stage, "settings": settings, "inputs": inputs}
+    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs.
+
+    Args:
+      form: of what the stage writes, counted up when the same settings and inputs come to give something else: what an older version
+        made is then made anew. The first form is not named.
+    """
+    origin = {"stage": stage, "settings": settings, "inputs": inputs}
+    return origin if form == 1 else origin | {"form": form}
+
+
+def form_of(facts: dict[str, Any]) -> int:
+    """Of an artifact, from its manifest."""
+    return facts["made_from"].get("form", 1)
 
 
 def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
@@ -225,6 +236,13 @@ def write_manifest(
         for file in sorted(files)
     }
     value = {**facts, "made_from": origin, "files": listed, "versions": versions()}
+    write_json(manifest, {**value, "checksum": _checksum_of_value(value)})
+
+
+def restate(manifest: Path, **facts: Any) -> None:
+    """Changes what a manifest says besides its files and what they were made from."""
+    value = read_json(manifest) | facts
+    value.pop("checksum", None)
     write_json(manifest, {**value, "checksum": _checksum_of_value(value)})
 
 
@@ -262,14 +280,18 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
       remedy: what to do about a damaged file; empty: to make the artifact again.
 
     Raises:
-      InputError: a file is missing or differs, by name.
+      InputError: a file is missing or differs, by name, or the manifest is none.
     """
     facts = read_json(manifest)
     remedy = remedy or f"delete {manifest} and run its stage again"
+    if not _is_manifest(facts):
+        raise InputError(
+            f"{manifest} is damaged: it does not list files with their checksums; {remedy}"
+        )
     wanted = facts.pop("checksum", None)  # older manifests have none
     if wanted not in (None, _checksum_of_value(facts)):
         raise InputError(f"{manifest} is damaged: its checksum is another; {remedy}")
-    for name, entry in facts.get("files", {}).items():
+    for name, entry in facts["files"].items():
         path = manifest.parent / name
         if not path.exists():
             raise InputError(
@@ -280,6 +302,15 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
                 f"{path} is damaged: its checksum is not the one in {manifest.name}; {remedy}"
             )
     return facts
+
+
+def _is_manifest(facts: Any) -> bool:
+    """Whether a JSON value has what `verify` reads."""
+    files = facts.get("files") if isinstance(facts, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
+        for entry in files.values()
+    )
 
 
 def versions() -> dict[str, str]:

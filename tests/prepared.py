@@ -35,7 +35,7 @@ def prepare(
         files += store.write_questions(workdir.data, splits)
     artifacts.write_manifest(
         workdir.data / "manifest.json",
-        artifacts.made_from("prepare", {}, {}),
+        artifacts.made_from("prepare", {}, {}, form=store.FORM),
         files,
         questions={name: len(split) for name, split in splits.items()},
     )
@@ -55,7 +55,7 @@ class WordEmbedder:
     width, shape = WIDTH, tiny.SHAPE
 
     def __init__(self, model: str = "words") -> None:
-        self.fingerprint = self.model_fingerprint = model
+        self.fingerprint = self.passage_fingerprint = model
         self.encoded: list[object] = []
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> np.ndarray:

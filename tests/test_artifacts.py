@@ -64,9 +64,28 @@ def test_fresh_means_same_settings_and_inputs(tmp_path: Path) -> None:
     for other in (
         artifacts.made_from("test", {"k": 2, "cut": [1, 2]}, {"input": "x"}),
         artifacts.made_from("test", {"k": 1, "cut": [1, 2]}, {"input": "y"}),
+        same | {"form": 2},
     ):
         assert not artifacts.is_fresh(manifest, other)
     assert not artifacts.is_fresh(tmp_path / "none.json", same)
+
+
+def test_the_first_form_is_not_named(tmp_path: Path) -> None:
+    """So what was made before there was a second one stays up to date."""
+    first, second = (artifacts.made_from("test", {}, {}, form=n) for n in (1, 2))
+    assert first == artifacts.made_from("test", {}, {})
+    assert second == {**first, "form": 2}
+    assert artifacts.form_of({"made_from": first}) == 1
+    assert artifacts.form_of({"made_from": second}) == 2
+
+
+def test_a_manifest_that_is_restated_is_sound(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a")
+    before = artifacts.read_json(manifest)
+    artifacts.restate(manifest, count=4)
+    facts = artifacts.verify(manifest)
+    assert facts.pop("count") == 4
+    assert facts.items() <= before.items()
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
@@ -88,6 +107,14 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "file.bin").unlink()
     with pytest.raises(InputError, match=r"file.bin is missing"):
         artifacts.verify(manifest)
+
+
+@pytest.mark.parametrize("value", [[1], {}, {"files": []}, {"files": {"a": {}}}])
+def test_what_is_no_manifest(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "manifest.json"
+    artifacts.write_json(path, value)
+    with pytest.raises(InputError, match="manifest.json is damaged: it does not list"):
+        artifacts.verify(path)
 
 
 def test_damaged_json_is_named_in_one_line(tmp_path: Path) -> None:

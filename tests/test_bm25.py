@@ -94,6 +94,19 @@ def test_equal_scores_go_by_row_also_at_the_cut(tmp_path: Path) -> None:
         assert tied == sorted(tied) == list(range(len(tied)))
 
 
+@pytest.mark.parametrize("count", [0, 3, 511, 5_000, 5_120])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
+def test_the_best_of_many_scores(count: int, share: float) -> None:
+    """Also where blocks are looked at first, and many scores are equal."""
+    chance = np.random.default_rng(count)
+    scores_N = chance.integers(1, 40, count).astype(np.float32)
+    scores_N[chance.random(count) >= share] = 0
+    order = np.argsort(-scores_N, kind="stable")
+    for k in (1, 5, 10, 700):
+        wanted = [row for row in order[:k] if scores_N[row] > 0]
+        assert bm25._best(scores_N, k).tolist() == wanted
+
+
 def test_real_rows_are_the_formula(
     nq_small_workdir: tuple[Config, WorkDir],
     tmp_path: Path,

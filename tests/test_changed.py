@@ -230,7 +230,7 @@ def test_stages_after_a_change_keep_it(
     assert facts_of(workdir)["kind"] == "exact"
     assert best(workdir, "which river flows through Paris")[0] == "n0"
     # another model: all of it encoded and indexed again
-    embedder.fingerprint = embedder.model_fingerprint = "another"
+    embedder.fingerprint = embedder.passage_fingerprint = "another"
     vector = embedder._vector
     monkeypatch.setattr(embedder, "_vector", lambda text: 2 * vector(text))
     for stage in ("encode", "index"):

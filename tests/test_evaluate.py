@@ -41,7 +41,7 @@ def prepared(root: Path, questions: list[Question]) -> artifacts.WorkDir:
         files += store.write_questions(folder, {"test": questions})
         artifacts.write_manifest(
             folder / "manifest.json",
-            artifacts.made_from("prepare", {}, {}),
+            artifacts.made_from("prepare", {}, {}, form=store.FORM),
             files,
             passages=len(PASSAGES),
             questions={"test": len(questions)},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpr_jax.data import formats, rows
+from dpr_jax.data import formats, recognise, rows
 from dpr_jax.errors import InputError
 
 NQ_SMALL = Path(__file__).parent / "fixtures" / "nq_small"
@@ -90,6 +90,10 @@ def test_a_field_may_be_longer_than_csv_allows_by_default(tmp_path: Path) -> Non
         (b"id\ttext\ttitle\n1\ta\xff\tb\n", 2, "UTF-8"),
         (b"id\ttext\ttitle\n1\ta\0\tb\n", 2, "NUL"),
         ("id\ttext\ttitle\n1\ta\rb\tc\n", 2, "tab-separated"),
+        ("id\ttext\ttitle\r1\ta\tb\r", 1, "end in LF or CRLF"),
+        ('id\ttext\ttitle\n1\ta\tb\n"', 3, "never closed"),
+        ("id\ttext\ttitle\n1\ta\tb\n\ufeffid\ttext\ttitle\n", 3, "header once more"),
+        ("id\ttext\ttitle\n\0\ta\tb\n", 2, "NUL"),
     ],
 )
 def test_bad_passages(
@@ -242,10 +246,26 @@ def test_qrels(tmp_path: Path) -> None:
     assert qrels.where == {"1": f"{path}:1", "3": f"{path}:5"}
 
 
+@pytest.mark.parametrize("content", ["", "\n \n", "query-id\tcorpus-id\tscore\n"])
+def test_qrels_that_judge_nothing(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "q.qrels.gz", content)
+    refuse(lambda: iter(formats.read_qrels(path)), str(path), "is empty; qrels are")
+
+
 @pytest.mark.parametrize("content", ["1 0 P1\n", "1 0 P1 1 x\n", "1 0 P1 yes\n"])
 def test_bad_qrels(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "q.qrels", content)
     refuse(lambda: iter(formats.read_qrels(path)), f"{path}:1:", "passage-id")
+
+
+def test_files_put_one_after_the_other_bring_their_byte_order_marks(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "q.tsv", "\ufeff\ufeffa\twho\n\ufeffb\twhat\n")
+    assert [row.id for row in formats.read_question_ids(path)] == ["a", "b"]
+    path = write(tmp_path / "p.tsv", "\ufeff\ufeffid\ttext\ttitle\n1\ta\tb\n")
+    ((_, passage),) = recognise.passages(path).read(None)
+    assert tuple(passage) == ("1", "b", "a")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

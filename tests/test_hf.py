@@ -77,7 +77,7 @@ def test_towers_of_one_folder_and_of_two(tmp_path: Path, folder: Path) -> None:
         for side in ("question", "passage")
     ]
     assert sides[0].fingerprint != sides[1].fingerprint
-    assert sides[0].model_fingerprint == sides[1].model_fingerprint
+    assert sides[0].passage_fingerprint == sides[1].passage_fingerprint
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_builds_a_movable_index_and_measures_it(workdir: WorkDir, kind: str) -> 
     queries_QD = _vectors()[::100].astype(np.float32)
     wanted_QK, _ = ExactIndex([_vectors()]).search(queries_QD, 5)
     np.testing.assert_allclose(index.search(queries_QD, 5)[0], wanted_QK, rtol=1e-5)
-    assert index.model_fingerprint == "a model" and index.count == 2000
+    assert index.passage_fingerprint == "a model" and index.count == 2000
     left = {path.name for path in workdir.root.iterdir()}
     assert left == {"workdir.json", "embeddings"}
 

@@ -169,8 +169,10 @@ def test_vectors_find_what_words_do_not(
         wanted[1],
     ]
 
-    embedder.model_fingerprint = embedder.fingerprint = "another"
-    with pytest.raises(InputError, match="another model than mine.model=model"):
+    embedder.passage_fingerprint = embedder.fingerprint = "another"
+    with pytest.raises(
+        InputError, match="another model than the passage encoder of mine.model=model"
+    ):
         mine.run(dense, workdir)
     assert len(mined_rows(workdir)) == 2  # what was there stands
 

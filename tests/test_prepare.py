@@ -237,6 +237,22 @@ def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
             prepare.run(config, workdir)
 
 
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, raw: dict[str, Path]
+) -> None:
+    """A folder that may not be looked into does the same, but not to root."""
+    too_long = "x" * 300
+    for key, changes in (
+        ("passages", {}),
+        ("passages", {"split_words": 2}),
+        ("train", {}),
+        ("dev_qrels", {}),
+    ):
+        config, workdir = setup(tmp_path, raw, **{key: too_long}, **changes)
+        with pytest.raises(InputError, match="xxx cannot be read: File name too long"):
+            prepare.run(config, workdir)
+
+
 def test_bad_input_leaves_the_data_of_before(
     tmp_path: Path, raw: dict[str, Path]
 ) -> None:
@@ -260,6 +276,29 @@ def test_a_second_run_does_nothing(
     prepare.run(config, workdir)
     assert said == ["prepare: up to date"]
     assert (workdir.data / "manifest.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("form", [None, store.FORM + 1])
+def test_data_of_another_version_are_refused_and_prepared_anew(
+    tmp_path: Path, raw: dict[str, Path], said: list[str], form: int | None
+) -> None:
+    """As the files and settings are the same, only the form tells them apart."""
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    manifest = workdir.data / "manifest.json"
+    made_from = artifacts.read_json(manifest)["made_from"]
+    assert made_from.pop("form") == store.FORM
+    of_another = made_from if form is None else made_from | {"form": form}
+    artifacts.restate(manifest, made_from=of_another)
+    assert len(store.open_corpus(workdir)) == 4  # which is the same in both
+    with pytest.raises(InputError, match=f"in form {form or 1}; .*run `dpr prepare`"):
+        store.open_questions(workdir, "train")
+    said.clear()
+    prepare.run(config, workdir)
+    assert "prepare: up to date" not in said
+    assert store.open_questions(workdir, "train")[0].question
+    prepare.run(config, workdir)
+    assert said[-1] == "prepare: up to date"
 
 
 def test_another_process_writes_the_same_bytes(

@@ -163,6 +163,11 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         ("t.csv", "anchor,positive\nwho\n", ":2", "1 columns; the header names 2"),
         ("t.csv", "anchor,positive,positive\na,b,c\n", ":1", "every column once"),
         ("t.csv", 'anchor,positive\na,"b\nc,d\n', ":2", "never closed"),
+        ("t.csv", 'anchor,positive\na,b\n"', ":3", "never closed"),
+        ("t.csv", "anchor,positive\na,b\n" * 2, ":3", "header once more"),
+        ("t.tsv", "q1\twho\rq2\twhat\r", ":1", "end in LF or CRLF"),
+        ("t.jsonl", '{"_id": true, "text": "a"}', ":1", "one word"),
+        ("t.jsonl", '{"_id": "a\\u0000", "text": "a"}', ":1", "one word"),
         ("t.tsv", "a\tb\tc\nd\te\n", ":2", "2 columns"),
         ("t.jsonl", '{"query_id": "a b", "query": "c", "text": 1}', ":1", "one word"),
         (

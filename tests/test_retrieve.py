@@ -354,7 +354,7 @@ def test_a_weight_without_dev_questions(
 def test_vectors_of_another_model_are_refused(
     workdir: WorkDir, embedder: WordEmbedder
 ) -> None:
-    embedder.model_fingerprint = "another"
+    embedder.passage_fingerprint = "another"
     with pytest.raises(InputError, match="another model"):
         retrieve.run(CONFIG, workdir)
     assert not workdir.runs.exists()

@@ -119,15 +119,3 @@ def test_prepared_scores_name_rows(tmp_path: Path) -> None:
     assert [score for _, score in first.teacher_scores] == pytest.approx([0.1, 2.5])
     assert (first.positives, first.hard_negatives) == ((2,), (0,))
     assert second.teacher_scores == ()
-
-
-def test_data_of_before_there_were_scores_are_read(tmp_path: Path) -> None:
-    record = {
-        "id": b"1",
-        "question": b"who",
-        "answers": [],
-        "positives": [3],
-        "hard_negatives": [],
-        "negatives": [],
-    }
-    assert store._question(record) == store.Question("1", "who", (), (3,), (), ())

@@ -133,7 +133,9 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
     Raises:
       InputError: the file is missing, of no known layout, or broken (file and line), or a passage's id is taken.
     """
-    if not Path(passages).exists():
+    with rows.readable(passages):
+        there = Path(passages).exists()
+    if not there:
         raise InputError(
             f"{passages} does not exist; dpr index add takes a file of passages"
         )

@@ -78,6 +78,8 @@ def read_passages(
         )
     empty = True
     for line, row in table:
+        if row == header:
+            raise InputError(f"{path}:{line}: {tables.REPEATED_HEADER}")
         if len(row) != 3:
             raise InputError(
                 f"{path}:{line}: {len(row)} columns; a passage has 3 (id, text, title), separated by tabs"
@@ -216,10 +218,10 @@ def read_qrels(path: Path) -> Qrels:
     A relevance above 0 makes the passage gold. A triple is `question-id positive negative`.
 
     Raises:
-      InputError: a line without three or four columns or unlike the lines before it, or a relevance that is not a whole number.
+      InputError: a line without three or four columns or unlike the lines before it, a relevance that is not a whole number, or no line.
     """
     qrels = Qrels({}, {}, {})
-    layout = ""
+    layout, judged = "", False
     for line, text in rows.lines(path, None):
         columns = text.split()
         if not columns:
@@ -230,6 +232,7 @@ def read_qrels(path: Path) -> Qrels:
                 continue
         where = f"{path}:{line}"
         question_id, passage_id, relevance = _judgement(columns, layout, where)
+        judged = True
         if relevance > 0:
             gold = qrels.positives.setdefault(question_id, [])
             if layout != "triples" or passage_id not in gold:
@@ -237,6 +240,10 @@ def read_qrels(path: Path) -> Qrels:
             qrels.where.setdefault(question_id, where)
         if layout == "triples":
             qrels.negatives.setdefault(question_id, []).append(columns[2])
+    if not judged:
+        raise InputError(
+            f"{path} is empty; qrels are lines of question-id, 0, passage-id, relevance"
+        )
     return qrels
 
 
@@ -304,7 +311,7 @@ def _context_ids(
                 raw.passage(context | {"text": text.strip('"')}, what, where)
             )
             ids.append(carried[-1].id)
-        elif isinstance(id_, str | int) and id_ != "":
+        elif isinstance(id_, str | int) and not isinstance(id_, bool) and id_ != "":
             ids.append(str(id_))
         else:
             raise InputError(

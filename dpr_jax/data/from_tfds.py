@@ -1,18 +1,25 @@
 """Questions of a TFDS data set, named `tfds:NAME#SPLIT`: question and answers (natural_questions_open, trivia_qa), or SQuAD's rows."""
 
+import contextlib
+import io
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 from dpr_jax.data import raw
 from dpr_jax.data.raw import RawQuestion, answer_texts, question_text, short
 from dpr_jax.data.recognise import Source
 from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
+from dpr_jax.logging import console, say
 
 PREFIX = "tfds:"
+TRIES = 5  # of a download; with TFDS's 10 it takes four minutes to find no network
+REASON_CHARS = 160
 
 
 def questions(name: str) -> Source:
@@ -45,15 +52,43 @@ def questions(name: str) -> Source:
 def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
     # Builders are other people's code: they fail in ways of their own, on the network, on a missing TensorFlow, on an unknown split.
     try:
-        builder = tfds.builder(dataset, file_format="array_record")
-        builder.download_and_prepare()
-        return builder, builder.as_data_source(split)
+        with _quietly():
+            builder = tfds.builder(dataset, file_format="array_record")
+            if not builder.is_prepared():
+                say(f"prepare: {PREFIX}{dataset} is downloaded into {builder.data_dir}")
+                builder.download_and_prepare()
+            return builder, builder.as_data_source(split)
     except Exception as error:
-        reason = short(str(error).strip().partition("\n")[0])
         raise InputError(
-            f"tfds:{dataset}#{split} cannot be had ({type(error).__name__}: {reason}); TFDS downloads it the first time: where there is a network, or TensorFlow if it asks for that, write it with "
+            f"{PREFIX}{dataset}#{split} cannot be had ({type(error).__name__}: {_reason(error)}); check the name. TFDS downloads it the first time: where there is a network, or TensorFlow if it asks for that, write it with "
             f"`tfds build {dataset} --file_format=array_record`, and set TFDS_DATA_DIR to its folder"
         ) from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what TFDS prints, a warning for each try of a download, bars in log files, and four minutes of trying where there is no network."""
+    talkers = [logging.getLogger(name) for name in ("absl", "urllib3")]
+    levels, tries = [one.level for one in talkers], downloader.MAX_RETRIES
+    for one in talkers:
+        one.setLevel(logging.ERROR)
+    downloader.MAX_RETRIES = TRIES
+    tfds.display_progress_bar(enable=console.is_terminal)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for one, level in zip(talkers, levels, strict=True):
+            one.setLevel(level)
+        downloader.MAX_RETRIES = tries
+        tfds.display_progress_bar(enable=True)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line; of a connection that failed, what failed in the end."""
+    within = getattr(error.args[0] if error.args else None, "reason", None)
+    lines = str(within or error).strip().splitlines()
+    return lines[0][:REASON_CHARS] if lines else ""
 
 
 def _question(row: dict[str, Any], number: int, where: str) -> RawQuestion:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpr_jax.config import DataConfig
-from dpr_jax.data import cut, documents, from_tfds, recognise
+from dpr_jax.data import cut, documents, from_tfds, recognise, rows
 from dpr_jax.data.cut import Cut
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.recognise import Source
@@ -54,14 +54,15 @@ def recognised(
     for key, name in (passages | asked).items():
         if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
-        if key == "passages" and recognise.is_split(Path(name)):
-            sources[key] = recognise.split_passages(Path(name))
-        elif Path(name).is_dir():
-            role = split_of(key)
-            found = recognise.beir(Path(name), role)
-            files |= {what.replace(role, key, 1): path for what, path in found.items()}
-        else:
-            files[key] = _existing(split_of(key), name)
+        with rows.readable(name):
+            if key == "passages" and recognise.is_split(Path(name)):
+                sources[key] = recognise.split_passages(Path(name))
+            elif Path(name).is_dir():
+                role = split_of(key)
+                found = recognise.beir(Path(name), role)
+                files |= {what.replace(role, key, 1): found[what] for what in found}
+            else:
+                files[key] = _existing(split_of(key), name)
     for split in SPLITS:
         if name := getattr(data, f"{split}_qrels"):
             files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
@@ -116,7 +117,9 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
     """Documents as a source of the passages they are cut into."""
-    if not name or not Path(name).exists():
+    with rows.readable(name):
+        there = bool(name) and Path(name).exists()
+    if not there:
         raise InputError(
             f"data.passages is {name!r}, which does not exist; with data.split_words or data.split_tokens it must be a file or folder of documents"
         )
@@ -132,7 +135,9 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
 
 
 def _existing(key: str, name: str) -> Path:
-    if not Path(name).is_file():
+    with rows.readable(name):
+        there = Path(name).is_file()
+    if not there:
         raise InputError(
             f"{name} does not exist or is not a file; data.{key} must name one"
         )

@@ -51,6 +51,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         },
         {key: source.fingerprint() for key, source in sources.items()}
         | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
+        form=store.FORM,
     )
     if artifacts.is_fresh(workdir.data / "manifest.json", origin):
         logging.say("prepare: up to date")

@@ -95,10 +95,11 @@ def one_word(value: Any, what: str, where: str) -> str:
     """An id: a word, or a whole number.
 
     Raises:
-      InputError: it is something else, or holds white space.
+      InputError: it is something else, or holds white space or NUL.
     """
-    id_ = str(value) if isinstance(value, str | int) else ""
-    if id_.split() != [id_]:
+    known = isinstance(value, str | int) and not isinstance(value, bool)
+    id_ = str(value) if known else ""
+    if id_.split() != [id_] or "\0" in id_:
         raise InputError(
             f"{where}: {what} {short(value)} must be one word; run files and qrels separate ids by spaces"
         )

@@ -20,6 +20,9 @@ CHUNK_CHARS = 1 << 20
 SEPARATED = {"\t": "tab", ",": "comma"}
 OBJECT_LIMIT_CHARS = 1 << 28  # a JSON object that has not ended by then never will
 CSV_FIELD_LIMIT = 2**31 - 1
+BYTE_ORDER_MARK = (
+    b"\xef\xbb\xbf"  # stands where a file begins, also one that was put after another
+)
 END = "\0"  # follows the last line; found inside a field, a quote was left open
 
 
@@ -27,12 +30,16 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
     """Number and text of every line, with its line end.
 
     Raises:
-      InputError: the file cannot be read, or a line is not UTF-8 or holds a NUL byte.
+      InputError: the file cannot be read, its lines end in CR alone, or one is not UTF-8 or holds a NUL byte.
     """
     with _opened(path, on_read) as file:
         for number, raw in enumerate(file, 1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            while raw.startswith(BYTE_ORDER_MARK):
+                raw = raw[len(BYTE_ORDER_MARK) :]
+            if number == 1 and not raw.endswith(b"\n") and b"\r" in raw.strip():
+                raise InputError(
+                    f"{path}:1: the lines end in CR alone; they must end in LF or CRLF"
+                )
             if b"\0" in raw:
                 raise InputError(
                     f"{path}:{number}: holds a NUL byte; the file must be a text in UTF-8"
@@ -52,7 +59,7 @@ def head(path: Path) -> str:
       InputError: the file cannot be read.
     """
     with _opened(path, None) as file:
-        return file.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
+        return file.read(HEAD_BYTES).decode(errors="replace").lstrip("\ufeff")
 
 
 def tsv(
@@ -79,7 +86,7 @@ def tsv(
             raise InputError(
                 f"{path}:{line}: not a row of {SEPARATED[delimiter]}-separated values: {error}"
             ) from None
-        if row == [END]:
+        if row == [END] and table.line_num == line:
             return
         if row and END in row[-1]:
             raise InputError(
@@ -219,6 +226,19 @@ class _JsonText:
             f"found {found!r}" if found else "the file ends; it is empty or truncated"
         )
         raise InputError(f"{self._path}:{self.line}: {rule}, but {what}")
+
+
+@contextlib.contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """What the system refuses of a path, such as to look at it, as one line.
+
+    Raises:
+      InputError: it did.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager

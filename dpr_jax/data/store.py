@@ -22,6 +22,7 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
 
+FORM = 2  # of the data set `questions`; 1 had no scores of a teacher
 ROWS_PER_SHARD = 500_000
 ROWS_PER_READ = 1024
 NO_ROWS = np.zeros(0, np.int64)
@@ -140,11 +141,15 @@ def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questio
       mined: those with mined hard negatives (train and dev).
 
     Raises:
-      InputError: they are missing, damaged, or the config names no file for this split.
+      InputError: they are missing, damaged, of another version, or the config names no file for this split.
     """
     folder = workdir.mined if mined else workdir.data
     stage = "dpr mine" if mined else "dpr prepare"
     facts = _check(folder / "manifest.json", "questions", stage)
+    if (form := artifacts.form_of(facts)) != FORM:
+        raise InputError(
+            f"{folder / 'questions'} was written by another version of dpr_jax, in form {form}; this one reads form {FORM}: run `{stage}` again"
+        )
     if split not in facts["questions"]:
         raise InputError(
             f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])}; set data.{split} and run `{stage}`"
@@ -179,12 +184,9 @@ def _question(record: dict[str, Any]) -> Question:
         positives=tuple(int(row) for row in record["positives"]),
         hard_negatives=tuple(int(row) for row in record["hard_negatives"]),
         negatives=tuple(int(row) for row in record["negatives"]),
-        # data sets of before there were scores have no such field
         teacher_scores=tuple(
             (int(row), float(score))
-            for row, score in zip(
-                record.get("scored", ()), record.get("scores", ()), strict=True
-            )
+            for row, score in zip(record["scored"], record["scores"], strict=True)
         ),
     )
 

@@ -14,6 +14,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 ROWS_PER_READ = 256
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+REPEATED_HEADER = "the header once more; where files were put one after the other, only the first may bring it"
 
 
 def ending(path: Path) -> str:
@@ -73,6 +74,8 @@ def _separated(path: Path, on_read: OnRead | None, delimiter: str) -> Rows:
             f"{path}:{line}: the header must name every column once, found {short(header)}"
         )
     for line, row in table:
+        if row == header:
+            raise InputError(f"{path}:{line}: {REPEATED_HEADER}")
         if len(row) != len(names):
             raise InputError(
                 f"{path}:{line}: {len(row)} columns; the header names {len(names)} ({short(', '.join(names))})"

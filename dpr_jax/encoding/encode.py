@@ -72,7 +72,12 @@ def run(config: Config, workdir: WorkDir) -> None:
     if parallel.is_main():
         artifacts.restore_dir(out)
     parallel.barrier(f"encode: look at {out.name}")
-    if artifacts.is_fresh(out / "manifest.json", origin):
+    manifest = out / "manifest.json"
+    if artifacts.is_fresh(manifest, origin):
+        passages_by = artifacts.read_json(manifest)["model"]
+        if parallel.is_main() and passages_by != embedder.passage_fingerprint:
+            # vectors of questions, which stay as they are beside another encoder of passages
+            artifacts.restate(manifest, model=embedder.passage_fingerprint)
         say(f"encode: up to date ({out})")
         return
     building = out.with_name(out.name + ".building")
@@ -120,7 +125,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             width=embedder.width,
             dtype=np.dtype(texts.dtype).name,
             rows_per_shard=settings.rows_per_shard,
-            model=embedder.model_fingerprint,
+            model=embedder.passage_fingerprint,
         )
         artifacts.replace_dir(building, out)
         (out / "plan.json").unlink()

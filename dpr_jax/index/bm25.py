@@ -18,6 +18,8 @@ from dpr_jax.errors import InputError
 from dpr_jax.index import bm25_build
 from dpr_jax.logging import progress
 
+BLOCK_SCORES = 512
+
 
 class Bm25:
     """An index of words, opened by `load`."""
@@ -116,7 +118,12 @@ def load(folder: Path) -> Bm25:
 
 def _best(scores_N: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k largest scores above 0, the lower row first among equals."""
-    rows = np.flatnonzero(scores_N > 0)
+    least = 0.0
+    blocks = len(scores_N) // BLOCK_SCORES
+    if blocks >= k:  # the k-th best is no less than the k-th best of the blocks' maxima
+        maxima = scores_N[: blocks * BLOCK_SCORES].reshape(blocks, -1).max(axis=1)
+        least = np.partition(maxima, -k)[-k]
+    rows = np.flatnonzero(scores_N >= least if least > 0 else scores_N > 0)
     if len(rows) > k:
         scores = scores_N[rows]
         kth = np.partition(scores, -k)[-k]

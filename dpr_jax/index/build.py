@@ -16,6 +16,7 @@ from dpr_jax.index.tune import tune
 from dpr_jax.logging import say
 
 SCANN_FROM_ROWS = 5000
+FORM = 2  # since `model` in index.json is the encoder of passages, without that of questions
 # What building takes at its peak, measured: before it has any vectors, and for each of their numbers. ScaNN holds three float32 copies (ours,
 # its own, and one while it trains or writes), FAISS one whose arrays double while they grow; the float16 shards are mapped.
 PROCESS_MB = 350
@@ -150,7 +151,7 @@ def origin_of(
     inputs = {"embeddings": vectors}
     if questions:
         inputs["queries"] = questions
-    return artifacts.made_from("index", chosen, inputs)
+    return artifacts.made_from("index", chosen, inputs, form=FORM)
 
 
 def choose_kind(asked: str, count: int) -> tuple[str, str]:

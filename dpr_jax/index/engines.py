@@ -42,7 +42,7 @@ class Index:
       kind: the engine's name.
       count: rows of the corpus, with its changes; those of removed passages are never found.
       dimension: width of a vector.
-      model_fingerprint: of the model that encoded the passages; questions must be encoded by the same.
+      passage_fingerprint: of the encoder that made the passages' vectors; questions must be encoded by one that belongs with it.
       recall_at_100: share of the exact top 100 that it finds, measured when it was built.
       prepared_count: the first so many rows are the corpus as it was prepared, without its changes.
       on_devices: whether it searches on the accelerators, if only the passages that were added.
@@ -53,7 +53,7 @@ class Index:
     kind: str
     count: int
     dimension: int
-    model_fingerprint: str
+    passage_fingerprint: str
     recall_at_100: float
     prepared_count: int
     on_devices: bool
@@ -94,7 +94,7 @@ def open_index(folder: Path) -> Index:
         kind=facts["kind"],
         count=facts["count"],
         dimension=facts["dimension"],
-        model_fingerprint=facts["model"],
+        passage_fingerprint=facts["model"],
         recall_at_100=facts["recall_at_100"],
         prepared_count=facts.get("prepared", facts["count"]),
         on_devices=facts["kind"] == "exact" or bool(layers and layers["added"]),

@@ -39,7 +39,7 @@ def draw(
     Args:
       shards: the corpus.
       questions: folder of question vectors, as `dpr encode` leaves vectors; None for none.
-      model: fingerprint of the model that encoded the corpus.
+      model: fingerprint of the encoder of the corpus.
       certificate: queries to certify with; at most half of what there is, where some are wanted for tuning.
       tuning: whether there is something to tune.
 

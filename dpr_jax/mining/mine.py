@@ -147,7 +147,8 @@ def _origin(
     }
     if mine.teacher:  # absent without, as it was before there were teachers
         settings["teacher"] = describe(mine.teacher)
-    return artifacts.made_from("mine", settings | of_sources, inputs)
+    settings |= of_sources
+    return artifacts.made_from("mine", settings, inputs, form=store.FORM)
 
 
 def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, bool]:

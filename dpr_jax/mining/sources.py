@@ -85,12 +85,12 @@ def _dense(
 ) -> Search:
     folder = workdir.inside(config.mine.index)
     index = open_index(folder)
-    if (index.model_fingerprint, index.prepared_count) != (
-        embedder.model_fingerprint,
+    if (index.passage_fingerprint, index.prepared_count) != (
+        embedder.passage_fingerprint,
         len(corpus),
     ):
         raise InputError(
-            f"{folder} holds {index.count:,} passages encoded by another model than mine.model={config.mine.model}, or of another corpus; run encode and index again"
+            f"{folder} holds {index.count:,} passages encoded by another model than the passage encoder of mine.model={config.mine.model}, or of another corpus; run encode and index again"
         )
     added_R = np.arange(len(corpus), index.count)  # training knows none of these
 

@@ -1,7 +1,6 @@
 """Texts to vectors, quickly: sorted by length, in a few fixed shapes, on all local devices."""
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dpr_jax import artifacts
 from dpr_jax import config as settings_of
 from dpr_jax.artifacts import WorkDir
+from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 
@@ -43,7 +44,8 @@ class Embedder:
       shape: BERT's architecture.
       width: size of a vector.
       fingerprint: hash of the tower's weights, tokenizer and settings.
-      model_fingerprint: hash of both towers of the model, the same from either side.
+      passage_fingerprint: that of the model's passage tower, the same from either side: questions that this encodes find passages which
+        that one encoded, and no others.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Embedder:
         *,
         batch_tokens: int = 0,
         fingerprint: str = "",
-        model_fingerprint: str = "",
+        passage_fingerprint: str = "",
     ) -> None:
         """Takes one tower's parameters; `batch_tokens` 0 chooses by platform."""
         devices = jax.local_devices()
@@ -70,7 +72,7 @@ class Embedder:
         self.shape = encoder.shape
         self.width = encoder.shape.hidden_size
         self.fingerprint = fingerprint
-        self.model_fingerprint = model_fingerprint
+        self.passage_fingerprint = passage_fingerprint
 
     def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
         """Vectors of texts, in their order.
@@ -151,6 +153,9 @@ def load_embedder(
 ) -> Embedder:
     """Opens one tower for encoding.
 
+    Which two towers belong together is said by the folder that holds both: each may be newer than the other, as long as they give vectors
+    of one width and, where training wrote the folder, are the two that its manifest lists.
+
     Args:
       source: a folder (absolute, or inside `workdir`), or anything that `model.init` takes.
       workdir: where a relative folder lies; None for none.
@@ -160,11 +165,12 @@ def load_embedder(
       dtype: compute precision; auto is what `compute_dtype` says.
 
     Raises:
-      InputError: the model cannot be found or read.
+      InputError: the model cannot be found or read, or its two towers do not belong together.
     """
     if workdir is not None and workdir.inside(source).is_dir():
         source = str(workdir.inside(source))
     folders = {one: hf.resolve(source, one) for one in ("question", "passage")}
+    _check_pair(source, folders)
     own = {
         one: hf.read_settings(folder, default_settings(model, one))
         for one, folder in folders.items()
@@ -183,8 +189,26 @@ def load_embedder(
         tokenizer.load(folders[side], own[side].max_tokens),
         batch_tokens=batch_tokens,
         fingerprint=prints[side],
-        model_fingerprint=hashlib.sha256("".join(prints.values()).encode()).hexdigest(),
+        passage_fingerprint=prints["passage"],
     )
+
+
+def _check_pair(source: str, folders: dict[Side, Path]) -> None:
+    """Refuses two towers that cannot have been meant to work together."""
+    question, passage = folders["question"], folders["passage"]
+    if question == passage:
+        return
+    manifest = passage.parent / "manifest.json"
+    if manifest.exists():
+        artifacts.verify(
+            manifest,
+            f"the two encoders there must be those of one training: run `dpr train` again, which writes both, or remove {manifest} if you put them together yourself",
+        )
+    widths = [hf.read_shape(one).hidden_size for one in (question, passage)]
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"{source}: its question encoder gives vectors of width {widths[0]}, its passage encoder of width {widths[1]}; they must be equal for questions to find passages"
+        )
 
 
 def compute_dtype(dtype: str) -> str:

@@ -140,9 +140,9 @@ def _dense(
     """The question tower and the index, after checking that they belong together."""
     folder = workdir.inside(config.retrieve.index)
     index = open_index(folder)
-    if index.model_fingerprint != embedder.model_fingerprint:
+    if index.passage_fingerprint != embedder.passage_fingerprint:
         raise InputError(
-            f"{folder} was built with another model than retrieve.model={config.retrieve.model}; run encode and index with that model, or give the model that the index was built with"
+            f"{folder} holds passages that another model encoded than the passage encoder of retrieve.model={config.retrieve.model}; run encode and index with that model, or give the model that the index was built with"
         )
     if index.count != len(corpus):
         raise InputError(

@@ -1,0 +1,174 @@
+"""Memory and speed of `dpr mine` against a large corpus, for several numbers of questions: the memory must not grow with them.
+
+  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad data/medquad
+  dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
+  python benchmarks/mine_memory.py RUN --questions 1000 10000 100000
+  python benchmarks/mine_memory.py RUN --questions 1000 10000 --dense
+
+Each number gets a work directory of its own beside RUN, with the corpus and the BM25 index of RUN (built first, where it is not there) and so many
+training questions, evenly drawn from all. `dpr mine` runs as a process, is looked at once a second, and printed with what it
+held when a tenth, a half and all of its questions were done: memory of its own (RssAnon) and mapped files (RssFile), which the system takes
+back when it needs them. --dense mines with an exact index of random vectors and the packaged encoder, instead of BM25.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Bm25Config, Config, IndexConfig
+from dpr_jax.data import store
+from dpr_jax.index import bm25, build
+from dpr_jax.model.embed import load_embedder
+
+MODEL = Config().model.init
+SHARD_ROWS = 65536
+PROGRESS = re.compile(rb"mine train: ([\d,]+)/")
+SHARES = (0.1, 0.5, 1.0)
+
+
+class Seen(NamedTuple):
+    """A process at one moment: seconds since its start, by the clock and of processor time, questions done, and megabytes."""
+
+    at_s: float
+    cpu_s: float
+    done: int
+    own_mb: float
+    mapped_mb: float
+
+
+def main(root: Path, counts: list[int], dense: bool) -> None:
+    whole = WorkDir(root.absolute())
+    prepare_sources(whole, dense)
+    print("questions | done | s | CPU s | own MB | mapped MB | largest own MB")
+    for count in counts:
+        workdir = with_questions(whole, count)
+        seen = list(watched(workdir, dense))
+        wanted = [share * seen[-1].done for share in SHARES]
+        found = [next(one for one in seen if one.done >= done) for done in wanted]
+        for at in dict.fromkeys(found):
+            print(
+                f"{count:,} | {at.done:,} | {at.at_s:.0f} | {at.cpu_s:.0f} | {at.own_mb:.0f} | {at.mapped_mb:.0f} | "
+                f"{max(one.own_mb for one in seen if one.at_s <= at.at_s):.0f}",
+                flush=True,
+            )
+        first, last = next(one for one in seen if one.done), seen[-1]
+        if (done := last.done - first.done) > 0:
+            print(
+                f"{count:,}: {done / (last.at_s - first.at_s):.0f} questions/s, {done / (last.cpu_s - first.cpu_s):.0f} a CPU second, after the first {first.done:,}"
+            )
+
+
+def prepare_sources(whole: WorkDir, dense: bool) -> None:
+    """What ranks the passages, made once."""
+    corpus = store.open_corpus(whole)
+    if dense:
+        write_vectors(whole, len(corpus))
+        build.run(Config(index=IndexConfig(kind="exact")), whole)
+        return
+    start_s = time.monotonic()
+    bm25.of_corpus(
+        whole.bm25,
+        (passage.title_and_text for passage in corpus),
+        count=len(corpus),
+        corpus=artifacts.fingerprint(whole.data / "manifest.json", "corpus/"),
+        k1=Bm25Config().k1,
+        b=Bm25Config().b,
+    )
+    print(f"BM25 of {len(corpus):,} passages: {time.monotonic() - start_s:.0f} s")
+
+
+def write_vectors(whole: WorkDir, count: int) -> None:
+    """Random vectors where `dpr encode` would leave those of the passages."""
+    embedder = load_embedder(MODEL, None, "passage", model=Config().model)
+    with artifacts.atomic_dir(whole.root / "embeddings") as folder:
+        files = []
+        for start in range(0, count, SHARD_ROWS):
+            files.append(folder / f"shard-{start // SHARD_ROWS:05d}.npy")
+            shape = (min(SHARD_ROWS, count - start), embedder.width)
+            vectors_BD = np.random.default_rng(start).normal(size=shape)
+            np.save(files[-1], vectors_BD.astype(np.float16))
+        artifacts.write_manifest(
+            folder / "manifest.json",
+            artifacts.made_from("random vectors", {"rows": count}, {}),
+            files,
+            count=count,
+            width=embedder.width,
+            model=embedder.passage_fingerprint,
+        )
+
+
+def with_questions(whole: WorkDir, count: int) -> WorkDir:
+    """A work directory with some of the training questions and everything else of `whole`."""
+    root = whole.root.with_name(f"{whole.root.name}-{count}")
+    shutil.rmtree(root, ignore_errors=True)
+    workdir = artifacts.open_workdir(root, Config().name)
+    for name in ("bm25", "index", "data/corpus"):
+        if (whole.root / name).exists():
+            (root / name).parent.mkdir(exist_ok=True)
+            shutil.copytree(whole.root / name, root / name, copy_function=os.link)
+    questions = store.open_questions(whole, "train")
+    rows = np.unique(np.linspace(0, len(questions) - 1, count).astype(int))
+    some = (questions[row] for row in rows.tolist())
+    files = store.write_questions(workdir.data, {"train": some})
+    artifacts.write_manifest(
+        workdir.data / "manifest.json",
+        artifacts.made_from("prepare", {"questions": count}, {}, form=store.FORM),
+        files + [*(workdir.data / "corpus").iterdir()],
+        questions={"train": len(rows)},
+    )
+    return workdir
+
+
+def watched(workdir: WorkDir, dense: bool) -> Iterator[Seen]:
+    """Runs `dpr mine` and looks at it once a second."""
+    command = [sys.executable, "-c", "from dpr_jax.cli import main; main()", "mine"]
+    command += ["--workdir", str(workdir.root)]
+    if dense:
+        command += ["--mine.sources", "dense", "--mine.model", MODEL]
+    log = workdir.root / "mine.log"
+    start_s = time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file)
+        while process.poll() is None:
+            time.sleep(1)
+            done = PROGRESS.findall(log.read_bytes())
+            number = int(done[-1].replace(b",", b"")) if done else 0
+            if used := used_by(process.pid):
+                yield Seen(time.monotonic() - start_s, used[0], number, *used[1:])
+    if process.returncode:
+        sys.exit(f"dpr mine ended with {process.returncode}:\n{log.read_text()}")
+
+
+def used_by(pid: int) -> tuple[float, float, float] | None:
+    """Seconds of processor time of a process, megabytes of its own, and of mapped files; None where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", text))
+    if len(found) < 2:
+        return None
+    ticks = int(after_name[11]) + int(after_name[12])  # in user and in system mode
+    cpu_s = ticks / os.sysconf("SC_CLK_TCK")
+    return cpu_s, int(found["RssAnon"]) / 1000, int(found["RssFile"]) / 1000
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--questions", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--dense", action="store_true")
+    given = parser.parse_args()
+    main(given.workdir, given.questions, given.dense)
