@@ -1,24 +1,23 @@
-"""The studies of docs/results.md that train many encoders: each point is configs/study_squad.py with a few settings of its own.
+"""The studies of docs/results.md that train many encoders: each point is a study's config with a few settings of its own.
 
   python benchmarks/studies.py batch --workdir runs/studies
   python benchmarks/studies.py devices --workdir runs/studies
-  python benchmarks/studies.py batch --workdir runs/studies --plot docs/results
+  python benchmarks/studies.py batch --workdir runs/studies --plot docs/figures
 
 `batch` is the ablation of the paper's table 3 in small: questions in the batch, with and without a hard negative of BM25. `devices` sets one
-device with 64 questions beside eight with 8 each, with gathered passages and without. Every point sees the same 3,200 questions once. It
-prints the commands it runs, so that each can be run by itself; a point that is done is not done again.
+device with 64 questions beside eight with 8 each, with gathered passages and without. Every point of a study sees the same questions once. It
+prints the commands it runs, so that each can be run by itself, and the processor time of each; a point that is done is not done again.
 """
 
 import argparse
 import json
+import resource
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-CONFIG = "configs/study_squad.py"
-QUESTIONS = 3200  # of training, each seen once
 CUTOFFS = (1, 5, 20, 100)
 VIEW = "answer"
 
@@ -41,37 +40,63 @@ class Point(NamedTuple):
     gather: bool = True
 
 
+class Study(NamedTuple):
+    """Points that share a config.
+
+    Attributes:
+      config: its file.
+      questions: of training, each seen once by every point.
+      points: in the order that they are run and shown in.
+    """
+
+    config: str
+    questions: int
+    points: list[Point]
+
+
 STUDIES = {
-    "batch": [
-        Point(f"batch-{size}-hard-{hard}", size, hard)
-        for hard in (0, 1)
-        for size in (16, 32, 64, 128)
-    ],
-    "devices": [
-        Point("batch-64-hard-0", 64, 0),
-        Point("8-devices-gathered", 64, 0, devices=8),
-        Point("8-devices-alone", 64, 0, devices=8, gather=False),
-    ],
+    "batch": Study(
+        config="configs/study_nq_natural.py",
+        questions=1600,
+        points=[
+            Point(f"batch-{size}-hard-{hard}", size, hard)
+            for hard in (0, 1)
+            for size in (16, 32, 64, 128)
+        ],
+    ),
+    "devices": Study(
+        config="configs/study_squad.py",
+        questions=3200,
+        points=[
+            Point("1-device", 64, 0),
+            Point("8-devices-gathered", 64, 0, devices=8),
+            Point("8-devices-alone", 64, 0, devices=8, gather=False),
+        ],
+    ),
 }
 
 
 def run(command: list[str]) -> None:
     print("$", shlex.join(command), flush=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{cpu_s:.0f} s of processor time", flush=True)
 
 
-def prepare(base: Path) -> None:
+def prepare(config: str, base: Path) -> None:
     """What all points share: the data, BM25's hard negatives, BM25's run. No dev set, so nothing is chosen by one."""
     bm25 = ["--retrieve.kind", "bm25", "--retrieve.name", "bm25"]
     for stage, settings in (("prepare", []), ("mine", []), ("retrieve", bm25)):
-        run(["dpr", stage, CONFIG, "--workdir", str(base), "--data.dev", "", *settings])
+        run(["dpr", stage, config, "--workdir", str(base), "--data.dev", "", *settings])
 
 
-def train_and_measure(point: Point, base: Path, workdir: Path) -> None:
+def train_and_measure(study: Study, point: Point, base: Path, workdir: Path) -> None:
     partial = workdir.with_suffix(".partial")
     if not partial.exists():
         shutil.copytree(base, partial)
-    steps = QUESTIONS // point.batch_size
+    steps = study.questions // point.batch_size
     overrides = {
         "data.dev": "",
         "train.batch_size": point.batch_size,
@@ -86,7 +111,7 @@ def train_and_measure(point: Point, base: Path, workdir: Path) -> None:
     ]
     settings += [] if point.gather else ["--train.no-gather"]
     for stage in ("train", "encode", "index", "retrieve", "evaluate"):
-        command = ["dpr", stage, CONFIG, "--workdir", str(partial), *settings]
+        command = ["dpr", stage, study.config, "--workdir", str(partial), *settings]
         if stage == "train" and point.devices > 1:
             simulated = ["-n", "1", "--cpu-devices", str(point.devices)]
             logs = ["--log-dir", str(partial / "logs")]
@@ -159,7 +184,7 @@ def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
     styles = {
-        "batch-64-hard-0": ("1 device x 64", "#56b4e9", 5, "-"),
+        "1-device": ("1 device x 64", "#56b4e9", 5, "-"),
         "8-devices-gathered": ("8 devices x 8, gathered", "#0072b2", 1.5, "-"),
         "8-devices-alone": ("8 devices x 8, not gathered", "#d55e00", 1.5, "--"),
     }
@@ -189,21 +214,22 @@ def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
 PLOTS = {"batch": plot_batch, "devices": plot_devices}
 
 
-def main(study: str, workdir: Path, only: list[str] | None, plots: Path | None) -> None:
-    base = workdir / "base"
-    prepare(base)
-    for point in STUDIES[study]:
+def main(name: str, workdir: Path, only: list[str] | None, plots: Path | None) -> None:
+    study = STUDIES[name]
+    base = workdir / f"{name}-base"
+    prepare(study.config, base)
+    for point in study.points:
         wanted = only is None or point.name in only
         if wanted and not (workdir / point.name).exists():
-            train_and_measure(point, base, workdir / point.name)
-    done = [point for point in STUDIES[study] if (workdir / point.name).exists()]
+            train_and_measure(study, point, base, workdir / point.name)
+    done = [point for point in study.points if (workdir / point.name).exists()]
     if not done:
         return
     points = {point.name: read(workdir / point.name, "trained") for point in done}
     print(table({"BM25": read(workdir / done[0].name, "bm25"), **points}))
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
-        PLOTS[study](workdir, done, plots / f"{study}.svg")
+        PLOTS[name](workdir, done, plots / f"{name}.svg")
 
 
 if __name__ == "__main__":
