@@ -95,7 +95,9 @@ def prepare(config: str, base: Path) -> None:
 def train_and_measure(study: Study, point: Point, base: Path, workdir: Path) -> None:
     partial = workdir.with_suffix(".partial")
     if not partial.exists():
-        shutil.copytree(base, partial)
+        copy = workdir.with_suffix(".copy")  # a half one is no work directory
+        shutil.copytree(base, copy, dirs_exist_ok=True)
+        copy.rename(partial)
     steps = study.questions // point.batch_size
     overrides = {
         "data.dev": "",

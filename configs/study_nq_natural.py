@@ -6,7 +6,7 @@ Model:     the lowest layer of the packaged encoder:
            python benchmarks/cut_encoder.py --layers 1 --out runs/minilm-1-layer
 Command:   dpr pipeline configs/study_nq_natural.py --workdir runs/study_nq_natural --rounds 2
 Hardware:  two CPU cores, 4 GB of memory.
-Time:      403 s of processor time for both rounds, on a shared machine 14 minutes by the clock (AMD EPYC with AVX-512 and bfloat16, Python 3.11,
+Time:      403 s of processor time for both rounds, on a shared machine 14 minutes by the clock (AMD EPYC with AVX2, Python 3.11,
            jax 0.10.2, 2026-11-25).
 Expected:  answer found in the top 1/5/20/100, % of 1,500 test questions: BM25 75.8/90.1/96.0/98.3, the encoder as it came 27.5/53.5/73.2/89.3,
            trained 54.5/73.9/87.3/95.8, hybrid 79.9/94.3/98.0/99.4, round 2 55.3/77.3/89.2/96.8. docs/results.md says what they mean.

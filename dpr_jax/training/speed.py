@@ -58,6 +58,7 @@ class Meter:
         """The clock starts with `restart`."""
         self._peak = peak_flops()
         self._compiled: set[tuple[tuple[int, ...], ...]] = set()
+        self._started = False  # an update, since the last reading
         self.restart()
 
     def restart(self) -> None:
@@ -67,6 +68,7 @@ class Meter:
 
     def started(self, batch: Batch, seconds: float) -> None:
         """An update of `batch` was started within so many seconds; where its shape is new, they went into compiling and do not count."""
+        self._started = True
         shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shape not in self._compiled:
             self._compiled.add(shape)
@@ -77,10 +79,15 @@ class Meter:
         self._done.append(work)
 
     def read(self) -> dict[str, float]:
-        """Rates of all processes together, and the parts of a step; starts anew. Empty when nothing was done."""
+        """Rates of all processes together, and the parts of a step; starts anew.
+
+        Empty when nothing was done, or nothing was started since the last reading: two updates that are read one after the other may
+        have been done at once, as on a CPU, where starting an update waits for the one before.
+        """
         done, passed_s = self._done, time.monotonic() - self._began_s
+        started, self._started = self._started, False
         self.restart()
-        if not done:
+        if not (done and started):
             return {}
         total = Work(*map(sum, zip(*done, strict=True)))
         wait_s = total.wait_s / len(done)
