@@ -1,6 +1,7 @@
 """SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing: what was served is still served, and
 the same command again ends with the files of an unbroken run."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -42,26 +43,36 @@ for owner, names in (
     (Path, ("rename", "replace", "mkdir", "unlink", "write_text")),
     (shutil, ("rmtree", "copyfile")),
     (np, ("save",)),
+    (np.lib.format, ("open_memmap",)),
+    (np.memmap, ("flush",)),
     (os, ("fsync",)),
 ):
     for name in names:
         setattr(owner, name, counted(getattr(owner, name)))
 
-from test_kill_changed import COMMANDS, in_this_process
+from test_kill_changed import COMMANDS, CONFIGS, in_this_process
 from dpr_jax.artifacts import WorkDir
 
 in_this_process()
-COMMANDS[sys.argv[2]](WorkDir(Path(sys.argv[3])))
+COMMANDS[sys.argv[2]](CONFIGS[sys.argv[4]], WorkDir(Path(sys.argv[3])))
 print(int(sys.argv[1]) - left)
 """
-COMMANDS = {
-    "encode": lambda work: pipeline.STAGES["encode"](CONFIG, work),
-    "index": lambda work: pipeline.STAGES["index"](CONFIG, work),
-    "add": lambda work: pipeline.add(CONFIG, work, str(work.root.parent / "new.tsv")),
-    "remove": lambda work: pipeline.remove(
-        CONFIG, work, str(work.root.parent / "ids.txt")
+CONFIGS = {
+    "whole": CONFIG,
+    "reduced": dataclasses.replace(
+        CONFIG, index=dataclasses.replace(CONFIG.index, dimensions=30)
     ),
-    "rebalance": lambda work: pipeline.rebalance(CONFIG, work),
+}
+COMMANDS = {
+    "encode": pipeline.STAGES["encode"],
+    "index": pipeline.STAGES["index"],
+    "add": lambda config, work: pipeline.add(
+        config, work, str(work.root.parent / "new.tsv")
+    ),
+    "remove": lambda config, work: pipeline.remove(
+        config, work, str(work.root.parent / "ids.txt")
+    ),
+    "rebalance": pipeline.rebalance,
 }
 
 
@@ -73,11 +84,11 @@ def in_this_process() -> None:
     worker._run = lambda job: verbs[job["verb"]](job)
 
 
-def killed_at(step: int, command: str, workdir: WorkDir) -> int | None:
+def killed_at(step: int, command: str, workdir: WorkDir, config: str) -> int | None:
     """None if the command was killed before that step, else how many it has."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     result = subprocess.run(
-        [sys.executable, "-c", STEPS, str(step), command, str(workdir.root)],
+        [sys.executable, "-c", STEPS, str(step), command, str(workdir.root), config],
         check=False,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
@@ -119,12 +130,17 @@ def start(root: Path) -> WorkDir:
 
 
 @pytest.mark.parametrize(
-    "every", [0, pytest.param(3, marks=pytest.mark.slow)], ids=["one", "many"]
+    ("every", "config"),
+    [
+        pytest.param(0, "reduced", id="one"),
+        pytest.param(3, "whole", id="many", marks=pytest.mark.slow),
+        pytest.param(5, "reduced", id="many-reduced", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_anywhere(
-    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One random step of two commands, or every third step of all of them."""
+    """One random step of two commands, or every third or fifth step of all of them."""
     for module in (encode, added):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
     verbs = {"build": worker._build, "ask": worker._ask}
@@ -134,7 +150,7 @@ def test_killed_anywhere(
     for command, run in COMMANDS.items():
         before = tmp_path / f"before-{command}"
         shutil.copytree(workdir.root, before)
-        run(workdir)
+        run(CONFIGS[config], workdir)
         wanted = checksums(workdir)
         if every == 0 and command not in ("index", "add"):
             continue
@@ -145,10 +161,13 @@ def test_killed_anywhere(
             shutil.copytree(before, broken.root)
             there_was = (before / "index" / "index.json").exists()
             old = found_by(WorkDir(before)) if there_was else None
-            if killed_at(step, command, broken) is not None:
-                assert step > 20
-                break  # it has no more steps
+            if (
+                steps_there_are := killed_at(step, command, broken, config)
+            ) is not None:
+                assert steps_there_are > 20
+                print(f"{command}, {config}: {steps_there_are} steps on disk")
+                break  # it has no more
             if there_was:  # the old one serves, or the new one does
                 assert found_by(broken) in (old, found_by(workdir))
-            run(broken)
+            run(CONFIGS[config], broken)
             assert checksums(broken) == wanted, (command, step)
