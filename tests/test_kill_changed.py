@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -129,45 +130,67 @@ def start(root: Path) -> WorkDir:
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("every", "config"),
-    [
-        pytest.param(0, "reduced", id="one"),
-        pytest.param(3, "whole", id="many", marks=pytest.mark.slow),
-        pytest.param(5, "reduced", id="many-reduced", marks=pytest.mark.slow),
-    ],
-)
+SLOW = [
+    pytest.param(command, config, every, id=f"{command}-{config}")
+    for config, every in (("whole", 3), ("reduced", 5))
+    for command in COMMANDS
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "config", "every"), SLOW)
 def test_killed_anywhere(
-    every: int, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    config: str,
+    every: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One random step of two commands, or every third or fifth step of all of them."""
+    """Every third step of a command, or every fifth with narrower vectors."""
+    steps = range(0, 10_000, every)
+    assert kill_at(steps, command, config, tmp_path, monkeypatch) > 20
+
+
+@pytest.mark.parametrize("command", ["index", "add"])
+def test_killed_somewhere(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = random.Random(5).randrange(20)
+    kill_at([step], command, "reduced", tmp_path, monkeypatch)
+
+
+def kill_at(
+    steps: Iterable[int],
+    command: str,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> int:
+    """Runs a command after those before it, unbroken and killed at each of these steps, and compares; how many steps it has, if all were tried."""
     for module in (encode, added):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
     verbs = {"build": worker._build, "ask": worker._ask}
     monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
     workdir = start(tmp_path)
-    rng = random.Random(5)
-    for command, run in COMMANDS.items():
-        before = tmp_path / f"before-{command}"
-        shutil.copytree(workdir.root, before)
+    for earlier, run in COMMANDS.items():
+        if earlier == command:
+            break
         run(CONFIGS[config], workdir)
-        wanted = checksums(workdir)
-        if every == 0 and command not in ("index", "add"):
-            continue
-        steps = range(0, 10_000, every) if every else [rng.randrange(20)]
-        for step in steps:
-            broken = WorkDir(tmp_path / "broken")
-            shutil.rmtree(broken.root, ignore_errors=True)
-            shutil.copytree(before, broken.root)
-            there_was = (before / "index" / "index.json").exists()
-            old = found_by(WorkDir(before)) if there_was else None
-            if (
-                steps_there_are := killed_at(step, command, broken, config)
-            ) is not None:
-                assert steps_there_are > 20
-                print(f"{command}, {config}: {steps_there_are} steps on disk")
-                break  # it has no more
-            if there_was:  # the old one serves, or the new one does
-                assert found_by(broken) in (old, found_by(workdir))
-            run(CONFIGS[config], broken)
-            assert checksums(broken) == wanted, (command, step)
+    before, broken = WorkDir(tmp_path / "before"), WorkDir(tmp_path / "broken")
+    shutil.copytree(workdir.root, before.root)
+    COMMANDS[command](CONFIGS[config], workdir)
+    wanted = checksums(workdir)
+    old = None
+    if (before.inside("index") / "index.json").exists():
+        old = found_by(before)
+    for step in steps:
+        shutil.rmtree(broken.root, ignore_errors=True)
+        shutil.copytree(before.root, broken.root)
+        last = killed_at(step, command, broken, config)
+        if last is not None:
+            return last
+        if old is not None:  # the old one serves, or the new one does
+            assert found_by(broken) in (old, found_by(workdir))
+        COMMANDS[command](CONFIGS[config], broken)
+        assert checksums(broken) == wanted, step
+    return 0

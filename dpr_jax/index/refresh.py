@@ -220,7 +220,7 @@ def _build_anew(
     key = hashlib.sha256(json.dumps([origin, log]).encode()).hexdigest()[:12]
     folder = out / f"built-{key}"
     if facts is not None and _built(facts)["folder"] == folder.name:
-        say(f"index: up to date ({out})")
+        _up_to_date(out, facts)
         return
     _verify(vectors)
 
@@ -289,7 +289,7 @@ def _lay(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) -> 
     """Lays the changes that are not in the built index over it."""
     built = _built(facts)
     if artifacts.is_fresh(out / MANIFEST, _origin(vectors, built)):
-        say(f"index: up to date ({out})")
+        _up_to_date(out, facts)
         return
     artifacts.verify(out / MANIFEST)  # what follows gives these files new checksums
     _verify(vectors)
@@ -391,6 +391,12 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
         say(
             f"index: {outside:,} of {count:,} rows came or went since the index was built; `dpr index rebalance` builds it anew"
         )
+
+
+def _up_to_date(out: Path, facts: dict[str, Any]) -> None:
+    # the run that wrote index.json may have been killed before it deleted the rest
+    _delete_others(out, [out / name for name in facts["files"]])
+    say(f"index: up to date ({out})")
 
 
 def _delete_others(out: Path, files: list[Path]) -> None:
