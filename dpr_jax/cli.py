@@ -115,9 +115,7 @@ def run(args: list[str]) -> None:
 
     parallel.initialize()
     logging.set_quiet(not parallel.is_main())
-    if parallel.is_main():
-        workdir = artifacts.open_workdir(call.workdir, call.config.name)
-    parallel.barrier("work directory")
+    parallel.on_main(lambda: artifacts.open_workdir(call.workdir, call.config.name))
     workdir = artifacts.open_workdir(call.workdir, call.config.name)
     if command == "compare":
         from dpr_jax.evaluation import compare

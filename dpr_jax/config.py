@@ -231,6 +231,10 @@ class IndexConfig:
     """Folder of the embeddings, inside the work directory."""
     out: str = "index"
     """Folder for the index, inside the work directory."""
+    dimensions: int = 0
+    """Make vectors so many numbers wide before the index is built of them, and questions before they are asked; 0: their whole width."""
+    reduction: Literal["pca", "truncate"] = "pca"
+    """How: by principal components of the corpus, or the first numbers alone, for towers trained with train.matryoshka_widths."""
     target_recall: float = 0.0
     """Recall@100 against exact search that is wanted: settings below that are 0 are measured, and the fastest that reach it kept; 0: by rule."""
     queries: str = ""

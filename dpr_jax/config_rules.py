@@ -36,6 +36,7 @@ _AT_LEAST = {
     "mine.skip": 0,
     "encode.rows_per_shard": 1,
     "encode.batch_tokens": 0,
+    "index.dimensions": 0,
     "index.leaves": 0,
     "index.leaves_to_search": 0,
     "index.reorder": 0,

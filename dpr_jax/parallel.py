@@ -85,6 +85,25 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def on_main(work: Callable[[], None]) -> None:
+    """Does `work` on process 0 while the others wait; where it fails there, all of them end.
+
+    A process that ended alone would be waited for by the others, five minutes with JAX's defaults.
+
+    Raises:
+      InputError: on the processes that waited, where it failed; process 0 raises what `work` raised.
+    """
+    done = False
+    try:
+        if is_main():
+            work()
+        done = True
+    finally:  # whatever it was, the others have to hear of it
+        failed = of_main(np.int32(not done))
+    if failed:
+        raise InputError("process 0 ended with an error, which its log names")
+
+
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """The items, each one made in a thread of its own while the one before is used."""
     end = object()

@@ -25,9 +25,7 @@ def on_main(stage: Stage) -> Stage:
     """Runs a stage on one process while the others wait for what it leaves on disk."""
 
     def run(config: Config, workdir: WorkDir) -> None:
-        if parallel.is_main():
-            stage(config, workdir)
-        parallel.barrier(stage.__module__)
+        parallel.on_main(lambda: stage(config, workdir))
 
     return run
 

@@ -1,6 +1,7 @@
 """SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing: what was served is still served, and
 the same command again ends with the files of an unbroken run."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -42,26 +44,36 @@ for owner, names in (
     (Path, ("rename", "replace", "mkdir", "unlink", "write_text")),
     (shutil, ("rmtree", "copyfile")),
     (np, ("save",)),
+    (np.lib.format, ("open_memmap",)),
+    (np.memmap, ("flush",)),
     (os, ("fsync",)),
 ):
     for name in names:
         setattr(owner, name, counted(getattr(owner, name)))
 
-from test_kill_changed import COMMANDS, in_this_process
+from test_kill_changed import COMMANDS, CONFIGS, in_this_process
 from dpr_jax.artifacts import WorkDir
 
 in_this_process()
-COMMANDS[sys.argv[2]](WorkDir(Path(sys.argv[3])))
+COMMANDS[sys.argv[2]](CONFIGS[sys.argv[4]], WorkDir(Path(sys.argv[3])))
 print(int(sys.argv[1]) - left)
 """
-COMMANDS = {
-    "encode": lambda work: pipeline.STAGES["encode"](CONFIG, work),
-    "index": lambda work: pipeline.STAGES["index"](CONFIG, work),
-    "add": lambda work: pipeline.add(CONFIG, work, str(work.root.parent / "new.tsv")),
-    "remove": lambda work: pipeline.remove(
-        CONFIG, work, str(work.root.parent / "ids.txt")
+CONFIGS = {
+    "whole": CONFIG,
+    "reduced": dataclasses.replace(
+        CONFIG, index=dataclasses.replace(CONFIG.index, dimensions=30)
     ),
-    "rebalance": lambda work: pipeline.rebalance(CONFIG, work),
+}
+COMMANDS = {
+    "encode": pipeline.STAGES["encode"],
+    "index": pipeline.STAGES["index"],
+    "add": lambda config, work: pipeline.add(
+        config, work, str(work.root.parent / "new.tsv")
+    ),
+    "remove": lambda config, work: pipeline.remove(
+        config, work, str(work.root.parent / "ids.txt")
+    ),
+    "rebalance": pipeline.rebalance,
 }
 
 
@@ -73,11 +85,11 @@ def in_this_process() -> None:
     worker._run = lambda job: verbs[job["verb"]](job)
 
 
-def killed_at(step: int, command: str, workdir: WorkDir) -> int | None:
+def killed_at(step: int, command: str, workdir: WorkDir, config: str) -> int | None:
     """None if the command was killed before that step, else how many it has."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     result = subprocess.run(
-        [sys.executable, "-c", STEPS, str(step), command, str(workdir.root)],
+        [sys.executable, "-c", STEPS, str(step), command, str(workdir.root), config],
         check=False,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
@@ -118,37 +130,67 @@ def start(root: Path) -> WorkDir:
     return workdir
 
 
-@pytest.mark.parametrize(
-    "every", [0, pytest.param(3, marks=pytest.mark.slow)], ids=["one", "many"]
-)
+SLOW = [
+    pytest.param(command, config, every, id=f"{command}-{config}")
+    for config, every in (("whole", 3), ("reduced", 5))
+    for command in COMMANDS
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "config", "every"), SLOW)
 def test_killed_anywhere(
-    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    config: str,
+    every: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One random step of two commands, or every third step of all of them."""
+    """Every third step of a command, or every fifth with narrower vectors."""
+    steps = range(0, 10_000, every)
+    assert kill_at(steps, command, config, tmp_path, monkeypatch) > 20
+
+
+@pytest.mark.parametrize("command", ["index", "add"])
+def test_killed_somewhere(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = random.Random(5).randrange(20)
+    kill_at([step], command, "reduced", tmp_path, monkeypatch)
+
+
+def kill_at(
+    steps: Iterable[int],
+    command: str,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> int:
+    """Runs a command after those before it, unbroken and killed at each of these steps, and compares; how many steps it has, if all were tried."""
     for module in (encode, added):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
     verbs = {"build": worker._build, "ask": worker._ask}
     monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
     workdir = start(tmp_path)
-    rng = random.Random(5)
-    for command, run in COMMANDS.items():
-        before = tmp_path / f"before-{command}"
-        shutil.copytree(workdir.root, before)
-        run(workdir)
-        wanted = checksums(workdir)
-        if every == 0 and command not in ("index", "add"):
-            continue
-        steps = range(0, 10_000, every) if every else [rng.randrange(20)]
-        for step in steps:
-            broken = WorkDir(tmp_path / "broken")
-            shutil.rmtree(broken.root, ignore_errors=True)
-            shutil.copytree(before, broken.root)
-            there_was = (before / "index" / "index.json").exists()
-            old = found_by(WorkDir(before)) if there_was else None
-            if killed_at(step, command, broken) is not None:
-                assert step > 20
-                break  # it has no more steps
-            if there_was:  # the old one serves, or the new one does
-                assert found_by(broken) in (old, found_by(workdir))
-            run(broken)
-            assert checksums(broken) == wanted, (command, step)
+    for earlier, run in COMMANDS.items():
+        if earlier == command:
+            break
+        run(CONFIGS[config], workdir)
+    before, broken = WorkDir(tmp_path / "before"), WorkDir(tmp_path / "broken")
+    shutil.copytree(workdir.root, before.root)
+    COMMANDS[command](CONFIGS[config], workdir)
+    wanted = checksums(workdir)
+    old = None
+    if (before.inside("index") / "index.json").exists():
+        old = found_by(before)
+    for step in steps:
+        shutil.rmtree(broken.root, ignore_errors=True)
+        shutil.copytree(before.root, broken.root)
+        last = killed_at(step, command, broken, config)
+        if last is not None:
+            return last
+        if old is not None:  # the old one serves, or the new one does
+            assert found_by(broken) in (old, found_by(workdir))
+        COMMANDS[command](CONFIGS[config], broken)
+        assert checksums(broken) == wanted, step
+    return 0

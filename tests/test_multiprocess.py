@@ -1,4 +1,4 @@
-"""Training as several real processes, started by launch/local.sh: what one process does, to rounding."""
+"""Several real processes, started by launch/local.sh: they train as one does, to rounding, and one's error ends all of them."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,21 @@ def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) 
     return path
 
 
-def train_in_two_processes(
-    config_file: Path, workdir: WorkDir, logs: Path, *, code: str = DPR, status: int = 0
+def in_two_processes(
+    config_file: Path,
+    workdir: WorkDir,
+    logs: Path,
+    *args: str,
+    code: str = DPR,
+    status: int = 0,
 ) -> None:
-    """`dpr train` in two new processes of two simulated devices each, which end with `status`."""
+    """`dpr` in two new processes of two simulated devices each, which end with `status`."""
     flags = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
     command += ["--log-dir", str(logs), "--", sys.executable, "-c", code]
-    command += ["train", str(config_file), "--workdir", str(workdir.root)]
+    command += [*args, str(config_file), "--workdir", str(workdir.root)]
     result = subprocess.run(
         command,
         check=False,
@@ -126,7 +132,7 @@ def test_two_processes_train_as_one(
     for workdir in (one, two):
         shutil.copytree(prepared.data, workdir.data)
     loop.run(config, one)  # this process, eight devices
-    train_in_two_processes(file, two, tmp_path / "logs")
+    in_two_processes(file, two, tmp_path / "logs", "train")
     assert sorted(lines(one)) == [1, 2, 3, 4]
     assert_same_curve(one, two)
 
@@ -146,8 +152,8 @@ def test_all_processes_stop_after_the_same_step_when_one_is_asked(
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
     workdir = artifacts.open_workdir(tmp_path / "stopped", base.name)
     shutil.copytree(prepared.data, workdir.data)
-    train_in_two_processes(
-        file, workdir, tmp_path / "logs", code=STOPPED, status=cli.RUN_AGAIN
+    in_two_processes(
+        file, workdir, tmp_path / "logs", "train", code=STOPPED, status=cli.RUN_AGAIN
     )
     last = max(lines(workdir))
     assert 2 < last < 5000
@@ -155,3 +161,21 @@ def test_all_processes_stop_after_the_same_step_when_one_is_asked(
     for number in range(2):
         said = (tmp_path / "logs" / f"process-{number}.log").read_text()
         assert f"stopped after step {last}; the same command goes on" in said
+
+
+def test_an_error_of_process_0_ends_all_in_a_line(
+    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    """JAX would have process 0 wait five minutes for the others, and print stack traces."""
+    base, _ = nq_small_workdir
+    file = write_config(tmp_path, base, "pmap")
+    workdir = artifacts.open_workdir(tmp_path / "empty", base.name)
+    logs, start_s = tmp_path / "logs", time.monotonic()
+    in_two_processes(file, workdir, logs, "index", status=cli.USER_ERROR)
+    assert time.monotonic() - start_s < 200
+    for number, wanted in enumerate(
+        ("manifest.json does not exist", "process 0 ended with an error")
+    ):
+        said = (logs / f"process-{number}.log").read_text().splitlines()
+        [line] = [line for line in said if not line.startswith("[Gloo]")]
+        assert line.startswith("dpr: ") and wanted in line

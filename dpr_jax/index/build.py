@@ -11,6 +11,7 @@ from dpr_jax.errors import InputError
 from dpr_jax.index import certificate, defaults, embeddings, faiss, scann, worker
 from dpr_jax.index.engines import MANIFEST
 from dpr_jax.index.recall import RECALL_AT
+from dpr_jax.index.reduction import Reduction
 from dpr_jax.index.sample import draw
 from dpr_jax.index.tune import tune
 from dpr_jax.logging import say
@@ -75,24 +76,38 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- build ---
     say(f"index: {kind} ({why})")
-    say(
-        f"index: {count:,} vectors of width {dimension}, {_memory(kind, count, dimension)}"
+    width = settings.dimensions or dimension
+    say(f"index: {count:,} vectors of width {width}, {_memory(kind, count, width)}")
+    building, reduced = (
+        out.with_name(out.name + end) for end in (".building", ".reduced")
     )
-    building = out.with_name(out.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
+    for folder in (building, reduced):
+        shutil.rmtree(folder, ignore_errors=True)
     building.mkdir(parents=True)
     try:
+        if settings.dimensions:
+            reduction = Reduction.learn(shards, settings.reduction, settings.dimensions)
+            say(f"index: {reduction.describe()}")
+            reduction.write(shards, reduced)
+        narrow = reduced if settings.dimensions else None
         if tuning:
             built, engine_settings, tried = tune(
-                kind, source, building, settings, shards, sample.tuning_QD
+                kind,
+                source,
+                building,
+                settings,
+                shards,
+                sample.tuning_QD,
+                build_of=narrow,
             )
             tuned = {"target_recall": settings.target_recall, "tried": tried}
             tuned["tuning_queries"] = len(sample.tuning_QD)
         else:
             built, tuned = building, {}
             engine_settings = worker.build(
-                kind, source, built, dataclasses.asdict(settings)
+                kind, narrow or source, built, dataclasses.asdict(settings)
             )
+        shutil.rmtree(reduced, ignore_errors=True)
 
         # --- certify: the folder is moved, then a fresh process answers from it ---
         with artifacts.atomic_dir(out) as moved:
@@ -119,7 +134,8 @@ def run(config: Config, workdir: WorkDir) -> None:
                 **tuned,
             )
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        for folder in (building, reduced):
+            shutil.rmtree(folder, ignore_errors=True)
     say(
         f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on {len(sample.certificate_QD)} {sample.origin}"
         + (", none of them tuned on" if tuning else "")
@@ -146,6 +162,9 @@ def origin_of(
     filled = settings if tuning else defaults.fill_in(settings, count)
     chosen = {name: getattr(filled, name) for name in _SETTINGS_OF[kind]}
     chosen |= {"kind": kind, "recall_queries": settings.recall_queries}
+    if settings.dimensions:
+        chosen["dimensions"] = settings.dimensions
+        chosen["reduction"] = settings.reduction
     if tuning:
         chosen["target_recall"] = settings.target_recall
     inputs = {"embeddings": vectors}

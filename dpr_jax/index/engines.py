@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,26 @@ def engine(kind: str) -> type:
     return Engine
 
 
+def load(kind: str, folder: Path, settings: dict[str, Any]) -> Any:
+    """Opens an engine's files, to be asked with whole vectors though it may hold narrower ones.
+
+    Args:
+      settings: what the engine's `load` needs, and `reduction` where its vectors were made narrower.
+
+    Raises:
+      InputError: there is no such engine, or it is not installed.
+    """
+    own = {name: settings[name] for name in settings if name != "reduction"}
+    loaded = engine(kind).load(folder, own)
+    if "reduction" not in settings:
+        return loaded
+    from dpr_jax.index.reduction import ReducedIndex, Reduction
+
+    # of a layered index the projection lies with the part that was built
+    place = folder / settings.get("folder", "")
+    return ReducedIndex(loaded, Reduction.load(place, settings["reduction"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Index:
     """A finished index.
@@ -41,7 +62,7 @@ class Index:
     Attributes:
       kind: the engine's name.
       count: rows of the corpus, with its changes; those of removed passages are never found.
-      dimension: width of a vector.
+      dimension: width of a question's vector.
       passage_fingerprint: of the encoder that made the passages' vectors; questions must be encoded by one that belongs with it.
       recall_at_100: share of the exact top 100 that it finds, measured when it was built.
       prepared_count: the first so many rows are the corpus as it was prepared, without its changes.
@@ -89,7 +110,6 @@ def open_index(folder: Path) -> Index:
     facts = artifacts.verify(folder / MANIFEST)
     layers = facts.get("layers")
     kind, settings = (LAYERED, layers) if layers else (facts["kind"], facts["settings"])
-    loaded = engine(kind).load(folder, settings)
     return Index(
         kind=facts["kind"],
         count=facts["count"],
@@ -98,5 +118,5 @@ def open_index(folder: Path) -> Index:
         recall_at_100=facts["recall_at_100"],
         prepared_count=facts.get("prepared", facts["count"]),
         on_devices=facts["kind"] == "exact" or bool(layers and layers["added"]),
-        search=loaded.search,
+        search=load(kind, folder, settings).search,
     )

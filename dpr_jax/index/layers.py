@@ -20,6 +20,7 @@ class LayeredIndex:
 
     Attributes:
       count: rows of the corpus, removed ones included.
+      dimension: width of the vectors in it; `engines.load` lays a reduction around it where questions are wider.
       settings: what `load` needs again, to be kept by the caller: JSON values. kind, folder and settings of the built index; rows, the file
         of its corpus rows, where it lacks some ("": it has the first ones); first_added, the row where the additions begin; added and
         removed, the files of their vectors and of their rows.

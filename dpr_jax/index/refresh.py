@@ -21,6 +21,7 @@ from dpr_jax.index import build, certificate, embeddings, sample
 from dpr_jax.index.engines import LAYERED, MANIFEST
 from dpr_jax.index.layers import rows_in
 from dpr_jax.index.recall import RECALL_AT
+from dpr_jax.index.reduction import Reduction
 from dpr_jax.logging import say
 
 REBALANCE_FROM = (
@@ -219,7 +220,7 @@ def _build_anew(
     key = hashlib.sha256(json.dumps([origin, log]).encode()).hexdigest()[:12]
     folder = out / f"built-{key}"
     if facts is not None and _built(facts)["folder"] == folder.name:
-        say(f"index: up to date ({out})")
+        _up_to_date(out, facts)
         return
     _verify(vectors)
 
@@ -288,14 +289,21 @@ def _lay(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) -> 
     """Lays the changes that are not in the built index over it."""
     built = _built(facts)
     if artifacts.is_fresh(out / MANIFEST, _origin(vectors, built)):
-        say(f"index: up to date ({out})")
+        _up_to_date(out, facts)
         return
     artifacts.verify(out / MANIFEST)  # what follows gives these files new checksums
     _verify(vectors)
     begin, end = built["changes"], len(vectors.changes)
-    for file in vectors.files("added", begin, end) + vectors.files(
-        "removed", begin, end
-    ):
+    narrow = facts["settings"].get("reduction")
+    if narrow:
+        reduction = Reduction.load(out / built["folder"], narrow)
+    for file in vectors.files("added", begin, end):
+        with artifacts.atomic_file(out / file.name) as partial:
+            if narrow:  # as the built ones are, so that scores compare
+                reduction.write_shard([np.load(file, mmap_mode="r")], partial)
+            else:
+                shutil.copyfile(file, partial)
+    for file in vectors.files("removed", begin, end):
         with artifacts.atomic_file(out / file.name) as partial:
             shutil.copyfile(file, partial)
     _switch(
@@ -330,17 +338,21 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
     gone_R = rows_in(vectors.files("removed", 0, end))
     count = sum(len(shard) for shard in shards)
     rows_added = count - sum(len(shard) for shard in vectors.shards(begin))
+    engine_settings = dict(facts["settings"])
+    reduction = engine_settings.pop("reduction", None)
     layers = {
         "kind": facts["kind"],
         "folder": built["folder"],
-        "settings": facts["settings"],
+        "settings": engine_settings,
         "rows": built["rows"],
         "first_added": count - rows_added,
         "added": added,
         "removed": removed,
         "count": count,
-        "dimension": facts["dimension"],
+        "dimension": reduction["dimensions"] if reduction else facts["dimension"],
     }
+    if reduction:
+        layers["reduction"] = reduction
     if vectors.questions is None:
         wanted = config.index.recall_queries
         queries_QD = sample.corpus_rows(shards, wanted, gone_R)
@@ -379,6 +391,12 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
         say(
             f"index: {outside:,} of {count:,} rows came or went since the index was built; `dpr index rebalance` builds it anew"
         )
+
+
+def _up_to_date(out: Path, facts: dict[str, Any]) -> None:
+    # the run that wrote index.json may have been killed before it deleted the rest
+    _delete_others(out, [out / name for name in facts["files"]])
+    say(f"index: up to date ({out})")
 
 
 def _delete_others(out: Path, files: list[Path]) -> None:

@@ -55,16 +55,19 @@ def tune(
     config: IndexConfig,
     shards: list[np.ndarray],
     queries_QD: np.ndarray,
+    *,
+    build_of: Path | None = None,
 ) -> Tuned:
     """Builds indexes below `folder` and keeps the fastest that reaches config.target_recall; the others are deleted.
 
     Args:
       kind: of the engine.
-      vectors: folder of the embeddings.
+      vectors: folder of the embeddings, by which recall is measured.
       folder: exists, empty.
       config: what is 0 in it is chosen; what is set stays.
       shards: the vectors, in corpus order.
       queries_QD: float32, to measure with.
+      build_of: folder of the same vectors made narrower, to build of; None builds of `vectors`.
 
     Raises:
       InputError: no setting reaches the target, with the best that was; an engine crashed.
@@ -93,7 +96,9 @@ def tune(
         place = folder / f"{len(tried)}"
         place.mkdir()
         start_s = time.perf_counter()
-        settings = worker.build(kind, vectors, place, dataclasses.asdict(changed))
+        settings = worker.build(
+            kind, build_of or vectors, place, dataclasses.asdict(changed)
+        )
         build_s = time.perf_counter() - start_s
         points = sweep_of(place, settings, search_knobs(settings, config, k, count))
         built = {name: settings[name] for name in _BUILT if name in settings}
@@ -132,8 +137,9 @@ def tune(
             if not better:
                 break
     if not champion.best.reaches(target):
+        wider = "raise --index.dimensions" if build_of else "give --index.kind exact"
         raise InputError(
-            f"no setting of {kind} reaches recall@{RECALL_AT} {target:g} by a standard error; the best, {_words(champion.settings)}, has {_found(champion.best)}: lower --index.target-recall, or give --index.kind exact"
+            f"no setting of {kind} reaches recall@{RECALL_AT} {target:g} by a standard error; the best, {_words(champion.settings)}, has {_found(champion.best)}: lower --index.target-recall, or {wider}"
         )
     return Tuned(champion.folder, champion.settings, tried)
 

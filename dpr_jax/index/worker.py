@@ -21,9 +21,9 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import embeddings
+from dpr_jax.index import embeddings, reduction
 from dpr_jax.index import sweep as sweeping
-from dpr_jax.index.engines import engine
+from dpr_jax.index.engines import engine, load
 from dpr_jax.index.recall import recall
 from dpr_jax.index.sweep import Point
 
@@ -35,7 +35,7 @@ def build(kind: str, vectors: Path, folder: Path, config: dict[str, Any]) -> dic
     """Builds an index of the embeddings in `vectors` into the empty `folder`, in a fresh process.
 
     Returns:
-      The engine's settings, which its `load` needs.
+      The settings that `engines.load` needs.
 
     Raises:
       InputError: the vectors are unsound, or the engine crashed.
@@ -78,7 +78,7 @@ def sweep(
     """Loads an index in a fresh process and measures there what its search-time settings make of it; see `sweep.sweep`.
 
     Args:
-      vectors: folder of the embeddings.
+      vectors: folder of the embeddings, whole, by which recall is measured.
       knobs: settings and their values to try.
       exact_QK: float32, scores of the exact top K.
 
@@ -146,14 +146,15 @@ def _end_with_parent() -> None:
 
 
 def _build(job: dict[str, Any]) -> dict[str, Any]:
-    shards = embeddings.open_shards(Path(job["vectors"]))
+    vectors, folder = Path(job["vectors"]), Path(job["folder"])
+    shards = embeddings.open_shards(vectors)
     index = engine(job["kind"]).build(shards, IndexConfig(**job["config"]))
-    index.save(Path(job["folder"]))
-    return index.settings
+    index.save(folder)
+    return index.settings | reduction.carry(vectors, folder)
 
 
 def _ask(job: dict[str, Any]) -> dict[str, Any]:
-    index = engine(job["kind"]).load(Path(job["folder"]), job["settings"])
+    index = load(job["kind"], Path(job["folder"]), job["settings"])
     queries_QD = np.load(job["queries"])
     index.search(queries_QD, job["k"])  # the first time reads files and compiles
     taken = []
@@ -167,7 +168,7 @@ def _ask(job: dict[str, Any]) -> dict[str, Any]:
 
 def _sweep(job: dict[str, Any]) -> dict[str, Any]:
     shards = embeddings.open_shards(Path(job["vectors"]))
-    index = engine(job["kind"]).load(Path(job["folder"]), job["settings"])
+    index = load(job["kind"], Path(job["folder"]), job["settings"])
     queries_QD, exact_QK = np.load(job["queries"]), np.load(job["exact"])
     count, k = exact_QK.shape
     index.search(queries_QD, k)
