@@ -34,7 +34,7 @@ class DataConfig:
     split_stride_tokens: int = 0
     """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that do not overlap."""
     max_train_questions: int = 0
-    """Use only the first so many training questions of each file; 0 uses all."""
+    """Use only so many training questions of each file, drawn by `seed` from all over it (a file may be sorted); 0 uses all."""
 
     @property
     def train_files(self) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import grain
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
@@ -18,7 +20,7 @@ from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import formats, passage_rows, prepare, store
-from dpr_jax.data.raw import Passage
+from dpr_jax.data.raw import Passage, RawQuestion
 from dpr_jax.errors import InputError
 
 PASSAGES = "id\ttext\ttitle\nP1\tone\tA\nP2\ttwo\tB\nP3\tthree\t\nP4\tone\tC\n"
@@ -153,14 +155,36 @@ def test_json_and_tsv_test_questions_and_absent_splits(
 
 
 def test_max_train_questions_counts_kept_rows(
-    tmp_path: Path, raw: dict[str, Path]
+    tmp_path: Path, raw: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, workdir = setup(tmp_path, raw, max_train_questions=2)
     prepare.run(config, workdir)
     assert [one.id for one in store.open_questions(workdir, "train")] == ["0", "2"]
-    config, workdir = setup(tmp_path, raw, max_train_questions=1)
-    prepare.run(config, workdir)
-    assert [one.id for one in store.open_questions(workdir, "train")] == ["0"]
+    assert "left out" not in capsys.readouterr().err
+    drawn = set()
+    for seed in range(8):
+        config, workdir = setup(tmp_path, raw, max_train_questions=1)
+        prepare.run(dataclasses.replace(config, seed=seed), workdir)
+        (one,) = store.open_questions(workdir, "train")
+        drawn.add(one.id)
+    assert drawn == {"0", "2"}
+    assert "1 left out by data.max_train_questions" in capsys.readouterr().err
+
+
+def test_a_draw_is_from_all_over_the_file_and_keeps_its_order() -> None:
+    rows = [RawQuestion(str(i), "?", (), (), (), (), where="") for i in range(1000)]
+    counts = [Counter() for _ in range(20)]
+    draws = [
+        [int(row.id) for row in prepare._drawn(rows, 100, seed, count)]
+        for seed, count in enumerate(counts)
+    ]
+    assert all(draw == sorted(set(draw)) and len(draw) == 100 for draw in draws)
+    assert {count.total() for count in counts} == {900}
+    # each of ten parts of the file has a tenth, within five standard deviations of 2,000 rows drawn
+    parts = np.bincount(np.concatenate(draws) // 100, minlength=10)
+    np.testing.assert_allclose(parts, 200, atol=5 * (2000 * 0.1 * 0.9) ** 0.5)
+    repeated = prepare._drawn(rows, 100, 0, Counter())
+    assert [int(row.id) for row in repeated] == draws[0]
 
 
 def break_file(raw: dict[str, Path], key: str, text: str) -> None:

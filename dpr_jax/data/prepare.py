@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from dpr_jax import artifacts, logging
 from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, DataConfig
+from dpr_jax.config import Config
 from dpr_jax.data import formats, named, raw, store
 from dpr_jax.data.formats import Qrels
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
@@ -48,7 +49,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             "max_train_questions": data.max_train_questions,
             "layouts": {key: source.layout for key, source in sources.items()},
             "cut": named.cut_settings(data, config.model.init, sources),
-        },
+        }
+        | ({"drawn_by_seed": config.seed} if data.max_train_questions else {}),
         {key: source.fingerprint() for key, source in sources.items()}
         | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
         form=store.FORM,
@@ -78,9 +80,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             split = named.split_of(key)
             seen = asked.setdefault(split, HashedTexts())
             rows = _noted(
-                _questions(
-                    data, key, names[key], source, qrels, facts.table, counts[key]
-                ),
+                _questions(config, key, source, qrels, facts.table, counts[key]),
                 seen,
             )
             splits[split] = itertools.chain(splits.get(split, ()), rows)
@@ -154,9 +154,8 @@ def _refuse_repeat(source: Source, first: int, second: int) -> None:
 
 
 def _questions(
-    data: DataConfig,
+    config: Config,
     key: str,
-    name: str,
     source: Source,
     qrels: dict[str, Path],
     table: HashTable,
@@ -170,12 +169,10 @@ def _questions(
             rows = raw.unique(rows)
         if key in qrels:
             rows = _with_qrels(rows, formats.read_qrels(qrels[key]), count)
+        rows = _usable(rows, split, key in qrels, count)
+        if split == "train" and config.data.max_train_questions:
+            rows = _drawn(rows, config.data.max_train_questions, config.seed, count)
         for row in rows:
-            if split == "train" and 0 < data.max_train_questions == count["kept"]:
-                break
-            if reason := _unusable(row, split, judged=key in qrels):
-                count[f"dropped: {reason}"] += 1
-                continue
             question = _resolve(row, table, count)
             count["kept"] += 1
             count["without gold passage"] += not question.positives
@@ -184,9 +181,37 @@ def _questions(
             count["with a teacher's scores"] += bool(question.teacher_scores)
             yield question
     if not count["kept"]:
+        name = named.questions(config.data)[key]
         raise InputError(
             f"{name} has no question to use as data.{split} ({_report(count)})"
         )
+
+
+def _usable(
+    rows: Iterable[RawQuestion], split: str, judged: bool, count: Counter[str]
+) -> Iterator[RawQuestion]:
+    for row in rows:
+        if reason := _unusable(row, split, judged=judged):
+            count[f"dropped: {reason}"] += 1
+        else:
+            yield row
+
+
+def _drawn(
+    rows: Iterable[RawQuestion], most: int, seed: int, count: Counter[str]
+) -> list[RawQuestion]:
+    """So many of the rows from all over their file, in its order; holds no more than these (reservoir sampling, Vitter, 1985)."""
+    rng = random.Random(seed)
+    held: list[tuple[int, RawQuestion]] = []
+    for number, row in enumerate(rows):
+        if number < most:
+            held.append((number, row))
+        else:
+            count["left out by data.max_train_questions"] += 1
+            place = rng.randrange(number + 1)
+            if place < most:
+                held[place] = (number, row)
+    return [row for _, row in sorted(held, key=lambda one: one[0])]
 
 
 def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
