@@ -76,7 +76,9 @@ def _metrics(
         title_justify="left",
     )
     table.add_column("metric", no_wrap=True)
-    for name in (run_a, run_b, "difference \\[95 %]", "p"):
+    for name in (run_a, run_b):  # may be long paths, over narrow figures
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for name in ("difference \\[95 %]", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for metric, found in facts["metrics"].items():
@@ -103,7 +105,7 @@ def _wins(
     """In how many questions which of the two has a hit among the first k."""
     table = Table(title="Questions with a hit among the first k", title_justify="left")
     for name in ("k", "both", f"only {run_a}", f"only {run_b}", "neither"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", overflow="fold")
     for k in cutoffs:
         right, base_right = ((0 < rank) & (rank <= k) for rank in (rank_J, base_J))
         groups = (
