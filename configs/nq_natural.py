@@ -34,6 +34,7 @@ config = Config(
     ),
     train=TrainConfig(
         batch_size=32,
+        pack_rows=2,  # texts share rows: 93 of 100 tokens computed are real, 75 without
         hard_negatives=1,
         total_steps=40,
         learning_rate=1e-5,
