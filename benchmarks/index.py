@@ -7,7 +7,7 @@ Each engine is built in a process of its own and measured in another; its settin
 --target. What is done already is kept in --work, so the engines can be run in parts (--engines scann), and a killed run goes on.
 
 With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100 of the questions against exact search;
-questions a second of processor time and by the clock, all asked at once, on one core and on all; a single question's median and 99th percentile.
+questions a second by the clock and of processor time, all asked at once, each on one core and on all; a single question's median and 99th percentile.
 """
 
 import argparse
@@ -212,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     vectors = prepare(args.vectors, args.rows, args.questions, args.queries, args.work)
     print(
-        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | a CPU second | one question, p50 / p99 ms | build, s (CPU s) | peak, MB | disk, MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | a CPU second, one core / all | one question, p50 / p99 ms | build, s (CPU s) | peak, MB | disk, MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for name in args.engines:
         facts = measure(name, vectors, args.work, args.target)
@@ -220,7 +220,7 @@ def main() -> None:
         one, all_cores = facts["one"], facts["all"]
         chosen = ", ".join(f"{key} {value}" for key, value in facts["chosen"].items())
         print(
-            f"| {name} | {chosen} | {one['recall@10']:.4f} | {one['recall@100']:.4f} | {one['queries_per_s']:,.0f} | {all_cores['queries_per_s']:,.0f} | {all_cores['queries_per_cpu_s']:,.0f} | {one['p50_ms']:.2f} / {one['p99_ms']:.2f} | {facts['build_s']:.0f} ({facts['build_cpu_s']:.0f}) | {facts['build_peak_mb']:,.0f} | {facts['disk_mb']:,.0f} |",
+            f"| {name} | {chosen} | {one['recall@10']:.4f} | {one['recall@100']:.4f} | {one['queries_per_s']:,.0f} | {all_cores['queries_per_s']:,.0f} | {one['queries_per_cpu_s']:,.0f} / {all_cores['queries_per_cpu_s']:,.0f} | {one['p50_ms']:.2f} / {one['p99_ms']:.2f} | {facts['build_s']:.0f} ({facts['build_cpu_s']:.0f}) | {facts['build_peak_mb']:,.0f} | {facts['disk_mb']:,.0f} |",
             flush=True,
         )
 
