@@ -43,8 +43,6 @@ MODELS = {
     "tiny": {"layers": 1, "width": 32, "heads": 4},
 }
 RATE = 1e-5
-
-
 PYTORCH = "PyTorch"
 
 
@@ -148,14 +146,24 @@ def start(task: Task, name: str, pack_rows: int) -> Connection:
     """A process that computes one update whenever it is told to."""
     here, there = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
-    work = spawn.Process(target=serve, args=(there, task, name, pack_rows), daemon=True)
+    work = spawn.Process(
+        target=serve,
+        args=(there, task),
+        kwargs={"name": name, "pack_rows": pack_rows},
+        daemon=True,
+    )
+    # ours gets what `dpr` asks for; PyTorch what its users have
+    tunables = os.environ.get(host_memory.TUNABLES)
     if name != PYTORCH:
-        os.environ[host_memory.TUNABLES] = host_memory.HUGE_PAGES  # as `dpr` does
+        os.environ[host_memory.TUNABLES] = host_memory.HUGE_PAGES
     work.start()
+    os.environ.pop(host_memory.TUNABLES, None)
+    if tunables is not None:
+        os.environ[host_memory.TUNABLES] = tunables
     return here
 
 
-def serve(parent: Connection, task: Task, name: str, pack_rows: int) -> None:
+def serve(parent: Connection, task: Task, *, name: str, pack_rows: int) -> None:
     """A side's process: says its versions, then an update for every word but the last."""
     if name == PYTORCH:
         jax.config.update("jax_platforms", "cpu")  # it only reads the batches

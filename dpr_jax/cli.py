@@ -40,6 +40,7 @@ OPERANDS = {
     "index add": ("PASSAGES",),
     "index remove": ("IDS",),
 }
+COMPUTING = ("pipeline", "mine", "train", "encode", "index", "retrieve")
 USER_ERROR = 2
 RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -62,9 +63,15 @@ class SplitCall:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
+def entry() -> None:
+    """What the program `dpr` is: `main` with huge pages, for which the process may start again."""
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        host_memory.want_huge_pages()
+    main()
+
+
 def main() -> None:
     """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted."""
-    host_memory.want_huge_pages()
     try:
         run(sys.argv[1:])
     except InputError as error:

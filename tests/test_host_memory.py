@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dpr_jax import host_memory
+
 ROOT = Path(__file__).resolve().parents[1]
 ASKING = """
 import os, sys
@@ -19,12 +21,12 @@ print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:])
 """
 
 
-def asked(system: Path, tunables: str) -> list[str]:
+def asked(system: Path, tunables: str, **changes: str) -> list[str]:
     result = subprocess.run(
         [sys.executable, "-c", ASKING, str(system), "an argument", "--flag"],
         check=True,
         cwd=ROOT,
-        env=os.environ | {"GLIBC_TUNABLES": tunables},
+        env={**os.environ, **changes, "GLIBC_TUNABLES": tunables},
         capture_output=True,
         text=True,
         timeout=60,
@@ -63,3 +65,11 @@ def test_what_the_user_chose_stays(tmp_path: Path) -> None:
     system.write_text("always [madvise] never\n")
     chosen = "glibc.malloc.hugetlb=0"
     assert asked(system, chosen) == ["started", f"{chosen} an argument --flag"]
+
+
+def test_it_asks_only_once(tmp_path: Path) -> None:
+    """Where something takes glibc's setting away, the process would start again for ever."""
+    system = tmp_path / "enabled"
+    system.write_text("always [madvise] never\n")
+    before = {host_memory.ASKED: "1"}
+    assert asked(system, "", **before) == ["started", " an argument --flag"]

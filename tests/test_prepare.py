@@ -175,7 +175,7 @@ def test_a_draw_is_from_all_over_the_file_and_keeps_its_order() -> None:
     rows = [RawQuestion(str(i), "?", (), (), (), (), where="") for i in range(1000)]
     counts = [Counter() for _ in range(20)]
     draws = [
-        [int(row.id) for row in prepare._drawn(rows, 100, seed, count)]
+        [int(row.id) for row in prepare._drawn(rows, count, most=100, seed=seed)]
         for seed, count in enumerate(counts)
     ]
     assert all(draw == sorted(set(draw)) and len(draw) == 100 for draw in draws)
@@ -183,7 +183,7 @@ def test_a_draw_is_from_all_over_the_file_and_keeps_its_order() -> None:
     # each of ten parts of the file has a tenth, within five standard deviations of 2,000 rows drawn
     parts = np.bincount(np.concatenate(draws) // 100, minlength=10)
     np.testing.assert_allclose(parts, 200, atol=5 * (2000 * 0.1 * 0.9) ** 0.5)
-    repeated = prepare._drawn(rows, 100, 0, Counter())
+    repeated = prepare._drawn(rows, Counter(), most=100, seed=0)
     assert [int(row.id) for row in repeated] == draws[0]
 
 

@@ -161,6 +161,22 @@ def test_an_index_of_an_older_form_is_built_anew(workdir: WorkDir) -> None:
     np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
 
 
+def test_an_index_follows_when_its_vectors_get_another_encoder(
+    workdir: WorkDir,
+) -> None:
+    """The same vectors of another encoder, which encode names after the index was built."""
+    embeddings, index = (
+        workdir.root / file for file in ("embeddings/manifest.json", "index/index.json")
+    )
+    name = artifacts.read_json(index)["model"]
+    artifacts.restate(embeddings, model="another")
+    pipeline.STAGES["index"](CONFIG, workdir)
+    assert artifacts.read_json(index)["model"] == "another"
+    artifacts.restate(embeddings, model=name)
+    search(workdir)
+    np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
+
+
 def test_towers_that_training_did_not_write_together(workdir: WorkDir) -> None:
     manifest = workdir.model / "manifest.json"
     files = [path for path in workdir.model.rglob("*") if path.is_file()]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import downloader
 
 from dpr_jax.data import raw
 from dpr_jax.data.raw import RawQuestion, answer_texts, question_text, short
@@ -68,6 +67,9 @@ def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without what TFDS prints, a warning for each try of a download, bars in log files, and four minutes of trying where there is no network."""
+    # not public, so not imported by those who name no TFDS data set
+    from tensorflow_datasets.core.download import downloader
+
     talkers = [logging.getLogger(name) for name in ("absl", "urllib3")]
     levels, tries = [one.level for one in talkers], downloader.MAX_RETRIES
     for one in talkers:

@@ -80,7 +80,14 @@ def run(config: Config, workdir: WorkDir) -> None:
             split = named.split_of(key)
             seen = asked.setdefault(split, HashedTexts())
             rows = _noted(
-                _questions(config, key, source, qrels, facts.table, counts[key]),
+                _questions(
+                    config,
+                    key,
+                    source,
+                    qrels=qrels,
+                    table=facts.table,
+                    count=counts[key],
+                ),
                 seen,
             )
             splits[split] = itertools.chain(splits.get(split, ()), rows)
@@ -157,6 +164,7 @@ def _questions(
     config: Config,
     key: str,
     source: Source,
+    *,
     qrels: dict[str, Path],
     table: HashTable,
     count: Counter[str],
@@ -169,9 +177,10 @@ def _questions(
             rows = raw.unique(rows)
         if key in qrels:
             rows = _with_qrels(rows, formats.read_qrels(qrels[key]), count)
-        rows = _usable(rows, split, key in qrels, count)
+        rows = _usable(rows, split, count, judged=key in qrels)
         if split == "train" and config.data.max_train_questions:
-            rows = _drawn(rows, config.data.max_train_questions, config.seed, count)
+            most = config.data.max_train_questions
+            rows = _drawn(rows, count, most=most, seed=config.seed)
         for row in rows:
             question = _resolve(row, table, count)
             count["kept"] += 1
@@ -188,7 +197,7 @@ def _questions(
 
 
 def _usable(
-    rows: Iterable[RawQuestion], split: str, judged: bool, count: Counter[str]
+    rows: Iterable[RawQuestion], split: str, count: Counter[str], *, judged: bool
 ) -> Iterator[RawQuestion]:
     for row in rows:
         if reason := _unusable(row, split, judged=judged):
@@ -198,7 +207,7 @@ def _usable(
 
 
 def _drawn(
-    rows: Iterable[RawQuestion], most: int, seed: int, count: Counter[str]
+    rows: Iterable[RawQuestion], count: Counter[str], *, most: int, seed: int
 ) -> list[RawQuestion]:
     """So many of the rows from all over their file, in its order; holds no more than these (reservoir sampling, Vitter, 1985)."""
     rng = random.Random(seed)

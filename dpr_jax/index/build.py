@@ -10,6 +10,7 @@ from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import certificate, defaults, embeddings, faiss, scann, worker
 from dpr_jax.index.engines import MANIFEST
+from dpr_jax.index.finished import up_to_date
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.reduction import Reduction
 from dpr_jax.index.sample import draw
@@ -63,7 +64,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         artifacts.fingerprint(questions / "manifest.json") if questions else "",
     )
     if artifacts.is_fresh(out / MANIFEST, origin):
-        say(f"index: up to date ({out})")
+        up_to_date(out, facts["model"])
         return
     shards, _ = embeddings.open_embeddings(source)
     sample = draw(

@@ -157,12 +157,18 @@ class Reduction(NamedTuple):
         """Writes the passages' vectors, made narrower, into one .npy file, a block at a time: float16 [rows, R].
 
         Raises:
-          InputError: a vector is not finite.
+          InputError: a vector is not finite, or is too large for float16 when it is narrower.
         """
         shape = (sum(map(len, shards)), self.dimensions)
         emb_NR = np.lib.format.open_memmap(file, "w+", np.float16, shape)
         for start, block_BD in embeddings.checked_blocks(shards):
-            emb_NR[start : start + len(block_BD)] = self.passages(block_BD)
+            narrow_BR = self.passages(block_BD)
+            if np.abs(narrow_BR).max(initial=0) > np.finfo(np.float16).max:
+                raise InputError(
+                    f"row {start} or one of the {len(block_BD) - 1} after it has a number beyond float16's {np.finfo(np.float16).max} in "
+                    f"{self.dimensions} dimensions; set index.dimensions to 0"
+                )
+            emb_NR[start : start + len(block_BD)] = narrow_BR
         emb_NR.flush()
 
 

@@ -19,6 +19,7 @@ from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.index import build, certificate, embeddings, sample
 from dpr_jax.index.engines import LAYERED, MANIFEST
+from dpr_jax.index.finished import delete_others, up_to_date
 from dpr_jax.index.layers import rows_in
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.reduction import Reduction
@@ -220,7 +221,7 @@ def _build_anew(
     key = hashlib.sha256(json.dumps([origin, log]).encode()).hexdigest()[:12]
     folder = out / f"built-{key}"
     if facts is not None and _built(facts)["folder"] == folder.name:
-        _up_to_date(out, facts)
+        _up_to_date(vectors, out, facts)
         return
     _verify(vectors)
 
@@ -289,7 +290,7 @@ def _lay(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) -> 
     """Lays the changes that are not in the built index over it."""
     built = _built(facts)
     if artifacts.is_fresh(out / MANIFEST, _origin(vectors, built)):
-        _up_to_date(out, facts)
+        _up_to_date(vectors, out, facts)
         return
     artifacts.verify(out / MANIFEST)  # what follows gives these files new checksums
     _verify(vectors)
@@ -361,7 +362,7 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
         queries_QD, _, asked = sample.draw(
             shards,
             vectors.questions,
-            model=facts["model"],
+            model=vectors.facts["model"],
             certificate=config.index.recall_queries,
             tuning="tried" in facts,
         )
@@ -370,6 +371,7 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
     )
     files = [out / name for name in [*built["files"], *added, *removed]]
     kept = {name: facts[name] for name in facts if name not in OF_ONE_MANIFEST}
+    kept["model"] = vectors.facts["model"]
     kept |= {
         "count": count,
         "removed": len(gone_R),
@@ -382,7 +384,7 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
         "queries_per_s": queries_per_s,
     }
     artifacts.write_manifest(out / MANIFEST, _origin(vectors, built), files, **kept)
-    _delete_others(out, files)
+    delete_others(out, files)
     say(
         f"index: up to change {end}, {count - len(gone_R):,} passages; recall@{RECALL_AT} {recall:.4f} against exact search on {len(queries_QD)} {asked}"
     )
@@ -393,19 +395,7 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
         )
 
 
-def _up_to_date(out: Path, facts: dict[str, Any]) -> None:
+def _up_to_date(vectors: Vectors, out: Path, facts: dict[str, Any]) -> None:
     # the run that wrote index.json may have been killed before it deleted the rest
-    _delete_others(out, [out / name for name in facts["files"]])
-    say(f"index: up to date ({out})")
-
-
-def _delete_others(out: Path, files: list[Path]) -> None:
-    """Deletes what is in no index.json: an older index, and what a killed run left."""
-    tops = {file.relative_to(out).parts[0] for file in files} | {MANIFEST}
-    for path in out.iterdir():
-        if path.name in tops:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    delete_others(out, [out / name for name in facts["files"]])
+    up_to_date(out, vectors.facts["model"])

@@ -18,8 +18,9 @@ from dpr_jax.model.dropout import Dropout
 
 def _gelu(x: jax.Array) -> jax.Array:
     """GELU (Hendrycks and Gimpel, 2016, arXiv 1606.08415) by erf as in BERT, which costs less than jax.nn.gelu's erfc."""
-    half = np.sqrt(0.5).astype(x.dtype)
-    return 0.5 * x * (1 + jax.lax.erf(x * half))
+    # in float32: 1 + erf loses the digits of the negative side
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * np.float32(np.sqrt(0.5))))).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -44,6 +44,7 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       key: a scalar of jax.random.key, of the implementation "threefry2x32".
       shape: of fewer than 2**32 elements.
     """
+    assert math.prod(shape) < 2**32, shape
     first, second = jax.random.key_data(key)
     keys = first, second, first ^ second ^ PARITY
     count = lax.iota(np.uint32, math.prod(shape)).reshape(shape)

@@ -213,7 +213,7 @@ def claim(
     for part, values in defaults.items():
         for name in origin["settings"][part].keys() & values.keys():
             old["settings"][part].setdefault(name, values[name])
-    differing = _differences(old, origin)
+    differing = _differences({"form": 1} | old, {"form": 1} | origin)
     if differing:
         raise InputError(
             f"{folder} was trained with other settings: {'; '.join(differing)}. "

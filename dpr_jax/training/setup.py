@@ -16,6 +16,7 @@ from dpr_jax.errors import InputError
 DEFAULTS = {"train": to_dict(TrainConfig()), "model": to_dict(ModelConfig())}
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
+FORM = 2  # since hard negatives and dropout are drawn otherwise
 
 
 class Origin(NamedTuple):
@@ -50,8 +51,8 @@ def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
     settings = {"train": train, "model": model, "seed": config.seed}
     exported = {**settings, "train": {**train, "export": config.train.export}}
     return Origin(
-        artifacts.made_from("train", settings, inputs),
-        artifacts.made_from("train", exported, inputs),
+        artifacts.made_from("train", settings, inputs, form=FORM),
+        artifacts.made_from("train", exported, inputs, form=FORM),
     )
 
 

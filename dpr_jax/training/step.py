@@ -289,7 +289,9 @@ def train_step(
       The new state and {"loss", "accuracy", "grad_norm"} (before clipping), and "temperature" where it is learned; the same on
       every device.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    # the generator of model/dropout, whichever is JAX's default
+    key = jax.random.key(settings.seed, impl="threefry2x32")
+    key = jax.random.fold_in(key, state.step)
     key = jax.random.fold_in(key, lax.axis_index(axis))
     dropout_key = key if settings.encoder.dropout > 0 else None
     grads, metrics = global_gradient(state.params, batch, settings, dropout_key, axis)
