@@ -380,7 +380,8 @@ def test_metrics_say_how_fast_and_a_trace_is_written(
         for line in (workdir.checkpoints / "metrics.jsonl").read_text().splitlines()
     ]
     timed = [row for row in rows if "tokens_per_s" in row]
-    assert [row["step"] for row in timed] == [2, 3, 4, 5, 6]
+    # a checkpoint is written every other step, which is then read at once with the one before
+    assert [row["step"] for row in timed] == [3, 5]
     for row in timed:
         assert 0 < row["padding_share"] < 1
         assert row["tokens_per_s"] > row["examples_per_s"] > 0
