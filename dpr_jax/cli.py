@@ -42,6 +42,7 @@ OPERANDS = {
 }
 COMPUTING = ("pipeline", "mine", "train", "encode", "index", "retrieve")
 USER_ERROR = 2
+CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -71,7 +72,7 @@ def entry() -> None:
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted."""
+    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
     try:
         run(sys.argv[1:])
     except InputError as error:
@@ -80,6 +81,10 @@ def main() -> None:
     except Preempted as error:
         print(f"dpr: {error}", file=sys.stderr)
         sys.exit(RUN_AGAIN)
+    except BrokenPipeError:  # `dpr train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("dpr: not all of the output was read", file=sys.stderr)
+        sys.exit(CLOSED_OUTPUT)
     except KeyboardInterrupt:
         print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

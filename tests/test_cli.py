@@ -113,3 +113,16 @@ def test_a_run_that_was_stopped_asks_to_be_started_again(
         cli.main()
     assert exit_of.value.code == 75
     assert capsys.readouterr().err == "dpr: stopped after step 7\n"
+
+
+def test_output_that_nobody_reads_ends_in_a_line() -> None:
+    code = "from dpr_jax.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "train", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "dpr: not all of the output was read\n"
+    assert process.returncode == 141
