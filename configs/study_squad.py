@@ -8,7 +8,7 @@ Hardware:  two CPU cores, 5 GB of memory (a training on SQuAD held 3.7).
 Time:      in docs/results.md, for each study.
 Expected:  in docs/results.md, for each study.
 
-The file is sorted by article: the first 3,200 training questions are of ten articles, so a batch is not as mixed as it should be.
+The figures in docs/results.md were trained on the file's first 3,200 questions, which are of ten articles; they are drawn from all over it now.
 """
 
 from dpr_jax.config import (
