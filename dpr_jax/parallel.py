@@ -28,9 +28,10 @@ T = TypeVar("T")
 def initialize() -> None:
     """Joins the other processes of this run, where the environment says that there are any.
 
-    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (launch/local.sh sets them).
+    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (most scripts in launch/ set them).
     DPR_COORDINATOR=auto leaves it to JAX, which asks the machine it is on (launch/tpu_vm.sh sets it), as do Slurm, Open MPI and
-    Kubernetes jobs of several tasks without being told. Otherwise one process.
+    Kubernetes jobs of several tasks without being told. Otherwise one process. Named by hand, each process drives all accelerators it
+    sees; left to JAX, those of Slurm and Open MPI drive one GPU each.
 
     Raises:
       InputError: some of the three variables are set and some are not, or one is not a number in range.
@@ -55,8 +56,12 @@ def initialize() -> None:
             raise InputError(
                 f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in 0..{count - 1}"
             )
+        # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI started, named by hand or not
         jax.distributed.initialize(
-            coordinator_address=values[0], num_processes=count, process_id=index
+            coordinator_address=values[0],
+            num_processes=count,
+            process_id=index,
+            cluster_detection_method="deactivate",
         )
 
 

@@ -1,4 +1,7 @@
-"""The scripts in launch/: what they would run, what they refuse, and local.sh with real processes."""
+"""The scripts in launch/: what they would run, what they refuse, and local.sh with real processes.
+
+slurm.sh and gke.sh: test_launch_clusters.py.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("local.sh", "gpu_node.sh", "tpu_vm.sh")
+SCRIPTS = ("local.sh", "gpu_node.sh", "tpu_vm.sh", "slurm.sh", "gke.sh")
 CLUSTER_VARIABLES = (
     "NUM_NODES",
     "NODE_RANK",
@@ -23,7 +26,11 @@ CLUSTER_VARIABLES = (
 
 
 def environment(**changes: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in CLUSTER_VARIABLES}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in CLUSTER_VARIABLES and not name.startswith(("DPR_", "SLURM_"))
+    }
     return kept | changes
 
 

@@ -61,6 +61,34 @@ def test_clusters_are_recognised(
     assert bool(joined) == expected
 
 
+def test_named_by_hand_a_process_keeps_all_its_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One process a node under Slurm: asked, JAX's detection would leave it the first GPU of the node."""
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "a,b",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+    }
+    named = dict(zip(NAMES, ("a:1", "2", "1"), strict=True))
+    for name, value in (slurm | named).items():
+        monkeypatch.setenv(name, value)
+    asked: list[dict] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: asked.append(how))
+    parallel.initialize()
+    assert asked == [
+        {
+            "coordinator_address": "a:1",
+            "num_processes": 2,
+            "process_id": 1,
+            "cluster_detection_method": "deactivate",
+        }
+    ]
+
+
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_trees_go_to_the_devices_and_back(kind: str) -> None:
     spmd = parallel.spmd(kind, jax.devices()[:4])
