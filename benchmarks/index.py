@@ -4,7 +4,8 @@
     python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work runs/index_bench_1m --rows 1000000
 
 Each engine is built in a process of its own and measured in another; its settings at search time are those that `dpr index` finds for
---target. What is done already is kept in --work, so the engines can be run in parts (--engines scann), and a killed run goes on.
+--target. What is done already is kept in --work, so the engines can be run in parts (--engines scann), and a killed run goes on. Settings can be
+added to an engine: `scann-soar:leaves=4000`.
 
 With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100 of the questions against exact search;
 questions a second by the clock and of processor time, all asked at once, each on one core and on all; a single question's median and 99th percentile.
@@ -42,6 +43,14 @@ ENGINES = {
 SINGLE_QUERIES = 100
 NEIGHBOURS = 10
 NOISE = 0.15  # length of the noise that is added to a unit vector
+
+
+def described(name: str) -> tuple[str, dict]:
+    """Kind and settings of an engine, such as `scann-soar:leaves=4000`."""
+    engine_name, _, more = name.partition(":")
+    kind, options = ENGINES[engine_name]
+    added = (word.split("=") for word in more.split(",") if word)
+    return kind, options | {key: json.loads(value) for key, value in added}
 
 
 def mixtures(shards: list[np.ndarray], count: int, seed: int = 0) -> np.ndarray:
@@ -115,7 +124,7 @@ def run_child(verb: str, *args: str) -> dict:
 
 
 def build(name: str, vectors: str, folder: str) -> dict:
-    kind, options = ENGINES[name]
+    kind, options = described(name)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     index = engine(kind).build(
         embeddings.open_shards(Path(vectors)), IndexConfig(kind=kind, **options)
@@ -130,7 +139,7 @@ def build(name: str, vectors: str, folder: str) -> dict:
 
 def ask(name: str, vectors: str, folder: str, settings: str, exact: str) -> dict:
     """Recall, speed and latency of one setting on as many cores as the process may use."""
-    index = engine(ENGINES[name][0]).load(Path(folder), json.loads(settings))
+    index = engine(described(name)[0]).load(Path(folder), json.loads(settings))
     known = np.load(exact)
     queries_QD, exact_QK = known["queries"], known["scores"]
     _, rows_QK = index.search(queries_QD, 100)
@@ -169,7 +178,7 @@ def measure(name: str, vectors: Path, work: Path, target: float) -> dict:
         size = sum(file.stat().st_size for file in folder.iterdir())
         artifacts.write_json(built, {**facts, "disk_mb": size / 1e6})
     facts = artifacts.read_json(built)
-    kind, options = ENGINES[name]
+    kind, options = described(name)
     known = np.load(exact)
     count = facts["settings"].get("count", 0)
     points = worker.sweep(

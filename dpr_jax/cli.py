@@ -7,8 +7,9 @@ import io
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -77,7 +78,7 @@ def main() -> None:
         run(sys.argv[1:])
     except InputError as error:
         print(f"dpr: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _leave(USER_ERROR)
     except Preempted as error:
         print(f"dpr: {error}", file=sys.stderr)
         sys.exit(RUN_AGAIN)
@@ -88,6 +89,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: the end of this one has to be quick too
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends with an error; before a stage has started there is no other process to think of."""
+    parallel = sys.modules.get("dpr_jax.parallel")
+    sys.exit(status) if parallel is None else parallel.leave(status)
 
 
 def run(args: list[str]) -> None:
