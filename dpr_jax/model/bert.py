@@ -16,6 +16,7 @@ import numpy as np
 
 from dpr_jax.model.attention import attention
 from dpr_jax.model.dropout import Dropout
+from dpr_jax.model.product import times_weights
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -163,14 +164,11 @@ class Layer(nn.Module):
         train: bool,
     ) -> jax.Array:
         shape = self.shape
-        result = _product_dtype(self.dtype)
         dense = functools.partial(
             nn.Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
-            dot_general=functools.partial(
-                jax.lax.dot_general, preferred_element_type=result
-            ),
+            dot_general=times_weights,
         )
         dropout = Dropout(self.dropout)
         drop = functools.partial(dropout, train=train)
@@ -210,14 +208,6 @@ class Layer(nn.Module):
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
         return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
-
-
-def _product_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """What matrix products are given out in: on a CPU float32, elsewhere as they come in.
-
-    XLA's CPU multiplies bfloat16 in the processor's own instructions only where the result is asked for in float32 (docs/log.md).
-    """
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
 
 
 def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
