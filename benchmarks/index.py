@@ -4,11 +4,12 @@
     python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work runs/index_bench_1m --rows 1000000
 
 Each engine is built in a process of its own; its settings at search time are those that `dpr index` finds for --target. Then all are asked in
-turns, each time in a fresh process. What is done already is kept in --work, so the engines can be run in parts (--engines scann), and a killed run goes on. Settings can be
-added to an engine: `scann-soar:leaves=4000`.
+turns, each time in a fresh process. Indexes and settings are kept in --work: a killed run goes on, and engines can be built one by one (--engines
+scann). Settings can be added to an engine: `scann-soar:leaves=4000`.
 
 With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100 of the questions against exact search;
-questions a second by the clock and of processor time, all asked at once, each on one core and on all; a single question's median and 99th percentile.
+questions a second by the clock and of processor time, all asked at once, each on one core and on all, in the best round; a single question's
+median and 99th percentile, in the median round.
 """
 
 import argparse
@@ -169,9 +170,9 @@ def ask(name: str, vectors: str, folder: str, settings: str, exact: str) -> dict
 
 
 def chosen(name: str, vectors: Path, work: Path, target: float) -> dict:
-    """Builds an engine and finds its settings, unless that is done."""
+    """Builds an engine and finds its settings, as far as that is not done."""
     folder, exact = work / name, work / "exact.npz"
-    built, found = work / f"{name}.json", work / f"{name}.chosen.json"
+    built, found = work / f"{name}.json", work / f"{name}.at-{target:g}.json"
     if found.exists():
         return artifacts.read_json(found)
     if not built.exists():
@@ -242,16 +243,16 @@ def main() -> None:
 
 
 def line(name: str, facts: dict, rounds: list[dict]) -> str:
-    """Of the rounds, the best of each figure: other work on the machine makes it only worse."""
+    """Of the rounds the best rate, since other work on the machine makes it only worse, and the median of the times of single questions."""
 
-    def best(cores: str, key: str) -> float:
+    def over_rounds(cores: str, key: str) -> float:
         values = [each[cores][key] for each in rounds]
-        return max(values) if key.startswith("queries") else min(values)
+        return max(values) if key.startswith("queries") else np.median(values)
 
     first = rounds[0]["one"]
     settings = ", ".join(f"{key} {value}" for key, value in facts["chosen"].items())
     one, both = (
-        {key: best(cores, key) for key in first if key != "peak_mb"}
+        {key: over_rounds(cores, key) for key in first if key != "peak_mb"}
         for cores in ("one", "all")
     )
     return (

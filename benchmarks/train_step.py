@@ -7,7 +7,7 @@ FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in 
 the mapped step of `dpr train` on all devices there are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py,
 extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Each has a process of
 its own, so that neither meets the other's threads and memory, and they take turns of some updates in a row on the same batches, as training makes
-them. An update that compiles does not count, for neither side, nor does the first of a turn: the memory that a process freed may have gone to
+them. PyTorch computes the whole last layer, as its users do, and ours with [CLS] what [CLS] needs. An update that compiles does not count, for neither side, nor does the first of a turn: the memory that a process freed may have gone to
 others while it waited. CPU seconds are those of all threads: on a busy machine they say more than the clock does, best with one thread
 (`taskset -c 0 python ...`).
 """
@@ -111,6 +111,8 @@ def main(command: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=4, help="of each side")
     parser.add_argument("--updates", type=int, default=5, help="in a turn")
     arguments = parser.parse_args(command)
+    if arguments.updates < 2:
+        parser.error("--updates: the first of a turn does not count; give 2 or more")
     jax.config.update("jax_platforms", "cpu")  # here; the sides find their devices
     threads = len(os.sched_getaffinity(0))
     train = TrainConfig(batch_size=arguments.batch_size, dtype=arguments.dtype)
@@ -146,13 +148,7 @@ def main(command: list[str] | None = None) -> None:
             f"\n{arguments.model}, {arguments.pooling}, {arguments.dtype}, {train.batch_size} questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages ({lengths[1]}); "
             f"{versions[1].device}, {threads} threads; {versions[1].package}, {versions[0].package}"
         )
-        show(
-            names,
-            measured,
-            arguments.updates,
-            batch_size=train.batch_size,
-            shape=hf.read_shape(tower),
-        )
+        show(names, measured, task, turn=arguments.updates)
 
 
 def start(task: Task, name: str, pack_rows: int) -> Connection:
@@ -322,13 +318,13 @@ def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
 def show(
     names: list[str],
     measured: list[list[Measured]],
-    turn: int,
+    task: Task,
     *,
-    batch_size: int,
-    shape: hf.BertShape,
+    turn: int,
 ) -> None:
     """One line a side: medians over the updates that count, and ratios to PyTorch taken batch by batch."""
-    peak = peak_flops()
+    peak, shape = peak_flops(), hf.read_shape(task.tower)
+    batch_size = task.train.batch_size
     counted = [
         at
         for at in range(len(measured[0]))
@@ -347,7 +343,9 @@ def show(
         wall_s = np.array([one.wall_s for one in done])
         cpu_s = np.array([one.cpu_s for one in done])
         tokens = np.array([one.lengths.sum() for one in done])
-        flops = np.array([3 * forward_flops(shape, one.lengths) for one in done])
+        flops = np.array(
+            [3 * forward_flops(shape, one.lengths, task.pooling) for one in done]
+        )
         share = tokens.sum() / sum(one.slots for one in done)
         if name == PYTORCH:  # it is given padded batches, and cuts them
             share = np.nan

@@ -73,7 +73,7 @@ def entry() -> None:
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
+    """Runs `dpr` and exits: 0 done, 1 a bug (with a traceback), 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
     try:
         run(sys.argv[1:])
     except InputError as error:
@@ -85,11 +85,11 @@ def main() -> None:
     except BrokenPipeError:  # `dpr train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("dpr: not all of the output was read", file=sys.stderr)
-        sys.exit(CLOSED_OUTPUT)
+        _leave(CLOSED_OUTPUT)
     except KeyboardInterrupt:
         print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: the end of this one has to be quick too
+        _leave(130)
+    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: this one has to leave quickly too
         traceback.print_exc()
         _leave(1)
 
@@ -97,7 +97,9 @@ def main() -> None:
 def _leave(status: int) -> NoReturn:
     """Ends with an error; before a stage has started there is no other process to think of."""
     parallel = sys.modules.get("dpr_jax.parallel")
-    sys.exit(status) if parallel is None else parallel.leave(status)
+    if parallel is not None:
+        parallel.leave(status)
+    sys.exit(status)
 
 
 def run(args: list[str]) -> None:

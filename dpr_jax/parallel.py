@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.errors import InputError
 
 AXIS = "devices"
-FAREWELL_S = 3
+FAREWELL_S = 3  # for which process 0 stays after an error
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def barrier(name: str) -> None:
 def on_main(work: Callable[[], None]) -> None:
     """Does `work` on process 0 while the others wait; where it fails there, all of them end.
 
-    A process that ended alone would be waited for by the others, five minutes with JAX's defaults.
+    What they wait for would else not come, and they would learn of it late.
 
     Raises:
       InputError: on the processes that waited, where it failed; process 0 raises what `work` raised.
@@ -113,17 +113,19 @@ def on_main(work: Callable[[], None]) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process; of several, without JAX's farewell, for which it would wait until all are done, or five minutes.
+    """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for the others.
 
-    The others end when they next need it, and where that is not noticed, after JAX's hundred seconds without a sign of life.
+    They end when they next need it, and where that is not noticed, after JAX's hundred seconds without a sign of life.
     """
-    if jax.distributed.is_initialized():
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    try:
         if is_main():  # JAX ends the others with it: where they found the same error, let them say so
             time.sleep(FAREWELL_S)
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:  # whatever is broken: devices that do not start, output that nobody reads
         os._exit(status)
-    sys.exit(status)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

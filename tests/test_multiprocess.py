@@ -201,10 +201,10 @@ def test_an_error_of_process_0_ends_all_in_a_line(
         assert line.startswith("dpr: ") and wanted in line
 
 
-def test_an_error_of_one_process_alone_ends_all(
+def test_a_process_that_fails_alone_leaves_at_once(
     tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
 ) -> None:
-    """In the middle of training, where the others wait for its part; JAX would have it wait for them."""
+    """In the middle of training, where the other waits for its part; JAX would have it wait for the other. Then the launcher ends that one."""
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
     workdir = artifacts.open_workdir(tmp_path / "failing", base.name)

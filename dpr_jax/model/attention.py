@@ -1,7 +1,7 @@
-"""Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no weights for the backward pass.
+"""Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no attention weights for the backward pass.
 
 The backward pass computes them again from the queries, the keys, and each softmax's maximum and sum, as FlashAttention does (Dao et al., 2022,
-arXiv 2205.14135). On a CPU one row follows another, so that the weights of a row stay in its caches; elsewhere all rows are computed at once.
+arXiv 2205.14135). On a CPU one row follows another, so that its attention weights stay in the caches; elsewhere all rows are computed at once.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -36,12 +36,15 @@ def attention(
       k_BMHK: keys, of the same dtype.
       v_BMHK: values, of the same dtype.
       mask_BLM: bool, which tokens (last axis) each token sees; [B, 1, M] where all of a row see the same.
-      dropout_rate: of the weights, in [0, 1).
-      dropout_key: dropout on, with the bits that `dropout.random_bits` gives for [B, H, L, M]; None runs without.
+      dropout_rate: of the attention weights, in [0, 1).
+      dropout_key: dropout on, with the bits that `dropout.random_bits` gives for [B, H, L, M], fewer than 2**32; None runs without.
 
     Returns:
-      float32 [B, L, H, K]; the mean of all values for a token that sees none.
+      [B, L, H, K] of the values' dtype; the mean of all values for a token that sees none.
     """
+    rows, length, heads, _ = q_BLHK.shape
+    weights = rows * heads * length * k_BMHK.shape[1]
+    assert dropout_key is None or weights < 2**32, weights
     rate = 0.0 if dropout_key is None else dropout_rate
     return _attention(rate, dropout_key, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
 
@@ -72,7 +75,7 @@ def _forward(
         exp_HLM = jnp.where(_keep(rate, key, number, exp_HLM.shape), exp_HLM, 0)
         y_HLK = _product(exp_HLM.astype(v_HMK.dtype), v_HMK, (2, 1))
         y_HLK /= sum_HL1 * (1 - rate)
-        return _heads_first(y_HLK), top_HL1, sum_HL1
+        return _heads_first(y_HLK.astype(v_HMK.dtype)), top_HL1, sum_HL1
 
     y_BLHK, top_BHL1, sum_BHL1 = _each_row(row, mask_BLM, inputs)
     return y_BLHK, (key, mask_BLM, inputs, y_BLHK, top_BHL1, sum_BHL1)
@@ -82,25 +85,25 @@ def _backward(
     rate: float, kept: tuple, dy_BLHK: jax.Array
 ) -> tuple[None, None, Inputs]:
     """The gradients of queries, keys and values."""
-    key, mask_BLM, inputs, *results = kept
+    # else XLA finds the same products in the forward pass, and keeps what they gave
+    key, mask_BLM, inputs, *results = lax.optimization_barrier(kept)
 
     def row(
         number: jax.Array, mask_LM: jax.Array, inputs: Inputs, *results: jax.Array
     ) -> Inputs:
         q_HLK, k_HMK, v_HMK = map(_heads_first, inputs)
         y_LHK, top_HL1, sum_HL1, dy_LHK = results
-        y_HLK, dy_HLK = _heads_first(y_LHK), _heads_first(dy_LHK)
+        y_HLK, dy_HLK = map(_heads_first, (y_LHK, dy_LHK))
         scores_HLM = _scores(q_HLK, k_HMK, mask_LM)
         weights_HLM = jnp.exp(scores_HLM - top_HL1) / sum_HL1
         keep_HLM = _keep(rate, key, number, weights_HLM.shape)
         dropped_HLM = jnp.where(keep_HLM, weights_HLM / (1 - rate), 0)
 
         # of the softmax: w (dw - sum of w dw), and that sum is y dy, also with dropout
-        shift_HL1 = jnp.sum(y_HLK * dy_HLK, axis=-1, keepdims=True)
-        dy_HLK = dy_HLK.astype(v_HMK.dtype)
+        shift_HL1 = jnp.sum(y_HLK.astype(jnp.float32) * dy_HLK, axis=-1, keepdims=True)
         dscores_HLM = dropped_HLM * _product(dy_HLK, v_HMK, (2, 2))
         dscores_HLM = (dscores_HLM - weights_HLM * shift_HL1) * _scale(q_HLK)
-        dscores_HLM = dscores_HLM.astype(q_HLK.dtype)
+        dscores_HLM = jnp.where(mask_LM, dscores_HLM, 0).astype(q_HLK.dtype)
         gradients = (
             _product(dscores_HLM, k_HMK, (2, 1)),
             _product(dscores_HLM, q_HLK, (1, 1)),

@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
     """The tokens of each row whose last states are asked for; the last layer then leaves out what only the others need.
 
     Attributes:
-      pick_BSL: bool, which token each of the S is; one or, where a place is empty, none.
+      pick_BSL: bool, a single True at the token that each of the S is; none at an empty place.
       mask_BSL: bool, which tokens each of the S sees.
     """
 

@@ -54,8 +54,8 @@ def random_bits(
 
     Args:
       key: a scalar of jax.random.key, of the implementation "threefry2x32".
-      shape: of fewer than 2**32 elements.
-      start: uint32, how many bits of a larger array come before these.
+      shape: of these bits.
+      start: uint32, how many of a larger array come before them; that array has fewer than 2**32 elements.
     """
     assert math.prod(shape) < 2**32, shape
     first, second = jax.random.key_data(key)

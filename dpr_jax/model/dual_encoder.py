@@ -98,14 +98,11 @@ class Encoder(nn.Module):
         )
         if isinstance(tokens, Rows):
             ids_BL, text_BL, position_BL = tokens
-            # padding sees padding: a row of the softmax without anything in it has no value
             mask_BLL = text_BL[:, :, None] == text_BL[:, None, :]
             place_BSL = text_BL[:, None] == jnp.arange(TEXTS_PER_ROW)[None, :, None]
         else:
-            ids_BL, position_BL = (
-                tokens.ids_BL,
-                jnp.arange(tokens.ids_BL.shape[1])[None],
-            )
+            ids_BL = tokens.ids_BL
+            position_BL = jnp.arange(ids_BL.shape[1])[None]
             mask_BLL = place_BSL = (position_BL < tokens.lengths_B[:, None])[:, None]
 
         if self.pooling == "cls":

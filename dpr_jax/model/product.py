@@ -17,11 +17,11 @@ def times_weights(
       x: [..., D].
       kernel: [D, F], of the same dtype.
       dimensions: which axes are summed over: the last and the first.
-      precision: as in jax.lax.dot_general.
+      precision: as in jax.lax.dot_general; a CPU has one.
 
     Returns:
-      [..., F]; on a CPU float32, since XLA multiplies bfloat16 in the processor's own instructions there only where the result is asked for in
-      float32, and elsewhere of the dtype of x.
+      [..., F] of the dtype of x, on a CPU of float32: XLA multiplies bfloat16 in the processor's own instructions only where the result is
+      asked for in float32.
     """
     if jax.default_backend() == "cpu":
         assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
