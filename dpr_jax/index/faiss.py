@@ -14,7 +14,7 @@ from dpr_jax.index import defaults, embeddings, hits
 # Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing to gain.
 PARTITIONS_FROM_ROWS = 5000
 TRAINING_ROWS = 100_000
-TRAINING_ROWS_A_LEAF = 250  # more than 100 gain recall at the same speed (docs/log.md)
+TRAINING_ROWS_A_LEAF = 50
 # {leaves} is index.leaves, {half} half the width of a vector; RFlat scores the best candidates again, exactly.
 FACTORIES = {
     "flat": "Flat",
