@@ -6,9 +6,10 @@
 FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md; one hard negative a question, mined by BM25. Ours is
 the mapped step of `dpr train` on all devices there are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py,
 extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Each has a process of
-its own, so that neither meets the other's threads and memory. Every round takes one batch through each of them, one after the other; rounds that
-compile, and the first, do not count. CPU seconds are those of all threads: on a busy machine they say more than the clock does, best with one
-thread (`taskset -c 0 python ...`).
+its own, so that neither meets the other's threads and memory, and they take turns of some updates in a row on the same batches, as training makes
+them. PyTorch computes the whole last layer, as its users do, and ours with [CLS] what [CLS] needs. An update that compiles does not count, for neither side, nor does the first of a turn: the memory that a process freed may have gone to
+others while it waited. CPU seconds are those of all threads: on a busy machine they say more than the clock does, best with one thread
+(`taskset -c 0 python ...`).
 """
 
 import argparse
@@ -66,6 +67,7 @@ class Task(NamedTuple):
     Attributes:
       workdir, tower: folders of the data and of the model.
       train: settings of the update.
+      pooling: "cls", compared by dot product as in the paper, or "mean" of unit length at a temperature of 0.05.
       lengths: most tokens of a question and of a passage.
       threads: of the processor.
     """
@@ -73,6 +75,7 @@ class Task(NamedTuple):
     workdir: WorkDir
     tower: Path
     train: TrainConfig
+    pooling: str
     lengths: tuple[int, int]
     threads: int
 
@@ -103,22 +106,27 @@ def main(command: list[str] | None = None) -> None:
     parser.add_argument("--question-tokens", type=int, default=32)
     parser.add_argument("--passage-tokens", type=int, default=160)
     parser.add_argument("--pack-rows", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--pooling", choices=["cls", "mean"], default="cls")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--turns", type=int, default=4, help="of each side")
+    parser.add_argument("--updates", type=int, default=5, help="in a turn")
     arguments = parser.parse_args(command)
+    if arguments.updates < 2:
+        parser.error("--updates: the first of a turn does not count; give 2 or more")
     jax.config.update("jax_platforms", "cpu")  # here; the sides find their devices
     threads = len(os.sched_getaffinity(0))
     train = TrainConfig(batch_size=arguments.batch_size, dtype=arguments.dtype)
     lengths = arguments.question_tokens, arguments.passage_tokens
 
     with tempfile.TemporaryDirectory() as scratch:
-        count = min(arguments.batch_size * arguments.rounds, 4096)
+        count = arguments.batch_size * arguments.turns * arguments.updates
+        count = min(count, 4096)
         count = max(count, arguments.batch_size)
         workdir, _ = real_data.prepared(arguments.folder, Path(scratch), count)
         tower = real_data.random_tower(
             Path(scratch) / "tower", **MODELS[arguments.model]
         )
-        task = Task(workdir, tower, train, lengths, threads)
+        task = Task(workdir, tower, train, arguments.pooling, lengths, threads)
         names = [PYTORCH] + [
             f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
             for pack_rows in arguments.pack_rows
@@ -129,17 +137,18 @@ def main(command: list[str] | None = None) -> None:
         ]
         versions = [side.recv() for side in sides]
         measured: list[list[Measured]] = [[] for _ in sides]
-        for _ in range(arguments.rounds):
+        for _ in range(arguments.turns):
             for side, done in zip(sides, measured, strict=True):
-                side.send("go")
-                done.append(side.recv())
+                for _ in range(arguments.updates):
+                    side.send("go")
+                    done.append(side.recv())
         for side in sides:
             side.send("end")
         print(
-            f"\n{arguments.model}, {arguments.dtype}, {train.batch_size} questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages ({lengths[1]}); "
+            f"\n{arguments.model}, {arguments.pooling}, {arguments.dtype}, {train.batch_size} questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages ({lengths[1]}); "
             f"{versions[1].device}, {threads} threads; {versions[1].package}, {versions[0].package}"
         )
-        show(names, measured, train.batch_size, hf.read_shape(tower))
+        show(names, measured, task, turn=arguments.updates)
 
 
 def start(task: Task, name: str, pack_rows: int) -> Connection:
@@ -202,13 +211,13 @@ def our_side(task: Task) -> tuple[Side, Versions]:
     settings = StepSettings(
         Encoder(
             shape,
-            pooling="mean",
-            normalize=True,
+            pooling=task.pooling,
+            normalize=task.pooling == "mean",
             dropout=train.dropout,
             dtype=jnp.dtype(train.dtype),
         ),
         adamw,
-        temperature=0.05,
+        temperature=temperature(task),
         mask_duplicates=True,
         seed=real_data.SEED,
     )
@@ -258,9 +267,9 @@ def torch_side(task: Task) -> tuple[Side, Versions]:
     trainer = torch_towers.Trainer(
         task.tower,
         torch_towers.Settings(
-            pooling="mean",
-            normalize=True,
-            temperature=0.05,
+            pooling=task.pooling,
+            normalize=task.pooling == "mean",
+            temperature=temperature(task),
             clip_norm=train.clip_norm,
             weight_decay=0.0,
             adam_eps=train.adam_eps,
@@ -277,6 +286,10 @@ def torch_side(task: Task) -> tuple[Side, Versions]:
         lambda batch: False, lambda batch: trainer.update(batch, RATE), memory_bytes
     )
     return side, Versions(str(trainer.device), f"torch {torch.__version__}")
+
+
+def temperature(task: Task) -> float:
+    return {"cls": 1.0, "mean": 0.05}[task.pooling]
 
 
 def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
@@ -305,20 +318,22 @@ def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
 def show(
     names: list[str],
     measured: list[list[Measured]],
-    batch_size: int,
-    shape: hf.BertShape,
+    task: Task,
+    *,
+    turn: int,
 ) -> None:
-    """One line a side: medians over the rounds in which nobody compiled, and ratios to PyTorch taken within each round."""
-    peak = peak_flops()
+    """One line a side: medians over the updates that count, and ratios to PyTorch taken batch by batch."""
+    peak, shape = peak_flops(), hf.read_shape(task.tower)
+    batch_size = task.train.batch_size
     counted = [
         at
-        for at in range(1, len(measured[0]))
-        if not any(side[at].compiled for side in measured)
+        for at in range(len(measured[0]))
+        if at % turn and not any(side[at].compiled for side in measured)
     ]
     if not counted:
-        raise SystemExit("every round compiled a new shape; give more --rounds")
+        raise SystemExit("every update compiled a new shape; give more --turns")
     print(
-        f"{len(counted)} rounds counted\n"
+        f"{len(counted)} updates counted\n"
         "                        s/step  CPU s  examples/s  tokens/s   real    MFU   GiB   x PyTorch (clock, CPU)"
     )
     base_s = np.array([measured[0][at].wall_s for at in counted])
@@ -328,7 +343,9 @@ def show(
         wall_s = np.array([one.wall_s for one in done])
         cpu_s = np.array([one.cpu_s for one in done])
         tokens = np.array([one.lengths.sum() for one in done])
-        flops = np.array([3 * forward_flops(shape, one.lengths) for one in done])
+        flops = np.array(
+            [3 * forward_flops(shape, one.lengths, task.pooling) for one in done]
+        )
         share = tokens.sum() / sum(one.slots for one in done)
         if name == PYTORCH:  # it is given padded batches, and cuts them
             share = np.nan

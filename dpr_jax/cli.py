@@ -7,8 +7,9 @@ import io
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -72,22 +73,33 @@ def entry() -> None:
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
+    """Runs `dpr` and exits: 0 done, 1 a bug (with a traceback), 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
     try:
         run(sys.argv[1:])
     except InputError as error:
         print(f"dpr: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _leave(USER_ERROR)
     except Preempted as error:
         print(f"dpr: {error}", file=sys.stderr)
         sys.exit(RUN_AGAIN)
     except BrokenPipeError:  # `dpr train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("dpr: not all of the output was read", file=sys.stderr)
-        sys.exit(CLOSED_OUTPUT)
+        _leave(CLOSED_OUTPUT)
     except KeyboardInterrupt:
         print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: this one has to leave quickly too
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends with an error; before a stage has started there is no other process to think of."""
+    parallel = sys.modules.get("dpr_jax.parallel")
+    if parallel is not None:
+        parallel.leave(status)
+    sys.exit(status)
 
 
 def run(args: list[str]) -> None:

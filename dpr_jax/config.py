@@ -254,7 +254,7 @@ class IndexConfig:
     anisotropic_threshold: float = 0.2
     """ScaNN: anisotropic quantization threshold."""
     soar_lambda: float = 0.0
-    """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is usual); 0: in one alone."""
+    """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is usual); 0: in one alone, or with a target recall whichever is faster."""
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and scores are rounded."""
     exact_recall: float = 1.0

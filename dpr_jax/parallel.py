@@ -7,10 +7,12 @@ one axis, `AXIS`.
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.errors import InputError
 
 AXIS = "devices"
+FAREWELL_S = 3  # for which process 0 stays after an error
 
 T = TypeVar("T")
 
@@ -93,7 +96,7 @@ def barrier(name: str) -> None:
 def on_main(work: Callable[[], None]) -> None:
     """Does `work` on process 0 while the others wait; where it fails there, all of them end.
 
-    A process that ended alone would be waited for by the others, five minutes with JAX's defaults.
+    What they wait for would else not come, and they would learn of it late.
 
     Raises:
       InputError: on the processes that waited, where it failed; process 0 raises what `work` raised.
@@ -107,6 +110,22 @@ def on_main(work: Callable[[], None]) -> None:
         failed = of_main(np.int32(not done))
     if failed:
         raise InputError("process 0 ended with an error, which its log names")
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for the others.
+
+    They end when they next need it, and where that is not noticed, after JAX's hundred seconds without a sign of life.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    try:
+        if is_main():  # JAX ends the others with it: where they found the same error, let them say so
+            time.sleep(FAREWELL_S)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whatever is broken: devices that do not start, output that nobody reads
+        os._exit(status)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

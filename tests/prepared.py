@@ -52,7 +52,7 @@ class WordRows(NamedTuple):
 class WordEmbedder:
     """A text's vector is the sum of its words' random vectors, so texts that share words are near each other."""
 
-    width, shape = WIDTH, tiny.SHAPE
+    width, shape, pooling = WIDTH, tiny.SHAPE, "mean"
 
     def __init__(self, model: str = "words") -> None:
         self.fingerprint = self.passage_fingerprint = model

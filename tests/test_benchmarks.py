@@ -51,7 +51,7 @@ def test_steps_are_timed_beside_pytorch(
     import train_step
 
     small = ["--model", "tiny", "--batch-size", "8", "--passage-tokens", "64"]
-    train_step.main([str(folder), *small, "--rounds", "4"])
+    train_step.main([str(folder), *small, "--turns", "2", "--updates", "4"])
     lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith(("PyTorch", "dpr_jax, "))]
     assert [line[:22].strip() for line in table] == [

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import PACKAGED
@@ -10,6 +12,7 @@ from tiny import PACKAGED
 from dpr_jax.config import ModelConfig
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.embed import load_embedder
+from dpr_jax.model.product import times_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 MAX_TOKENS = 64
@@ -47,3 +50,22 @@ def test_bfloat16_keeps_the_direction(texts: list[tuple[str, str]]) -> None:
     reference = np.load(GOLDEN / "reference.npz")["mean"]
     cosine = np.sum(embedder.encode(texts) * reference, axis=1)
     assert cosine.min() > 1 - 2e-3  # bfloat16 keeps 8 bits: 2**-9 a rounding
+
+
+def test_gradients_of_a_product_with_weights() -> None:
+    """Those of the formula, also where one is computed in other steps than XLA would take."""
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((3, 4, 5), (5, 6), (3, 4, 6))
+    )
+    dimensions = (((2,), (0,)), ((), ()))
+    y, backward = jax.vjp(lambda *both: times_weights(*both, dimensions), x, kernel)
+    dx, dkernel = backward(dy)
+    for found, wanted in (
+        (y, np.einsum("bld,df->blf", x, kernel)),
+        (dx, np.einsum("blf,df->bld", dy, kernel)),
+        (dkernel, np.einsum("bld,blf->df", x, dy)),
+    ):
+        # sums of at most twelve products of float32
+        np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())

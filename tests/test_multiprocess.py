@@ -38,6 +38,26 @@ Record.write = write_and_ask
     + DPR
 )
 
+# the same, and process 1 alone meets an error after update 2
+FAILED = (
+    """
+import os
+from dpr_jax.errors import InputError
+from dpr_jax.training import loop
+
+stream = loop.batches.stream
+
+def failing(*args, **settings):
+    for number, batch in enumerate(stream(*args, **settings)):
+        if number == 2 and os.environ["DPR_PROCESS_ID"] == "1":
+            raise InputError("the third batch cannot be read")
+        yield batch
+
+loop.batches.stream = failing
+"""
+    + DPR
+)
+
 
 def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) -> Path:
     """A config file of a tiny model without dropout."""
@@ -179,3 +199,17 @@ def test_an_error_of_process_0_ends_all_in_a_line(
         said = (logs / f"process-{number}.log").read_text().splitlines()
         [line] = [line for line in said if not line.startswith("[Gloo]")]
         assert line.startswith("dpr: ") and wanted in line
+
+
+def test_a_process_that_fails_alone_leaves_at_once(
+    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    """In the middle of training, where the other waits for its part; JAX would have it wait for the other. Then the launcher ends that one."""
+    base, prepared = nq_small_workdir
+    file = write_config(tmp_path, base, "pmap", total_steps=5000)
+    workdir = artifacts.open_workdir(tmp_path / "failing", base.name)
+    shutil.copytree(prepared.data, workdir.data)
+    logs, start_s = tmp_path / "logs", time.monotonic()
+    in_two_processes(file, workdir, logs, "train", code=FAILED, status=cli.USER_ERROR)
+    assert time.monotonic() - start_s < 200
+    assert "dpr: the third batch cannot be read" in (logs / "process-1.log").read_text()

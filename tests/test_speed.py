@@ -17,7 +17,13 @@ def test_operations_by_hand() -> None:
     matrices = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # a multiplication and an addition each
     attention = 2 * 2 * 32  # a pair of tokens: its score, and its share of the sum
     forward = 2 * (8 * matrices + (9 + 25) * attention)
-    assert forward_flops(tiny.SHAPE, np.array([3, 5], np.int32)) == forward
+    lengths = np.array([3, 5], np.int32)
+    assert forward_flops(tiny.SHAPE, lengths, "mean") == forward
+    # the last layer's keys and values of 8 tokens; the other matrices and one query of each text
+    keys = 2 * 2 * 32 * 32
+    last = 8 * keys + 2 * (matrices - keys) + 8 * attention
+    first = forward / 2
+    assert forward_flops(tiny.SHAPE, lengths, "cls") == first + last
 
 
 def test_meter_reads_rates_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ SHARDS = [np.eye(16, dtype=np.float16)[np.arange(400) % 16]]
 
 
 class Engine:
-    """Stands in for the fresh processes: with 80 leaves and blocks of 3 it is fastest."""
+    """Stands in for the fresh processes: with 80 leaves, blocks of 3 and a second partition it is fastest."""
 
     def __init__(self) -> None:
-        self.built: list[tuple[int, int]] = []
+        self.built: list[tuple[int, int, float]] = []
         self.start = 20  # leaves by rule
 
     def build(self, kind: str, vectors: Path, folder: Path, config: dict) -> dict:
@@ -26,9 +26,15 @@ class Engine:
             config["leaves"] or self.start,
             config["dimensions_per_block"] or 2,
         )
-        self.built.append((leaves, block))
+        soar = config["soar_lambda"]
+        self.built.append((leaves, block, soar))
         (folder / "file").write_text(f"{leaves} {block}")
-        return {"leaves": leaves, "dimensions_per_block": block, "leaves_to_search": 9}
+        return {
+            "leaves": leaves,
+            "dimensions_per_block": block,
+            "soar_lambda": soar,
+            "leaves_to_search": 9,
+        }
 
     def sweep(
         self, kind: str, vectors: Path, folder: Path, settings: dict, **how: Any
@@ -38,6 +44,7 @@ class Engine:
             part = now["leaves_to_search"] / now["leaves"]
             speed = 100 / (1 + part) / abs(np.log(now["leaves"] / 80) + 0.1)
             speed /= 1 + abs(now["dimensions_per_block"] - 3)
+            speed *= 1 + now["soar_lambda"]
             return Point(changes, part**0.1, 0.0, speed)
 
         return sweep(measure, how["knobs"], how["target"])
@@ -58,7 +65,14 @@ def run(folder: Path, config: IndexConfig) -> tune.Tuned:
 
 def test_walks_as_long_as_it_gets_faster(tmp_path: Path, engine: Engine) -> None:
     tuned = run(tmp_path, IndexConfig(target_recall=0.9))
-    assert engine.built == [(20, 2), (40, 2), (80, 2), (80, 3), (80, 4)]
+    assert engine.built == [
+        (20, 2, 0),
+        (20, 2, 1.5),
+        (40, 2, 1.5),
+        (80, 2, 1.5),
+        (80, 3, 1.5),
+        (80, 4, 1.5),
+    ]
     wanted = {"leaves": 80, "dimensions_per_block": 3}
     assert {name: tuned.settings[name] for name in wanted} == wanted
     assert (tuned.folder / "file").read_text() == "80 3"
@@ -73,17 +87,24 @@ def test_the_other_way_where_more_leaves_are_slower(
     tmp_path: Path, engine: Engine
 ) -> None:
     engine.start = 150
-    tuned = run(tmp_path, IndexConfig(target_recall=0.9, dimensions_per_block=3))
-    assert engine.built == [(150, 3), (300, 3), (75, 3), (37, 3)]
+    tuned = run(
+        tmp_path,
+        IndexConfig(target_recall=0.9, dimensions_per_block=3, soar_lambda=1.0),
+    )
+    assert engine.built == [(150, 3, 1), (300, 3, 1), (75, 3, 1), (37, 3, 1)]
     assert tuned.settings["leaves"] == 75
 
 
 def test_what_is_set_by_hand_stays(tmp_path: Path, engine: Engine) -> None:
     config = IndexConfig(
-        target_recall=0.9, leaves=50, leaves_to_search=40, dimensions_per_block=2
+        target_recall=0.9,
+        leaves=50,
+        leaves_to_search=40,
+        dimensions_per_block=2,
+        soar_lambda=1.5,
     )
     tuned = run(tmp_path, config)
-    assert engine.built == [(50, 2)] and len(tuned.tried) == 1
+    assert engine.built == [(50, 2, 1.5)] and len(tuned.tried) == 1
     assert tuned.settings["leaves_to_search"] == 40
 
 

@@ -101,7 +101,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     if len(left) < len(mine):
         say(f"encode: {len(mine) - len(left)} of {len(mine)} shards are there already")
     total = sum(len(shard_rows[number]) for number in left)
-    pace = Pace(embedder.shape)
+    pace = Pace(embedder.shape, embedder.pooling)
     ready = _ready(
         embedder, texts, [(files[number], shard_rows[number]) for number in left]
     )

@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Pace:
     """Counts batches; rates are over the whole run, compiling included."""
 
-    def __init__(self, shape: BertShape) -> None:
-        self._shape, self._peak = shape, peak_flops()
+    def __init__(self, shape: BertShape, pooling: str) -> None:
+        self._shape, self._pooling, self._peak = shape, pooling, peak_flops()
         self._tokens = self._slots = 0
         self._flops = self._waited_s = 0.0
         self._began_s = time.monotonic()
@@ -36,7 +36,7 @@ class Pace:
         """One batch that is done: its texts' lengths in tokens, and the tokens computed, padding included."""
         self._tokens += int(lengths_B.sum())
         self._slots += slots
-        self._flops += forward_flops(self._shape, lengths_B)
+        self._flops += forward_flops(self._shape, lengths_B, self._pooling)
 
     def note(self) -> str:
         """Real tokens a second, their share of those computed, and MFU where the peak of the device is known."""

@@ -138,7 +138,11 @@ def recall_and_speed(facts: dict[str, Any]) -> str:
     """
     builds: dict[str, list[tuple[float, float]]] = {}
     for point in facts["tried"]:
-        names = (name for name in ("leaves", "dimensions_per_block") if name in point)
+        names = (
+            name
+            for name in ("leaves", "dimensions_per_block", "soar_lambda")
+            if name in point
+        )
         label = ", ".join(f"{name.replace('_', ' ')} {point[name]}" for name in names)
         found = (100 * point["recall_at_100"], point["queries_per_cpu_s"])
         builds.setdefault(label or facts["kind"], []).append(found)

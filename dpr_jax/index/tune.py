@@ -24,7 +24,8 @@ from dpr_jax.logging import say
 ROUNDS = 2  # two indexes are asked in turn
 REORDER_AT_MOST = 16  # times k
 EF_SEARCH_AT_MOST = 64  # times k
-_BUILT = ("leaves", "dimensions_per_block")
+SOAR_LAMBDA = 1.5  # the usual weight of a second partition
+_BUILT = ("leaves", "dimensions_per_block", "soar_lambda")
 
 
 class Tuned(NamedTuple):
@@ -144,9 +145,11 @@ def tune(
     return Tuned(champion.folder, champion.settings, tried)
 
 
-def _walks(settings: dict[str, Any]) -> list[tuple[str, list[int]]]:
+def _walks(settings: dict[str, Any]) -> list[tuple[str, list[float]]]:
     """Settings that take a build, and the values to try one after the other as long as each is better than the one before."""
-    walks = []
+    walks: list[tuple[str, list[float]]] = []
+    if "soar_lambda" in settings:
+        walks.append(("soar_lambda", [SOAR_LAMBDA]))
     # a factory string of one's own may say how many
     if "leaves" in settings and "{leaves}" in settings.get("factory", "{leaves}"):
         leaves = settings["leaves"]

@@ -7,13 +7,16 @@ H heads, K width of a head, F width of the feed-forward layer.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpr_jax.model.attention import attention
 from dpr_jax.model.dropout import Dropout
+from dpr_jax.model.product import times_weights
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -46,6 +49,18 @@ class BertShape:
     hidden_act: str
 
 
+class Wanted(NamedTuple):
+    """The tokens of each row whose last states are asked for; the last layer then leaves out what only the others need.
+
+    Attributes:
+      pick_BSL: bool, a single True at the token that each of the S is; none at an empty place.
+      mask_BSL: bool, which tokens each of the S sees.
+    """
+
+    pick_BSL: jax.Array
+    mask_BSL: jax.Array
+
+
 class Bert(nn.Module):
     """Token ids to the last layer's hidden states.
 
@@ -70,8 +85,9 @@ class Bert(nn.Module):
         self,
         ids_BL: jax.Array,
         mask_BLL: jax.Array,
-        positions_BL: jax.Array | None = None,
+        positions_BL: jax.Array,
         *,
+        wanted: Wanted | None = None,
         train: bool,
     ) -> jax.Array:
         """Runs the tower.
@@ -79,25 +95,27 @@ class Bert(nn.Module):
         Args:
           ids_BL: int32 token ids.
           mask_BLL: bool, which tokens (last axis) each token sees; [B, 1, L] where all of a row see the same.
-          positions_BL: int32 position of each token in its text; None counts from the begin of the row.
+          positions_BL: int32 position of each token in its text; [1, L] where it is the same in every row.
+          wanted: the tokens that are needed; None for all.
           train: dropout on; needs the rng "dropout".
 
         Returns:
-          float array [B, L, D] of `dtype`; rows at padding are meaningless.
+          float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and at empty places are meaningless.
         """
         x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
             ids_BL, positions_BL, train=train
         )
 
-        def run(layer: Layer, x_BLD: jax.Array, mask_BLL: jax.Array) -> jax.Array:
-            return layer(x_BLD, mask_BLL, train=train)
+        def run(layer: Layer, *inputs: jax.Array | Wanted | None) -> jax.Array:
+            return layer(*inputs, train=train)
 
         run = nn.remat(run) if self.remat else run
-        for i in range(self.shape.num_hidden_layers):
+        count = self.shape.num_hidden_layers
+        for i in range(count):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
             layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
-            x_BLD = run(layer, x_BLD, mask_BLL)
+            x_BLD = run(layer, x_BLD, mask_BLL, wanted if i + 1 == count else None)
         return x_BLD
 
 
@@ -110,7 +128,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, ids_BL: jax.Array, positions_BL: jax.Array | None, *, train: bool
+        self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool
     ) -> jax.Array:
         shape, init = self.shape, nn.initializers.normal(0.02)
         embed = functools.partial(nn.Embed, features=shape.hidden_size)
@@ -123,11 +141,7 @@ class Embeddings(nn.Module):
         kind = embed(
             shape.type_vocab_size, embedding_init=init, name="token_type_embeddings"
         )
-        x_BLD = word(ids_BL)
-        if positions_BL is None:
-            x_BLD += position(jnp.arange(ids_BL.shape[1]))[None]
-        else:
-            x_BLD += position(positions_BL)
+        x_BLD = word(ids_BL) + position(positions_BL)
         x_BLD += kind(jnp.zeros((), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
@@ -142,35 +156,46 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, mask_BLL: jax.Array, *, train: bool
+        self,
+        x_BLD: jax.Array,
+        mask_BLL: jax.Array,
+        wanted: Wanted | None = None,
+        *,
+        train: bool,
     ) -> jax.Array:
         shape = self.shape
-        result = _product_dtype(self.dtype)
         dense = functools.partial(
             nn.Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
-            dot_general=functools.partial(
-                jax.lax.dot_general, preferred_element_type=result
-            ),
+            dot_general=times_weights,
         )
-        drop = functools.partial(Dropout(self.dropout), train=train)
+        dropout = Dropout(self.dropout)
+        drop = functools.partial(dropout, train=train)
 
-        heads = (shape.num_attention_heads, -1)
-        q_BLHK, k_BLHK, v_BLHK = (
-            dense(shape.hidden_size, name=f"attention_{part}")(x_BLD)
-            .astype(self.dtype)
-            .reshape(*x_BLD.shape[:2], *heads)
-            for part in ("query", "key", "value")
-        )
-        scores_BHLL = jnp.einsum(
-            "blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=result
-        )
-        scores_BHLL = scores_BHLL.astype(jnp.float32) * q_BLHK.shape[-1] ** -0.5
-        scores_BHLL = jnp.where(mask_BLL[:, None], scores_BHLL, -1e30)
-        weights_BHLL = drop(jax.nn.softmax(scores_BHLL).astype(self.dtype))
-        y_BLHK = jnp.einsum(
-            "bhlm,bmhk->blhk", weights_BHLL, v_BLHK, preferred_element_type=result
+        def heads(x_BLD: jax.Array, name: str) -> jax.Array:
+            y_BLD = dense(shape.hidden_size, name=name)(x_BLD).astype(self.dtype)
+            return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
+
+        k_BLHK = heads(x_BLD, "attention_key")
+        v_BLHK = heads(x_BLD, "attention_value")
+        if wanted is not None:  # from here on L is the number of wanted tokens
+            pick_BSL, mask_BLL = wanted
+            # a product, not a gather: its gradient is the same sum in every run on every device
+            x_BLD = jnp.einsum(
+                "bsl,bld->bsd",
+                pick_BSL.astype(x_BLD.dtype),
+                x_BLD,
+                precision="highest",
+                preferred_element_type=x_BLD.dtype,
+            )
+        y_BLHK = attention(
+            heads(x_BLD, "attention_query"),
+            k_BLHK,
+            v_BLHK,
+            mask_BLL,
+            dropout_rate=self.dropout,
+            dropout_key=dropout.key(train=train),
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(
             y_BLHK.reshape(x_BLD.shape)
@@ -183,14 +208,6 @@ class Layer(nn.Module):
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
         return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
-
-
-def _product_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """What matrix products are given out in: on a CPU float32, elsewhere as they come in.
-
-    XLA's CPU multiplies bfloat16 in the processor's own instructions only where the result is asked for in float32 (docs/log.md).
-    """
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
 
 
 def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:

@@ -30,24 +30,37 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns x unchanged unless `train`; then it needs the rng "dropout"."""
-        if not train or self.rate == 0:
+        key = self.key(train=train)
+        if key is None:
             return x
-        bits = random_bits(self.make_rng("dropout"), x.shape)
-        keep = bits >= np.uint32(round(self.rate * 2**32))
-        return jnp.where(keep, x / (1 - self.rate), 0)
+        return jnp.where(keep(key, x.shape, rate=self.rate), x / (1 - self.rate), 0)
+
+    def key(self, *, train: bool) -> jax.Array | None:
+        """A new key to draw with; None where nothing is set to 0."""
+        return self.make_rng("dropout") if train and self.rate else None
 
 
-def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def keep(
+    key: jax.Array, shape: tuple[int, ...], *, rate: float, start: jax.Array | int = 0
+) -> jax.Array:
+    """bool [shape], False with probability `rate`; the other arguments are those of `random_bits`."""
+    return random_bits(key, shape, start) >= np.uint32(round(rate * 2**32))
+
+
+def random_bits(
+    key: jax.Array, shape: tuple[int, ...], start: jax.Array | int = 0
+) -> jax.Array:
     """uint32 [shape], what jax.random.bits gives for the same key.
 
     Args:
       key: a scalar of jax.random.key, of the implementation "threefry2x32".
-      shape: of fewer than 2**32 elements.
+      shape: of these bits.
+      start: uint32, how many of a larger array come before them; that array has fewer than 2**32 elements.
     """
     assert math.prod(shape) < 2**32, shape
     first, second = jax.random.key_data(key)
     keys = first, second, first ^ second ^ PARITY
-    count = lax.iota(np.uint32, math.prod(shape)).reshape(shape)
+    count = lax.iota(np.uint32, math.prod(shape)).reshape(shape) + jnp.uint32(start)
     high, low = jnp.zeros_like(count) + keys[0], count + keys[1]
     for group in range(GROUPS):
         for rotation in ROTATIONS[group % 2]:

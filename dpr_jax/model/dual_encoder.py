@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpr_jax.model.bert import Bert, BertShape
+from dpr_jax.model.bert import Bert, BertShape, Wanted
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
-        """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places, whether there is a text or not."""
+        """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places; they mean nothing where there is no text."""
         bert = Bert(
             self.shape,
             self.dropout,
@@ -97,35 +97,30 @@ class Encoder(nn.Module):
             name="bert",
         )
         if isinstance(tokens, Rows):
-            return self._of_rows(bert, tokens, train)
-        length = tokens.ids_BL.shape[1]
-        mask_BL = jnp.arange(length)[None] < tokens.lengths_B[:, None]
-        x_BLD = bert(tokens.ids_BL, mask_BL[:, None], train=train).astype(jnp.float32)
-        if self.pooling == "cls":
-            emb_BD = x_BLD[:, 0]
+            ids_BL, text_BL, position_BL = tokens
+            mask_BLL = text_BL[:, :, None] == text_BL[:, None, :]
+            place_BSL = text_BL[:, None] == jnp.arange(TEXTS_PER_ROW)[None, :, None]
         else:
-            total_BD = jnp.sum(jnp.where(mask_BL[..., None], x_BLD, 0.0), axis=1)
-            emb_BD = total_BD / jnp.maximum(tokens.lengths_B, 1)[:, None]
-        return unit_length(emb_BD) if self.normalize else emb_BD
+            ids_BL = tokens.ids_BL
+            position_BL = jnp.arange(ids_BL.shape[1])[None]
+            mask_BLL = place_BSL = (position_BL < tokens.lengths_B[:, None])[:, None]
 
-    def _of_rows(self, bert: Bert, rows: Rows, train: bool) -> jax.Array:
-        text_RL = rows.text_RL
-        # padding sees padding: a row of the softmax without anything in it has no value
-        mask_RLL = text_RL[:, :, None] == text_RL[:, None, :]
-        x_RLD = bert(rows.ids_RL, mask_RLL, rows.position_RL, train=train)
-        pick_RSL = text_RL[:, None] == jnp.arange(TEXTS_PER_ROW)[None, :, None]
         if self.pooling == "cls":
-            pick_RSL &= rows.position_RL[:, None] == 0
-        # a product, not a scatter: the same sum in every run on every device
-        total_RSD = jnp.einsum(
-            "rsl,rld->rsd",
-            pick_RSL.astype(jnp.float32),
-            x_RLD.astype(jnp.float32),
-            precision="highest",
-        )
-        count_RS1 = jnp.sum(pick_RSL, axis=2, keepdims=True)
-        emb_RSD = total_RSD / jnp.maximum(count_RS1, 1)
-        emb_BD = emb_RSD.reshape(-1, emb_RSD.shape[-1])
+            wanted = Wanted(place_BSL & (position_BL[:, None] == 0), place_BSL)
+            emb_BSD = bert(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
+            emb_BSD = emb_BSD.astype(jnp.float32)
+        else:
+            x_BLD = bert(ids_BL, mask_BLL, position_BL, train=train)
+            # a product, not a scatter: the same sum in every run on every device
+            total_BSD = jnp.einsum(
+                "bsl,bld->bsd",
+                place_BSL.astype(jnp.float32),
+                x_BLD.astype(jnp.float32),
+                precision="highest",
+            )
+            count_BS1 = jnp.sum(place_BSL, axis=2, keepdims=True)
+            emb_BSD = total_BSD / jnp.maximum(count_BS1, 1)
+        emb_BD = emb_BSD.reshape(-1, emb_BSD.shape[-1])
         return unit_length(emb_BD) if self.normalize else emb_BD
 
 

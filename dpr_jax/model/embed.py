@@ -42,6 +42,7 @@ class Embedder:
 
     Attributes:
       shape: BERT's architecture.
+      pooling: "cls" or "mean".
       width: size of a vector.
       fingerprint: hash of the tower's weights, tokenizer and settings.
       passage_fingerprint: that of the model's passage tower, the same from either side: questions that this encodes find passages which
@@ -69,7 +70,7 @@ class Embedder:
         default = BATCH_TOKENS.get(devices[0].platform, BATCH_TOKENS_ACCELERATOR)
         self._batch_tokens = (batch_tokens or default) * len(devices)
         self._device_count = len(devices)
-        self.shape = encoder.shape
+        self.shape, self.pooling = encoder.shape, encoder.pooling
         self.width = encoder.shape.hidden_size
         self.fingerprint = fingerprint
         self.passage_fingerprint = passage_fingerprint

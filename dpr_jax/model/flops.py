@@ -17,15 +17,21 @@ PEAK_FLOPS = {
 }
 
 
-def forward_flops(shape: BertShape, lengths: np.ndarray) -> float:
+def forward_flops(shape: BertShape, lengths: np.ndarray, pooling: str) -> float:
     """Operations of the forward pass for texts of these lengths, as the field counts them: matrix products alone.
 
-    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width).
+    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width). With
+    "cls" pooling the last one computes keys and values of all tokens, 4 D^2 each, and everything else for one token of a text.
     """
     width, lengths = shape.hidden_size, lengths.astype(np.float64)
     matrices = 8 * width**2 + 4 * width * shape.intermediate_size
     layer = matrices * lengths.sum() + 4 * width * np.square(lengths).sum()
-    return float(shape.num_hidden_layers * layer)
+    last = layer
+    if pooling == "cls":
+        keys_and_values = 4 * width**2
+        last = (keys_and_values + 4 * width) * lengths.sum()
+        last += (matrices - keys_and_values) * len(lengths)
+    return float((shape.num_hidden_layers - 1) * layer + last)
 
 
 def peak_flops() -> float | None:

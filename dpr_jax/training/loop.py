@@ -258,7 +258,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         while step < train.total_steps and not progress.exhausted(train.patience):
             step += 1
             trace.before(step)
-            batch, work = speed.next_batch(stream, shape)
+            batch, work = speed.next_batch(stream, shape, config.model.pooling)
             began_s = time.monotonic()
             on_devices, metrics = update(on_devices, spmd.shard(batch))
             meter.started(batch, time.monotonic() - began_s)

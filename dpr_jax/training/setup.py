@@ -16,7 +16,7 @@ from dpr_jax.errors import InputError
 DEFAULTS = {"train": to_dict(TrainConfig()), "model": to_dict(ModelConfig())}
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
-FORM = 2  # since hard negatives and dropout are drawn otherwise
+FORM = 3  # since the last layer of a [CLS] tower draws dropout for [CLS] alone
 
 
 class Origin(NamedTuple):

@@ -35,7 +35,9 @@ class Work(NamedTuple):
     wait_s: float
 
 
-def next_batch(stream: Iterator[Batch], shape: BertShape) -> tuple[Batch, Work]:
+def next_batch(
+    stream: Iterator[Batch], shape: BertShape, pooling: str
+) -> tuple[Batch, Work]:
     """The next batch, and what it costs."""
     began_s = time.monotonic()
     batch = next(stream)
@@ -45,7 +47,7 @@ def next_batch(stream: Iterator[Batch], shape: BertShape) -> tuple[Batch, Work]:
         questions=len(batch.question.lengths_B),
         tokens=int(lengths.sum()),
         slots=batch.question.slots + batch.passages.slots,
-        flops=3 * forward_flops(shape, lengths),  # backward is twice forward
+        flops=3 * forward_flops(shape, lengths, pooling),  # backward is twice forward
         wait_s=wait_s,
     )
     return batch, work
