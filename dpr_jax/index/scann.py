@@ -15,9 +15,8 @@ from dpr_jax.index import defaults, embeddings, hits
 # Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to train on.
 TREE_FROM_ROWS = 1000
 TRAINING_ROWS = 100_000
-TRAINING_ROWS_A_LEAF = (
-    250  # 0.006 more recall than 100, at the same speed (docs/log.md)
-)
+# 0.006 more recall than with 100, at the same speed (docs/log.md)
+TRAINING_ROWS_A_LEAF = 250
 
 
 def available() -> bool:
