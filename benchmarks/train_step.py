@@ -7,9 +7,9 @@ FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in 
 the mapped step of `dpr train` on all devices there are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py,
 extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Each has a process of
 its own, so that neither meets the other's threads and memory, and they take turns of some updates in a row on the same batches, as training makes
-them. PyTorch computes the whole last layer, as its users do, and ours with [CLS] what [CLS] needs. An update that compiles does not count, for neither side, nor does the first of a turn: the memory that a process freed may have gone to
-others while it waited. CPU seconds are those of all threads: on a busy machine they say more than the clock does, best with one thread
-(`taskset -c 0 python ...`).
+them. With [CLS] pooling PyTorch computes the whole last layer, as its users do, and ours what [CLS] needs of it. An update in which either side
+compiles does not count, nor does the first of a turn: the memory that a process freed may have gone to others while it waited. CPU seconds are
+those of all threads: on a busy machine they say more than the clock does, best with one thread (`taskset -c 0 python ...`).
 """
 
 import argparse

@@ -96,7 +96,7 @@ def barrier(name: str) -> None:
 def on_main(work: Callable[[], None]) -> None:
     """Does `work` on process 0 while the others wait; where it fails there, all of them end.
 
-    What they wait for would else not come, and they would learn of it late.
+    Else they would wait for what does not come, and hear of it late.
 
     Raises:
       InputError: on the processes that waited, where it failed; process 0 raises what `work` raised.

@@ -19,6 +19,8 @@ from dpr_jax.model import dropout
 
 UNSEEN = -1e30  # score of a token that is not seen
 
+Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
+
 
 def attention(
     q_BLHK: jax.Array,
@@ -47,9 +49,6 @@ def attention(
     assert dropout_key is None or weights < 2**32, weights
     rate = 0.0 if dropout_key is None else dropout_rate
     return _attention(rate, dropout_key, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
-
-
-Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
