@@ -58,6 +58,27 @@ loop.batches.stream = failing
     + DPR
 )
 
+# prints the send buffers of this process's connections, in bytes, after a small reduce-scatter between the processes
+BUFFERS = """
+import os, socket
+import jax, numpy as np
+from dpr_jax import parallel
+
+parallel.initialize()
+spmd = parallel.spmd("pmap")
+scatter = spmd.map(lambda _, sent: jax.lax.psum_scatter(sent, parallel.AXIS, tiled=True))
+jax.block_until_ready(scatter(None, spmd.shard(np.ones((2 * 48, 384), np.float32))))
+parallel.barrier("done")
+for name in os.listdir("/proc/self/fd"):
+    try:
+        own = socket.socket(fileno=os.dup(int(name)))
+        own.getpeername()
+    except OSError:  # no socket, or one that listens
+        continue
+    if own.family in (socket.AF_INET, socket.AF_INET6):
+        print("buffer", own.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+"""
+
 
 def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) -> Path:
     """A config file of a tiny model without dropout."""
@@ -98,14 +119,19 @@ def in_two_processes(
     code: str = DPR,
     status: int = 0,
 ) -> None:
-    """`dpr` in two new processes of two simulated devices each, which end with `status`."""
+    """`dpr` in two new processes, which end with `status`."""
+    result = twice(code, logs, *args, str(config_file), "--workdir", str(workdir.root))
+    assert result.returncode == status, result.stdout + result.stderr
+
+
+def twice(code: str, logs: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The Python code in two new processes of two simulated devices each."""
     flags = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
-    command += ["--log-dir", str(logs), "--", sys.executable, "-c", code]
-    command += [*args, str(config_file), "--workdir", str(workdir.root)]
-    result = subprocess.run(
+    command += ["--log-dir", str(logs), "--", sys.executable, "-c", code, *args]
+    return subprocess.run(
         command,
         check=False,
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
@@ -113,7 +139,6 @@ def in_two_processes(
         text=True,
         timeout=300,
     )
-    assert result.returncode == status, result.stdout + result.stderr
 
 
 def lines(workdir: WorkDir) -> dict[int, dict[str, float]]:
@@ -162,6 +187,21 @@ def test_two_processes_train_as_one(
     loop.run(config, two)
     assert "resuming after step 2" in capfd.readouterr().err
     assert_same_curve(one, two)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_connections_between_processes_keep_a_large_send_buffer(tmp_path: Path) -> None:
+    """Gloo shrinks it to the largest message of a reduce-scatter, and every all-reduce afterwards crawls."""
+    result = twice(BUFFERS, tmp_path)
+    assert result.returncode == 0, result.stderr
+    logs = [(tmp_path / f"process-{i}.log").read_text() for i in range(2)]
+    for log in logs:
+        sizes = [
+            int(line.split()[1])
+            for line in log.splitlines()
+            if line.startswith("buffer")
+        ]
+        assert len(sizes) > 2 and min(sizes) > 80_000, log
 
 
 @pytest.mark.slow
