@@ -4,9 +4,9 @@
 
 needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the passages; its best one then encodes all of them,
 in turns with the other's best, and the best turn of each counts. Settings under half as fast as the best on a few passages are not tried further,
-such as bfloat16 on a processor without instructions for it, which is why the first line says what the processor has. Wall time and CPU
-time of the whole process are both printed: on a busy machine the second is the one to compare. Give it more than 1,024 passages: fewer are
-padded to coarser lengths.
+such as bfloat16 on a processor without instructions for it, which is why the first line says what the processor has. Both get huge pages,
+as `dpr` does. Wall time and CPU time of the whole process are both printed: on a busy machine the second is the one to compare; so is each
+engine's least cosine with our float32 vectors. Give it more than 1,024 passages: fewer are padded to coarser lengths.
 """
 
 import argparse
@@ -23,12 +23,13 @@ import torch
 
 from dpr_jax.config import ModelConfig
 from dpr_jax.data.formats import read_passages
+from dpr_jax.host_memory import want_huge_pages
 from dpr_jax.model import hf
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.tokenizer import Text
 
 MODEL = "packaged:all-MiniLM-L6-v2"
-SAME = 0.999  # least cosine, which rounding to bfloat16 keeps
+SAME = 0.99  # least cosine with float32; in bfloat16 throughout, as PyTorch computes it, 0.996 was seen
 FEW = 16  # passages on which settings may drop out
 
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--tried-on", type=int, default=256, help="passages a trial")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    want_huge_pages()
 
     everything = [passage for _, passage in read_passages(arguments.passages_file)]
     step = max(1, len(everything) // arguments.passages)
@@ -83,19 +85,20 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for engine in best:
             turns[engine.name].append(_taken(engine, texts))
+    exact = _ours(arguments.tokens, "float32", 2048).encode(texts)
     ratios = []
-    for engine in best:
+    for engine, found in zip(best, vectors, strict=True):
         wall_s, cpu_s = map(min, zip(*turns[engine.name], strict=True))
         ratios.append((wall_s, cpu_s))
+        cosine = (found * exact).sum(axis=1).min()
         print(
-            f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real tokens/s; {tokens / cpu_s:,.0f} a second of CPU time"
+            f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real tokens/s; {tokens / cpu_s:,.0f} a second of CPU time; least cosine with float32 {cosine:.5f}"
         )
-    cosine = (vectors[0] * vectors[1]).sum(axis=1).min()
-    if cosine < SAME:
-        sys.exit(f"least cosine {cosine:.5f}: these are not the same vectors")
+        if cosine < SAME:
+            sys.exit(f"least cosine {cosine:.5f}: these are not the same vectors")
     (our_wall_s, our_cpu_s), (their_wall_s, their_cpu_s) = ratios
     print(
-        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f} times by CPU time; least cosine {cosine:.5f}"
+        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f} times by CPU time"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from dpr_jax.data import formats
-from dpr_jax.model import embed, hf, tokenizer
+from dpr_jax.model import attention, embed, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.model.embed import FEW_TEXTS, Embedder, padded_length
 from dpr_jax.model.tokenizer import Tokenizer
@@ -52,6 +52,19 @@ def test_batching_does_not_show(tokens: Tokenizer, pooling: str) -> None:
     )
     assert whole.dtype == np.float32
     np.testing.assert_allclose(whole, alone, atol=2e-6)
+
+
+def test_devices_share_the_rows(
+    tokens: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where attention goes row by row, which XLA's partitioner would have every device do for all rows."""
+    monkeypatch.setattr(attention, "CACHED_BYTES", 0)
+    one = embedder(tokens, 80)  # a shape that no other test compiles
+    batch = Tokens(np.ones((16, 40), np.int32), np.full(16, 40, np.int32))
+    program = one._apply.func.lower(*one._apply.args, one._params, batch).compile()
+    text = program.as_text()
+    assert "while(" in text
+    assert "all-gather" not in text and "all-reduce" not in text
 
 
 def test_few_texts_take_few_rows_and_few_shapes(

@@ -1,7 +1,8 @@
 """Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no attention weights for the backward pass.
 
 The backward pass computes them again from the queries, the keys, and each softmax's maximum and sum, as FlashAttention does (Dao et al., 2022,
-arXiv 2205.14135). On a CPU one row follows another, so that its attention weights stay in the caches; elsewhere all rows are computed at once.
+arXiv 2205.14135). On a CPU one row follows another where the attention weights of all would not stay in the caches; otherwise all rows are
+computed at once.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -18,6 +19,7 @@ from jax import lax
 from dpr_jax.model import dropout
 
 UNSEEN = -1e30  # score of a token that is not seen
+CACHED_BYTES = 26e6  # of a CPU: what is computed at once of all rows' attention weights, measured (docs/log.md)
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
@@ -76,7 +78,10 @@ def _forward(
         y_HLK /= sum_HL1 * (1 - rate)
         return _heads_first(y_HLK.astype(v_HMK.dtype)), top_HL1, sum_HL1
 
-    y_BLHK, top_BHL1, sum_BHL1 = _each_row(row, mask_BLM, inputs)
+    arrays = (
+        1 if rate == 0 else 2
+    )  # of attention weights: the other one is what dropout leaves
+    y_BLHK, top_BHL1, sum_BHL1 = _each_row(arrays, row, mask_BLM, inputs)
     return y_BLHK, (key, mask_BLM, inputs, y_BLHK, top_BHL1, sum_BHL1)
 
 
@@ -110,18 +115,22 @@ def _backward(
         )
         return tuple(_heads_first(g.astype(q_HLK.dtype)) for g in gradients)
 
-    return None, None, _each_row(row, mask_BLM, inputs, *results, dy_BLHK)
+    return None, None, _each_row(4, row, mask_BLM, inputs, *results, dy_BLHK)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _each_row(row: Callable, *arrays: jax.Array | Inputs) -> tuple[jax.Array, ...]:
-    """`row` of every row's number and its part of `arrays`."""
-    numbers_B = jnp.arange(jax.tree.leaves(arrays)[0].shape[0], dtype=np.uint32)
-    if jax.default_backend() == "cpu":
-        return lax.map(lambda one: row(*one), (numbers_B, *arrays))
-    return jax.vmap(row)(numbers_B, *arrays)
+def _each_row(
+    arrays: int, row: Callable, mask_BLM: jax.Array, inputs: Inputs, *more: jax.Array
+) -> tuple[jax.Array, ...]:
+    """`row` of every row's number and its part of what is given; it computes so many arrays of attention weights."""
+    (rows, length, heads, _), seen = inputs[0].shape, inputs[1].shape[1]
+    given = (jnp.arange(rows, dtype=np.uint32), mask_BLM, inputs, *more)
+    size = arrays * rows * heads * length * seen * np.dtype(np.float32).itemsize
+    if jax.default_backend() == "cpu" and size > CACHED_BYTES:
+        return lax.map(lambda one: row(*one), given)
+    return jax.vmap(row)(*given)
 
 
 def _heads_first(x_LHK: jax.Array) -> jax.Array:

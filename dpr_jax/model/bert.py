@@ -174,7 +174,7 @@ class Layer(nn.Module):
         drop = functools.partial(dropout, train=train)
 
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
-            y_BLD = dense(shape.hidden_size, name=name)(x_BLD).astype(self.dtype)
+            y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
 
         k_BLHK = heads(x_BLD, "attention_key")

@@ -65,7 +65,7 @@ class Embedder:
         self._rows = NamedSharding(mesh, PartitionSpec("rows"))
         params = _in_compute_dtype(params, encoder.dtype)
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._apply = functools.partial(_apply, encoder)
+        self._apply = functools.partial(_apply, encoder, mesh)
         self.tokenize = tokens.rows
         default = BATCH_TOKENS.get(devices[0].platform, BATCH_TOKENS_ACCELERATOR)
         self._batch_tokens = (batch_tokens or default) * len(devices)
@@ -248,9 +248,16 @@ def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-@functools.partial(jax.jit, static_argnums=0)  # one cache for all embedders of a shape
-def _apply(encoder: Encoder, params: Params, tokens: Tokens) -> jax.Array:
-    return encoder.apply({"params": params}, tokens, train=False)
+@functools.partial(jax.jit, static_argnums=(0, 1))  # one cache for all of a shape
+def _apply(encoder: Encoder, mesh: Mesh, params: Params, tokens: Tokens) -> jax.Array:
+    # by shard_map: left to XLA's partitioner, every device would compute all rows' attention where one row follows another
+    return jax.shard_map(
+        lambda params, tokens: encoder.apply({"params": params}, tokens, train=False),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("rows")),
+        out_specs=PartitionSpec("rows"),
+        check_vma=False,
+    )(params, tokens)
 
 
 def _round_up(value: int, step: int) -> int:
