@@ -78,9 +78,7 @@ def _forward(
         y_HLK /= sum_HL1 * (1 - rate)
         return _heads_first(y_HLK.astype(v_HMK.dtype)), top_HL1, sum_HL1
 
-    arrays = (
-        1 if rate == 0 else 2
-    )  # of attention weights: the other one is what dropout leaves
+    arrays = 1 if rate == 0 else 2  # the second is what dropout leaves
     y_BLHK, top_BHL1, sum_BHL1 = _each_row(arrays, row, mask_BLM, inputs)
     return y_BLHK, (key, mask_BLM, inputs, y_BLHK, top_BHL1, sum_BHL1)
 
