@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -61,6 +62,7 @@ def test_devices_share_the_rows(
     monkeypatch.setattr(attention, "CACHED_BYTES", 0)
     one = embedder(tokens, 80)  # a shape that no other test compiles
     batch = Tokens(np.ones((16, 40), np.int32), np.full(16, 40, np.int32))
+    batch = jax.device_put(batch, one._rows)
     program = one._apply.func.lower(*one._apply.args, one._params, batch).compile()
     text = program.as_text()
     assert "while(" in text
