@@ -77,21 +77,26 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     except InputError as error:
-        print(f"dpr: {error}", file=sys.stderr)
+        _complain(str(error))
         _leave(USER_ERROR)
     except Preempted as error:
-        print(f"dpr: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(RUN_AGAIN)
     except BrokenPipeError:  # `dpr train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("dpr: not all of the output was read", file=sys.stderr)
+        _complain("not all of the output was read")
         _leave(CLOSED_OUTPUT)
     except KeyboardInterrupt:
-        print("dpr: interrupted; the same command goes on from here", file=sys.stderr)
+        _complain("interrupted; the same command goes on from here")
         _leave(130)
     except Exception:  # noqa: BLE001 - a bug, or another process that is gone: this one has to leave quickly too
         traceback.print_exc()
         _leave(1)
+
+
+def _complain(line: str) -> None:
+    """In one write, also where output is unbuffered: Gloo's threads write to the same log."""
+    sys.stderr.write(f"dpr: {line}\n")
 
 
 def _leave(status: int) -> NoReturn:
