@@ -10,7 +10,7 @@ import numpy as np
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import defaults, embeddings, hits
+from dpr_jax.index import defaults, embeddings, hits, simd
 
 # Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to train on.
 TREE_FROM_ROWS = 1000
@@ -137,4 +137,5 @@ def _scann() -> ModuleType:
         raise InputError(
             "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind exact"
         ) from None
+    simd.use_avx2(scann.scann_ops_pybind.scann_pybind.__file__)
     return scann
