@@ -5,11 +5,12 @@
 needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the passages; its best one then encodes all of them,
 in turns with the other's best, and the best turn of each counts. Settings under half as fast as the best on a few passages are not tried further,
 such as bfloat16 on a processor without instructions for it, which is why the first line says what the processor has. Both get huge pages,
-as `dpr` does. Wall time and CPU time of the whole process are both printed: on a busy machine the second is the one to compare; so is each
+and ours a CPU device a core, as `dpr encode` has. Wall time and CPU time of the whole process are both printed: on a busy machine the second is the one to compare; so is each
 engine's least cosine with our float32 vectors. Give it more than 1,024 passages: fewer are padded to coarser lengths.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +22,9 @@ import numpy as np
 import sentence_transformers
 import torch
 
+from dpr_jax import host
 from dpr_jax.config import ModelConfig
 from dpr_jax.data.formats import read_passages
-from dpr_jax.host_memory import want_huge_pages
 from dpr_jax.model import hf
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.tokenizer import Text
@@ -55,7 +56,10 @@ def main() -> None:
     parser.add_argument("--tried-on", type=int, default=256, help="passages a trial")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    want_huge_pages()
+    host.want_device_a_core()
+    host.want_huge_pages()
+    if devices := os.environ.get(host.CPU_DEVICES):  # JAX is imported already
+        jax.config.update("jax_num_cpu_devices", int(devices))
 
     everything = [passage for _, passage in read_passages(arguments.passages_file)]
     step = max(1, len(everything) // arguments.passages)
@@ -67,7 +71,7 @@ def main() -> None:
     ours = [
         _ours(arguments.tokens, dtype, batch_tokens)
         for dtype in ("float32", "bfloat16")
-        for batch_tokens in (2048, 4096)
+        for batch_tokens in (1024, 2048, 4096)
     ]
     theirs = [
         engine
@@ -107,7 +111,10 @@ def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
     embedder = load_embedder(
         MODEL, None, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype
     )
-    return Engine(f"dpr_jax {dtype}, {batch_tokens} tokens a batch", embedder.encode)
+    devices = f"{jax.local_device_count()} devices"
+    return Engine(
+        f"dpr_jax {dtype}, {devices} of {batch_tokens} tokens", embedder.encode
+    )
 
 
 def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> list:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import real_data
 
-from dpr_jax import host_memory, parallel
+from dpr_jax import host, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
@@ -162,13 +162,13 @@ def start(task: Task, name: str, pack_rows: int) -> Connection:
         daemon=True,
     )
     # ours gets what `dpr` asks for; PyTorch what its users have
-    tunables = os.environ.get(host_memory.TUNABLES)
+    tunables = os.environ.get(host.TUNABLES)
     if name != PYTORCH:
-        os.environ[host_memory.TUNABLES] = host_memory.HUGE_PAGES
+        os.environ[host.TUNABLES] = host.HUGE_PAGES
     work.start()
-    os.environ.pop(host_memory.TUNABLES, None)
+    os.environ.pop(host.TUNABLES, None)
     if tunables is not None:
-        os.environ[host_memory.TUNABLES] = tunables
+        os.environ[host.TUNABLES] = tunables
     return here
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, host_memory, logging
+from dpr_jax import artifacts, config_file, host, logging
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError, Preempted
@@ -66,9 +66,12 @@ class SplitCall:
 
 
 def entry() -> None:
-    """What the program `dpr` is: `main` with huge pages, for which the process may start again."""
-    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
-        host_memory.want_huge_pages()
+    """What the program `dpr` is: `main` with what it takes of its host, for which the process may start again."""
+    command = next(iter(sys.argv[1:]), "")
+    if command in COMPUTING:
+        host.want_huge_pages()
+    if command == "encode":
+        host.want_device_a_core()
     main()
 
 

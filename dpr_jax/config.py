@@ -216,7 +216,7 @@ class EncodeConfig:
     rows_per_shard: int = 65536
     """Texts a shard; they are sorted by length within one, equal ones are computed once, and a killed run loses at most the shards being written."""
     batch_tokens: int = 0
-    """Tokens computed at once on a device, padding included; 0 chooses: 2,048 on CPU, 32,768 on GPU and TPU."""
+    """Tokens computed at once on a device, padding included; 0 chooses: 1,024 on CPU, 32,768 on GPU and TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; auto: bfloat16, float32 on a CPU without avx512_bf16 or amx_bf16. Passages' vectors are stored as float16 either way."""
 

@@ -114,7 +114,7 @@ def test_lengths_have_few_shapes_and_little_padding() -> None:
 
 
 def test_95_of_100_computed_tokens_are_real(tokens: Tokenizer) -> None:
-    """Real passages, sorted over all of them, in batches of 2,048 tokens a device: the bar is 95 %."""
+    """Real passages, sorted over all of them, in batches of 2,048 tokens: the bar is 95 %."""
     folder = Path(__file__).parent / "fixtures" / "nq_small"
     passages = [row for _, row in formats.read_passages(folder / "passages.tsv.gz")]
     wide = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 160)

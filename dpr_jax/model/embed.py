@@ -19,7 +19,7 @@ from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 
 FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its padding
 FEW_TEXTS_STEP = 32  # then lengths are rounded up to a multiple of so many tokens
-BATCH_TOKENS = {"cpu": 2048}  # tokens on a device at once, measured (docs/log.md)
+BATCH_TOKENS = {"cpu": 1024}  # tokens on a device at once, measured (docs/log.md)
 BATCH_TOKENS_ACCELERATOR = 32768
 
 

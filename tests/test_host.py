@@ -1,4 +1,4 @@
-"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings."""
+"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings. Cores as devices: for encoding."""
 
 import os
 import subprocess
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dpr_jax import host_memory
+from dpr_jax import host
 
 ROOT = Path(__file__).resolve().parents[1]
 ASKING = """
 import os, sys
 from pathlib import Path
-from dpr_jax import host_memory
+from dpr_jax import host
 
 print("started", flush=True)
-host_memory.want_huge_pages(Path(sys.argv[1]))
+host.want_huge_pages(Path(sys.argv[1]))
 print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:])
 """
 
@@ -71,5 +71,57 @@ def test_it_asks_only_once(tmp_path: Path) -> None:
     """Where something takes glibc's setting away, the process would start again for ever."""
     system = tmp_path / "enabled"
     system.write_text("always [madvise] never\n")
-    before = {host_memory.ASKED: "1"}
+    before = {host.ASKED: "1"}
     assert asked(system, "", **before) == ["started", " an argument --flag"]
+
+
+@pytest.mark.parametrize(("cores", "devices"), [(1, "1"), (2, "2"), (64, "8")])
+def test_encoding_sees_a_device_a_core(
+    cores: int, devices: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    environment: dict[str, str] = {}
+    host.want_device_a_core(environment)
+    assert environment == {"JAX_NUM_CPU_DEVICES": devices}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"JAX_NUM_CPU_DEVICES": "3"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
+    ],
+)
+def test_a_number_of_devices_that_somebody_chose_stays(said: dict[str, str]) -> None:
+    environment = dict(said)
+    host.want_device_a_core(environment)
+    assert environment == said
+
+
+COUNTING = """
+from dpr_jax import cli
+
+def count():
+    import jax
+    print(len(jax.devices()))
+
+cli.main = count
+cli.entry()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.parametrize(("command", "several"), [("encode", True), ("train", False)])
+def test_jax_counts_them_in_the_program(command: str, several: bool) -> None:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", host.ASKED: "1"}
+    environment.pop("XLA_FLAGS", None)
+    result = subprocess.run(
+        [sys.executable, "-c", COUNTING, command],
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (int(result.stdout) > 1) is several

@@ -1,12 +1,15 @@
-"""How this process gets the memory of the host."""
+"""What this process takes of its host: memory in huge pages, cores as devices."""
 
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 ASKED = "DPR_ASKED_FOR_HUGE_PAGES"  # or glibc's setting would be asked for again where it is taken away
+CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
+MOST_CPU_DEVICES = 8  # each holds a copy of the weights
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -35,3 +38,22 @@ def want_huge_pages(system: Path = _SYSTEM) -> None:
         )
     except (OSError, ValueError):  # no such file, or no such program: slower, not worse
         return
+
+
+def want_device_a_core(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Has JAX see a CPU as a device for each core, 8 at most, unless somebody has said how many.
+
+    XLA computes the products of attention on one thread of a device. Encoding, whose rows know nothing of each other, keeps more cores
+    busy on more devices (docs/log.md). To be called before JAX is imported. GPUs and TPUs stay what they are.
+
+    Args:
+      environment: of this process.
+    """
+    flags = environment.get("XLA_FLAGS", "")
+    if CPU_DEVICES in environment or "xla_force_host_platform_device_count" in flags:
+        return
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    environment[CPU_DEVICES] = str(min(cores, MOST_CPU_DEVICES))
