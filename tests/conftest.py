@@ -21,8 +21,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from dpr_jax import artifacts
@@ -30,6 +32,13 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.mining import mine
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_leave_memory() -> Iterator[None]:
+    """Those that a file's tests compiled; what another file needs too is in the folder above."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
