@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from dpr_jax import parallel
+from dpr_jax import host, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import changes, prepare
@@ -37,11 +37,17 @@ def encode_all(config: Config, workdir: WorkDir) -> None:
         on_main(added.run)(config, workdir)
 
 
+def train(config: Config, workdir: WorkDir) -> None:
+    """By all processes; the stages after it may need the memory that it took."""
+    loop.run(config, workdir)
+    host.give_back_memory()
+
+
 STAGES: dict[str, Stage] = {
     "prepare": on_main(prepare.run),
     "inspect": on_main(inspect.run),
     "mine": on_main(mine.run),
-    "train": loop.run,
+    "train": train,
     "encode": encode_all,
     "index": on_main(refresh.run),
     "retrieve": on_main(retrieve.run),

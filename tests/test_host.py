@@ -1,5 +1,6 @@
 """Asking for huge pages: once, only where one has to ask, and without losing the command or other settings. Cores as devices: for encoding."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -125,3 +126,22 @@ def test_jax_counts_them_in_the_program(command: str, several: bool) -> None:
         timeout=60,
     )
     assert (int(result.stdout) > 1) is several
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc's memory"
+)
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Memory that lies below some that is still in use, which glibc would keep."""
+    pieces = [ctypes.create_string_buffer(b"x", 50_000) for _ in range(2000)]
+    last = pieces.pop()
+    full = _resident_mb()
+    pieces.clear()
+    host.give_back_memory()
+    assert full - _resident_mb() > 70
+    del last
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
