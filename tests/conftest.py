@@ -34,18 +34,23 @@ from dpr_jax.data import prepare
 from dpr_jax.mining import mine
 
 
-@pytest.fixture(autouse=True)
-def freed_memory_goes_back() -> Iterator[None]:
-    """Else a process that trains a few dozen times grows to 9 GB."""
-    yield
-    host.give_back_memory()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def programs_leave_memory() -> Iterator[None]:
     """Those that a file's tests compiled; what another file needs too is in the folder above."""
     yield
+    _forget_programs()
+
+
+@pytest.fixture
+def own_programs() -> Iterator[None]:
+    """For tests that each compile a training of their own: a dozen of them would take 5 GB."""
+    yield
+    _forget_programs()
+
+
+def _forget_programs() -> None:
     jax.clear_caches()
+    host.give_back_memory()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from dpr_jax.errors import InputError, Preempted
 from dpr_jax.training import checkpoint, loop, order, validation
 from dpr_jax.training.step import TrainState
 
+pytestmark = pytest.mark.usefixtures("own_programs")
+
 
 @pytest.fixture
 def run_dir(
