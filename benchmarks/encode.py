@@ -165,9 +165,8 @@ def _processor() -> str:
         return "processor unknown"
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
-    flags = facts.get("flags", "").split()
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    found = [name for name in known if name in flags]
+    found = [name for name in known if name in host.processor_features()]
     return f"{facts.get('model name', 'processor unknown')} with {', '.join(found) or 'none of ' + ', '.join(known)}"
 
 

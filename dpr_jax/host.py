@@ -1,4 +1,4 @@
-"""What this process takes of its host: memory in huge pages, cores as devices."""
+"""What this process knows of its host, and takes of it: memory in huge pages, cores as devices."""
 
 import ctypes
 import os
@@ -11,6 +11,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 ASKED = "DPR_ASKED_FOR_HUGE_PAGES"  # or glibc's setting would be asked for again where it is taken away
 CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
 MOST_CPU_DEVICES = 8  # each holds a copy of the weights
+_PROCESSOR = Path("/proc/cpuinfo")
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -69,3 +70,18 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def processor_features(source: Path = _PROCESSOR) -> frozenset[str]:
+    """The instructions that the processor has, in the words of Linux, such as avx2; none where it is not Linux that says so.
+
+    Args:
+      source: what the system says of its processors.
+    """
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.split() for line in lines if line.startswith("flags")), [])
+    )

@@ -1,4 +1,5 @@
-"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings. Cores as devices: for encoding."""
+"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings. Cores as devices: for
+encoding. What the processor has."""
 
 import ctypes
 import os
@@ -80,7 +81,9 @@ def test_it_asks_only_once(tmp_path: Path) -> None:
 def test_encoding_sees_a_device_a_core(
     cores: int, devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda _: set(range(cores)), raising=False
+    )
     environment: dict[str, str] = {}
     host.want_device_a_core(environment)
     assert environment == {"JAX_NUM_CPU_DEVICES": devices}
@@ -111,7 +114,7 @@ cli.entry()
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 @pytest.mark.parametrize(("command", "several"), [("encode", True), ("train", False)])
 def test_jax_counts_them_in_the_program(command: str, several: bool) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", host.ASKED: "1"}
@@ -126,6 +129,14 @@ def test_jax_counts_them_in_the_program(command: str, several: bool) -> None:
         timeout=60,
     )
     assert (int(result.stdout) > 1) is several
+
+
+def test_the_processor_says_what_it_has(tmp_path: Path) -> None:
+    source = tmp_path / "cpuinfo"
+    source.write_text("processor : 0\nflags\t\t: fpu fma avx2\nbugs\t\t: avx512f\n")
+    features = host.processor_features(source)
+    assert {"fma", "avx2"} <= features and "avx512f" not in features
+    assert not host.processor_features(tmp_path / "none")
 
 
 @pytest.mark.skipif(

@@ -15,6 +15,7 @@ COMMON = {
     "config_rules",
     "artifacts",
     "errors",
+    "host",
     "logging",
     "pages",
     "parallel",

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpr_jax import host
 from dpr_jax.config import IndexConfig
 from dpr_jax.index import simd
 from dpr_jax.index.scann import ScannIndex
 
 scann = pytest.importorskip("scann")
 LIBRARY = scann.scann_ops_pybind.scann_pybind.__file__
-PROCESSOR = Path("/proc/cpuinfo").read_text().split()
-needs_avx2 = pytest.mark.skipif("avx2" not in PROCESSOR, reason="no AVX2 here")
+HERE = host.processor_features()
+needs_avx2 = pytest.mark.skipif(not simd.NEEDED <= HERE, reason="no AVX2 here")
 
 
 @pytest.fixture
@@ -54,21 +55,13 @@ def test_an_index_finds_the_same_with_either_kernels(
     assert (rows_QK == other_rows_QK).mean() > 0.999
 
 
-def test_a_processor_without_avx2_is_not_asked_for_it(
-    tmp_path: Path, flag: ctypes.c_bool
-) -> None:
+def test_a_processor_without_avx2_is_not_asked_for_it(flag: ctypes.c_bool) -> None:
     flag.value = False
-    processor = tmp_path / "cpuinfo"
-    processor.write_text("processor : 0\nflags\t\t: fpu sse4_1 sse4_2 avx avx2\n")
-    assert not simd.use_avx2(LIBRARY, processor)  # no fma
+    assert not simd.use_avx2(LIBRARY, frozenset({"avx", "avx2"}))  # no fma
+    assert not simd.use_avx2(LIBRARY, frozenset())
     assert not flag.value
-    processor.write_text("processor : 0\nflags\t\t: fpu sse4_1 sse4_2 avx fma avx2\n")
-    assert simd.use_avx2(LIBRARY, processor)
+    assert simd.use_avx2(LIBRARY, frozenset({"avx", "fma", "avx2"}))
 
 
 def test_a_library_without_the_flag_is_left_alone() -> None:
-    assert not simd.use_avx2(np.random.mtrand.__file__)
-
-
-def test_a_system_that_says_nothing_of_its_processor(tmp_path: Path) -> None:
-    assert not simd.use_avx2(LIBRARY, tmp_path / "none")
+    assert not simd.use_avx2(np.random.mtrand.__file__, simd.NEEDED)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpr_jax import host
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import defaults, embeddings, hits, simd
@@ -137,5 +138,6 @@ def _scann() -> ModuleType:
         raise InputError(
             "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind exact"
         ) from None
-    simd.use_avx2(scann.scann_ops_pybind.scann_pybind.__file__)
+    library = scann.scann_ops_pybind.scann_pybind.__file__
+    simd.use_avx2(library, host.processor_features())
     return scann

@@ -6,31 +6,27 @@ everywhere. Those of AVX2 answer half as many questions again (docs/log.md). The
 """
 
 import ctypes
-from pathlib import Path
 
 AVX2 = "_ZN14research_scann14flags_internal15should_use_avx2E"
-NEEDED = ("avx2", "fma")  # by ScaNN's kernels of that name
-_PROCESSOR = Path("/proc/cpuinfo")
+NEEDED = frozenset(("avx2", "fma"))  # by ScaNN's kernels of that name
 
 
-def use_avx2(library: str, processor: Path = _PROCESSOR) -> bool:
+def use_avx2(library: str, features: frozenset[str]) -> bool:
     """Has ScaNN run its kernels for AVX2 where the processor can; before a searcher is made, since it may lay out its codes by the flag.
 
     AVX-512 is left alone: measured, its kernels were no faster than these.
 
     Args:
       library: file of ScaNN's extension module, loaded already.
-      processor: says what the processor has, as Linux does.
+      features: of the processor, as `host.processor_features` gives them.
 
     Returns:
       Whether they run now. False where the processor has no AVX2, or the library keeps no such flag: then it is as it was.
     """
     try:
-        lines = processor.read_text(encoding="utf-8").splitlines()
         flag = ctypes.c_bool.in_dll(ctypes.CDLL(library), AVX2)
-    except (OSError, ValueError):  # not Linux; another ScaNN
+    except ValueError:  # another ScaNN
         return False
-    features = next((line.split() for line in lines if line.startswith("flags")), [])
-    if set(NEEDED) <= set(features):
+    if features >= NEEDED:
         flag.value = True
     return flag.value

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, host
 from dpr_jax import config as settings_of
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.errors import InputError
@@ -223,11 +223,7 @@ def compute_dtype(dtype: str) -> str:
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether the processor says so, which it does on Linux."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16"})
+    return bool(host.processor_features() & {"avx512_bf16", "amx_bf16"})
 
 
 def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSettings:
