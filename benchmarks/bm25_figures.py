@@ -1,9 +1,10 @@
-"""BM25's share of test questions with a gold passage, or an answer, among the first 1, 5, 20, 100: the line that dense retrieval has to beat.
+"""BM25's share of test questions with a gold passage, or an answer, among the first 1, 5, 20, 100:
+the line that dense retrieval has to beat.
 
   python benchmarks/bm25_figures.py FOLDER
 
-FOLDER holds passages.tsv, test.qrels and test.qa.csv or queries.tsv (or test.queries.tsv), plain or .gz. Both settings in use are shown: 0.9/0.4 of
-the DPR paper and 1.2/0.75.
+FOLDER holds passages.tsv, test.qrels and test.qa.csv or queries.tsv (or test.queries.tsv), plain or
+.gz. Both settings in use are shown: 0.9/0.4 of the DPR paper and 1.2/0.75.
 """
 
 import sys
@@ -42,9 +43,7 @@ def main(folder: Path) -> None:
             asked = [one.question for one in questions]
             _, rows_QK = bm25.load(Path(index)).search(asked, max(CUTOFFS))
             searched_s = time.monotonic()
-        found = [
-            [passages[row] for row in rows if row >= 0] for rows in rows_QK.tolist()
-        ]
+        found = [[passages[row] for row in rows if row >= 0] for rows in rows_QK.tolist()]
         by_gold = [
             [hit.id in gold.get(question.id, ()) for hit in hits]
             for question, hits in zip(questions, found, strict=True)
@@ -57,7 +56,8 @@ def main(folder: Path) -> None:
             ]
             print(f"k1 {k1}, b {b}: answer in passage {accuracies(by_answer)}")
         print(
-            f"  index {built_s - start_s:.1f} s, {len(asked) / (searched_s - built_s):.0f} questions/s"
+            f"  index {built_s - start_s:.1f} s, {len(asked) / (searched_s - built_s):.0f}"
+            " questions/s"
         )
 
 
@@ -68,9 +68,7 @@ def find(folder: Path, name: str) -> Path:
 
 def accuracies(hits: list[list[bool]]) -> str:
     """Share of the questions with a hit in the first k, in percent."""
-    return "/".join(
-        f"{100 * np.mean([any(row[:k]) for row in hits]):.1f}" for k in CUTOFFS
-    )
+    return "/".join(f"{100 * np.mean([any(row[:k]) for row in hits]):.1f}" for k in CUTOFFS)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A smaller data set out of a large one, for studies that encode its corpus many times: the gold passages, and others drawn at random.
+"""A smaller data set out of a large one, for studies that encode its corpus many times: the gold
+passages, and others drawn at random.
 
-  python benchmarks/cut_corpus.py data/nq_natural --passages 6000 --train-questions 1600 --test-questions 1500 --out runs/nq_natural_6k
+  python benchmarks/cut_corpus.py data/nq_natural --passages 6000 --train-questions 1600
+  --test-questions 1500 --out runs/nq_natural_6k
 
-Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels). Questions are drawn at random too, but for dev, which
-stays; test.qrels counts them anew. The smaller corpus is the easier one: figures on the two are not to be compared.
+Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels).
+Questions are drawn at random too, but for dev, which stays; test.qrels counts them anew. The
+smaller corpus is the easier one: figures on the two are not to be compared.
 """
 
 import argparse
@@ -43,7 +46,8 @@ def main(
     others = [row[0] for row in rows if row[0] not in gold]
     if not len(gold) <= passages <= len(rows):
         raise SystemExit(
-            f"--passages is {passages}; {source} has {len(rows)}, {len(gold)} of them gold: ask for a number between"
+            f"--passages is {passages}; {source} has {len(rows)}, {len(gold)} of them gold: ask for"
+            " a number between"
         )
     kept = gold | set(draw.sample(others, passages - len(gold)))
 
@@ -57,7 +61,8 @@ def main(
         text = json.dumps(questions, ensure_ascii=False, indent=1)
         (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(
-        f"{out}: {passages:,} of {len(rows):,} passages, {len(gold):,} of them gold; questions: {len(train):,} train, {len(dev):,} dev, {len(test_rows):,} test"
+        f"{out}: {passages:,} of {len(rows):,} passages, {len(gold):,} of them gold; questions:"
+        f" {len(train):,} train, {len(dev):,} dev, {len(test_rows):,} test"
     )
 
 

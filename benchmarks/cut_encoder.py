@@ -1,8 +1,10 @@
-"""An encoder of the lowest layers of another one: small enough for the studies in docs/results.md, and with something left to learn.
+"""An encoder of the lowest layers of another one: small enough for the studies in docs/results.md,
+and with something left to learn.
 
   python benchmarks/cut_encoder.py --layers 2 --out runs/minilm-2-layers
 
-Writes a folder that `model.init` takes. Embeddings and layers are those of the encoder that it is cut from, unchanged.
+Writes a folder that `model.init` takes. Embeddings and layers are those of the encoder that it is
+cut from, unchanged.
 """
 
 import argparse
@@ -19,7 +21,8 @@ def main(source: str, layers: int, out: Path) -> None:
     shape = hf.read_shape(whole)
     if not 1 <= layers <= shape.num_hidden_layers:
         raise SystemExit(
-            f"--layers is {layers}; {source} has {shape.num_hidden_layers}: ask for 1 or more of them"
+            f"--layers is {layers}; {source} has {shape.num_hidden_layers}: ask for 1 or more of"
+            " them"
         )
     if out.exists():
         raise SystemExit(f"{out} exists; delete it or name another folder")

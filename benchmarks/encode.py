@@ -1,12 +1,16 @@
-"""Encoding beside sentence-transformers: the same model, the same passages cut at the same length, in turns within one run.
+"""Encoding beside sentence-transformers: the same model, the same passages cut at the same length,
+in turns within one run.
 
   python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
 
-needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the passages; its best one then encodes all of them,
-in turns with the other's best, and the best turn of each counts. Settings under half as fast as the best on a few passages are not tried further,
-such as bfloat16 on a processor without instructions for it, which is why the first line says what the processor has. Both get huge pages,
-and ours a CPU device a core, as `dpr encode` has. Wall time and CPU time of the whole process are both printed: on a busy machine the second is the one to compare; so is each
-engine's least cosine with our float32 vectors. Give it more than 1,024 passages: fewer are padded to coarser lengths.
+needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the
+passages; its best one then encodes all of them, in turns with the other's best, and the best turn
+of each counts. Settings under half as fast as the best on a few passages are not tried further,
+such as bfloat16 on a processor without instructions for it, which is why the first line says what
+the processor has. Both get huge pages, and ours a CPU device a core, as `dpr encode` has. Wall time
+and CPU time of the whole process are both printed: on a busy machine the second is the one to
+compare; so is each engine's least cosine with our float32 vectors. Give it more than 1,024
+passages: fewer are padded to coarser lengths.
 """
 
 import argparse
@@ -30,7 +34,8 @@ from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.tokenizer import Text
 
 MODEL = "packaged:all-MiniLM-L6-v2"
-SAME = 0.99  # least cosine with float32; in bfloat16 throughout, as PyTorch computes it, 0.996 was seen
+# least cosine with float32; in bfloat16 throughout, as PyTorch computes it, 0.996 was seen
+SAME = 0.99
 FEW = 16  # passages on which settings may drop out
 
 
@@ -96,13 +101,16 @@ def main() -> None:
         ratios.append((wall_s, cpu_s))
         cosine = (found * exact).sum(axis=1).min()
         print(
-            f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real tokens/s; {tokens / cpu_s:,.0f} a second of CPU time; least cosine with float32 {cosine:.5f}"
+            f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real"
+            f" tokens/s; {tokens / cpu_s:,.0f} a second of CPU time; least cosine with float32"
+            f" {cosine:.5f}"
         )
         if cosine < SAME:
             sys.exit(f"least cosine {cosine:.5f}: these are not the same vectors")
     (our_wall_s, our_cpu_s), (their_wall_s, their_cpu_s) = ratios
     print(
-        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f} times by CPU time"
+        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f}"
+        " times by CPU time"
     )
 
 
@@ -112,9 +120,7 @@ def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
         MODEL, None, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype
     )
     devices = f"{jax.local_device_count()} devices"
-    return Engine(
-        f"dpr_jax {dtype}, {devices} of {batch_tokens} tokens", embedder.encode
-    )
+    return Engine(f"dpr_jax {dtype}, {devices} of {batch_tokens} tokens", embedder.encode)
 
 
 def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> list:
@@ -123,7 +129,8 @@ def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> li
         folder, device="cpu", model_kwargs={"dtype": dtype}
     )
     model.max_seq_length = tokens
-    # dpr_jax gives every token type 0, as DPR does, and Hugging Face's tokenizer type 1 to the text after a title: the same vector for both
+    # dpr_jax gives every token type 0, as DPR does, and Hugging Face's tokenizer type 1 to the text
+    # after a title: the same vector for both
     types = model[0].auto_model.embeddings.token_type_embeddings.weight
     with torch.no_grad():
         types[1] = types[0]
@@ -167,7 +174,10 @@ def _processor() -> str:
     facts = {name.strip(): value.strip() for name, value in facts.items()}
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     found = [name for name in known if name in host.processor_features()]
-    return f"{facts.get('model name', 'processor unknown')} with {', '.join(found) or 'none of ' + ', '.join(known)}"
+    return (
+        f"{facts.get('model name', 'processor unknown')} with"
+        f" {', '.join(found) or 'none of ' + ', '.join(known)}"
+    )
 
 
 def _least_cpu_s(engine: Engine, texts: list[Text]) -> float:

@@ -1,10 +1,13 @@
-"""What GradCache and remat cost and save: memory of the compiled step at any batch, time and result of one that this machine runs.
+"""What GradCache and remat cost and save: memory of the compiled step at any batch, time and result
+of one that this machine runs.
 
-  python benchmarks/gradcache.py --chunk 64                          memory by compiling alone, for one device
-  python benchmarks/gradcache.py --run --layers 2 --batches 32       and time a step, and how far each result is from the plain step's
+  python benchmarks/gradcache.py --chunk 64                          memory by compiling alone, for
+  one device python benchmarks/gradcache.py --run --layers 2 --batches 32       and time a step, and
+  how far each result is from the plain step's
 
-Shapes are BERT-base's with one hard negative a question, both sides 160 tokens long, AdamW, dropout 0.1. The memory is XLA's own plan for the
-device at hand (`compiled.memory_analysis()`): "state" is weights and moments, which stay; "step" is all else that the step holds at once.
+Shapes are BERT-base's with one hard negative a question, both sides 160 tokens long, AdamW, dropout
+0.1. The memory is XLA's own plan for the device at hand (`compiled.memory_analysis()`): "state" is
+weights and moments, which stay; "step" is all else that the step holds at once.
 """
 
 import argparse
@@ -71,8 +74,9 @@ def main() -> None:
         compiled_s = time.monotonic() - started_s
         plan = program.memory_analysis()
         print(
-            f"{variant.name:10} {variant.questions:5} questions: state {plan.argument_size_in_bytes / GIB:7.2f} GiB, "
-            f"step {plan.temp_size_in_bytes / GIB:8.2f} GiB, compiled in {compiled_s:.0f} s",
+            f"{variant.name:10} {variant.questions:5} questions: state"
+            f" {plan.argument_size_in_bytes / GIB:7.2f} GiB, step"
+            f" {plan.temp_size_in_bytes / GIB:8.2f} GiB, compiled in {compiled_s:.0f} s",
             flush=True,
         )
         if arguments.run:
@@ -101,10 +105,9 @@ def make(variant: Variant, arguments: argparse.Namespace) -> tuple[Any, Any, Any
         dtype=jnp.dtype(arguments.dtype),
         remat=variant.remat,
     )
-    rate = functools.partial(
-        optimizer.learning_rate, peak=1.0, warmup_steps=0, total_steps=1000
-    )
-    # large rate and epsilon: the first update is about the gradient, not its sign, and not lost in the weights' rounding
+    rate = functools.partial(optimizer.learning_rate, peak=1.0, warmup_steps=0, total_steps=1000)
+    # large rate and epsilon: the first update is about the gradient, not its sign, and not lost in
+    # the weights' rounding
     adamw = optimizer.make(rate, weight_decay=0.0, eps=1.0, clip_norm=2.0)
     settings = StepSettings(
         encoder,
@@ -121,17 +124,12 @@ def make(variant: Variant, arguments: argparse.Namespace) -> tuple[Any, Any, Any
     )
 
     def tokens(rows: int) -> Tokens:
-        ids_BL = np.random.default_rng(0).integers(
-            1000, 30000, (rows, arguments.tokens), np.int32
-        )
+        ids_BL = np.random.default_rng(0).integers(1000, 30000, (rows, arguments.tokens), np.int32)
         return Tokens(ids_BL, np.full(rows, arguments.tokens, np.int32))
 
     def state() -> TrainState:
         one = tokens(1)
-        towers = [
-            encoder.init(jax.random.key(seed), one, train=False)["params"]
-            for seed in (0, 1)
-        ]
+        towers = [encoder.init(jax.random.key(seed), one, train=False)["params"] for seed in (0, 1)]
         params = dual_params(*towers, shared=False)
         return TrainState(jnp.zeros((), jnp.int32), params, adamw.init(params))
 

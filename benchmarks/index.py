@@ -1,15 +1,19 @@
-"""Exact search, ScaNN, FAISS IVF-PQ and HNSW on the same vectors: recall against speed, build time, size on disk, memory.
+"""Exact search, ScaNN, FAISS IVF-PQ and HNSW on the same vectors: recall against speed, build time,
+size on disk, memory.
 
-    python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work runs/index_bench
-    python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work runs/index_bench_1m --rows 1000000
+    python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work
+    runs/index_bench python benchmarks/index.py --vectors runs/nq/embeddings --questions
+    runs/nq/questions --work runs/index_bench_1m --rows 1000000
 
-Each engine is built in a process of its own; its settings at search time are those that `dpr index` finds for --target. Then all are asked in
-turns, each time in a fresh process. Indexes and settings are kept in --work: a killed run goes on, and engines can be built one by one (--engines
-scann). Settings can be added to an engine: `scann-soar:leaves=4000`.
+Each engine is built in a process of its own; its settings at search time are those that `dpr index`
+finds for --target. Then all are asked in turns, each time in a fresh process. Indexes and settings
+are kept in --work: a killed run goes on, and engines can be built one by one (--engines scann).
+Settings can be added to an engine: `scann-soar:leaves=4000`.
 
-With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100 of the questions against exact search;
-questions a second by the clock and of processor time, all asked at once, each on one core and on all, in the best round; a single question's
-median and 99th percentile, in the median round.
+With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100
+of the questions against exact search; questions a second by the clock and of processor time, all
+asked at once, each on one core and on all, in the best round; a single question's median and 99th
+percentile, in the median round.
 """
 
 import argparse
@@ -26,8 +30,8 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.config import IndexConfig
 from dpr_jax.index import embeddings, sweep, tune, worker
-from dpr_jax.index.engines import engine
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.open import engine
 from dpr_jax.index.recall import recall
 
 ENGINES = {
@@ -55,10 +59,12 @@ def described(name: str) -> tuple[str, dict]:
 
 
 def mixtures(shards: list[np.ndarray], count: int, seed: int = 0) -> np.ndarray:
-    """A corpus of `count` vectors made from real ones: all of these, then points between a real vector and one of its ten nearest.
+    """A corpus of `count` vectors made from real ones: all of these, then points between a real
+    vector and one of its ten nearest.
 
-    A made vector is w a + (1 - w) b with w drawn from [0.5, 1), plus Gaussian noise of length 0.15 (in units of a's length), scaled to the
-    length of a. So it lies where passages lie, in the neighbourhoods that the real ones have, and is nobody's copy.
+    A made vector is w a + (1 - w) b with w drawn from [0.5, 1), plus Gaussian noise of length 0.15
+    (in units of a's length), scaled to the length of a. So it lies where passages lie, in the
+    neighbourhoods that the real ones have, and is nobody's copy.
 
     Returns:
       float16 [count, D].
@@ -111,12 +117,12 @@ def prepare(source: Path, rows: int, questions: Path, count: int, work: Path) ->
 
 
 def run_child(verb: str, *args: str) -> dict:
-    """Runs a function of this file in a fresh process: what it printed, and its largest resident memory in MB."""
+    """Runs a function of this file in a fresh process: what it printed, and its largest resident
+    memory in MB.
+    """
     command = [sys.executable, __file__, "--child", verb, *args]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -158,9 +164,7 @@ def ask(name: str, vectors: str, folder: str, settings: str, exact: str) -> dict
         index.search(query_D[None], 100)
         single.append(1000 * (time.perf_counter() - start_s))
     return {
-        "recall@10": recall(
-            shards, queries_QD, exact_QK[:, :10], rows_QK[:, :10]
-        ).mean(),
+        "recall@10": recall(shards, queries_QD, exact_QK[:, :10], rows_QK[:, :10]).mean(),
         "recall@100": recall(shards, queries_QD, exact_QK, rows_QK).mean(),
         "queries_per_s": len(queries_QD) / min(taken),
         "queries_per_cpu_s": len(queries_QD) / min(cpu),
@@ -235,7 +239,9 @@ def main() -> None:
         for name, rounds in asked.items():
             rounds.append(measure(name, found[name], vectors, args.work))
     print(
-        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | a CPU second, one core / all | one question, p50 / p99 ms, one core | all cores | build, s (CPU s) | peak, MB | disk, MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | a CPU"
+        " second, one core / all | one question, p50 / p99 ms, one core | all cores | build, s (CPU"
+        " s) | peak, MB | disk, MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for name, rounds in asked.items():
         artifacts.write_json(args.work / f"{name}.measured.json", rounds)
@@ -243,7 +249,9 @@ def main() -> None:
 
 
 def line(name: str, facts: dict, rounds: list[dict]) -> str:
-    """Of the rounds the best rate, since other work on the machine makes it only worse, and the median of the times of single questions."""
+    """Of the rounds the best rate, since other work on the machine makes it only worse, and the
+    median of the times of single questions.
+    """
 
     def over_rounds(cores: str, key: str) -> float:
         values = [each[cores][key] for each in rounds]
@@ -256,9 +264,12 @@ def line(name: str, facts: dict, rounds: list[dict]) -> str:
         for cores in ("one", "all")
     )
     return (
-        f"| {name} | {settings} | {first['recall@10']:.4f} | {first['recall@100']:.4f} | {one['queries_per_s']:,.0f} | {both['queries_per_s']:,.0f} "
-        f"| {one['queries_per_cpu_s']:,.0f} / {both['queries_per_cpu_s']:,.0f} | {one['p50_ms']:.2f} / {one['p99_ms']:.2f} | {both['p50_ms']:.2f} / {both['p99_ms']:.2f} "
-        f"| {facts['build_s']:.0f} ({facts['build_cpu_s']:.0f}) | {facts['peak_mb']:,.0f} | {facts['disk_mb']:,.0f} |"
+        f"| {name} | {settings} | {first['recall@10']:.4f} | {first['recall@100']:.4f} |"
+        f" {one['queries_per_s']:,.0f} | {both['queries_per_s']:,.0f} |"
+        f" {one['queries_per_cpu_s']:,.0f} / {both['queries_per_cpu_s']:,.0f} | {one['p50_ms']:.2f}"
+        f" / {one['p99_ms']:.2f} | {both['p50_ms']:.2f} / {both['p99_ms']:.2f} |"
+        f" {facts['build_s']:.0f} ({facts['build_cpu_s']:.0f}) | {facts['peak_mb']:,.0f} |"
+        f" {facts['disk_mb']:,.0f} |"
     )
 
 

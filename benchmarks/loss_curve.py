@@ -1,11 +1,13 @@
-"""The loss of every update, ours beside a plain PyTorch loop's: same weights, same batches, no dropout.
+"""The loss of every update, ours beside a plain PyTorch loop's: same weights, same batches, no
+dropout.
 
   python benchmarks/loss_curve.py FOLDER --out docs/figures/loss_curve
 
-FOLDER holds passages.tsv and train.json in DPR's layout; docs/log.md has the figures for SQuAD v1.1. A tower as large as BERT-mini
-(4 layers, 256 wide) starts from random weights, which both sides load from one Hugging Face folder. Ours is the mapped step of `dpr train`
-on all devices there are; theirs is in torch_towers.py (extra `bench`). Hard negatives are mined by BM25. Writes OUT.csv and OUT.svg, and
-prints the largest gap. `--steps 3 --layers 1 --width 32` tries it out.
+FOLDER holds passages.tsv and train.json in DPR's layout; docs/log.md has the figures for SQuAD
+v1.1. A tower as large as BERT-mini (4 layers, 256 wide) starts from random weights, which both
+sides load from one Hugging Face folder. Ours is the mapped step of `dpr train` on all devices there
+are; theirs is in torch_towers.py (extra `bench`). Hard negatives are mined by BM25. Writes OUT.csv
+and OUT.svg, and prints the largest gap. `--steps 3 --layers 1 --width 32` tries it out.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import torch_towers
 import transformers
 from matplotlib.figure import Figure
 
-from dpr_jax import logging, parallel
+from dpr_jax import console, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
@@ -70,8 +72,8 @@ def main(command: list[str] | None = None) -> None:
     write(rows, arguments.out)
     largest = max(abs(ours - theirs) for ours, theirs in rows)
     print(
-        f"{len(rows)} updates on {jax.device_count()} {jax.devices()[0].device_kind}; jax {jax.__version__}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{len(rows)} updates on {jax.device_count()} {jax.devices()[0].device_kind}; jax"
+        f" {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     print(f"loss {rows[0][0]:.4f} at the first update, {rows[-1][0]:.4f} at the last")
     print(f"largest gap {largest:.1e}, promised {PROMISED_GAP:.0e}")
@@ -140,13 +142,11 @@ def compare(
         first_step=0,
     )
     rows = []
-    with logging.progress("compare", settings.total_steps, "updates") as advance:
+    with console.progress("compare", settings.total_steps, "updates") as advance:
         for number in range(settings.total_steps):
             batch = next(stream)
             state, metrics = update(state, spmd.shard(batch))
-            theirs = trainer.update(
-                batch, torch_rate(number, settings)
-            )  # while ours still runs
+            theirs = trainer.update(batch, torch_rate(number, settings))  # while ours still runs
             ours = float(spmd.fetch(metrics)["loss"])
             rows.append((ours, theirs))
             advance(1, f"loss {ours:.4f}, gap {abs(ours - theirs):.1e}")
@@ -154,7 +154,9 @@ def compare(
 
 
 def torch_rate(number: int, settings: TrainConfig) -> float:
-    """Learning rate of update `number` (0-based), written anew: a line up to the peak, a line down to zero."""
+    """Learning rate of update `number` (0-based), written anew: a line up to the peak, a line down
+    to zero.
+    """
     rising = (number + 1) / max(settings.warmup_steps, 1)
     left = settings.total_steps - number
     falling = left / max(settings.total_steps - settings.warmup_steps, 1)

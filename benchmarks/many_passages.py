@@ -1,11 +1,15 @@
-"""A corpus of a million passages with a hundred thousand questions, grown out of small sets, to measure preparing, BM25 and mining at size.
+"""A corpus of a million passages with a hundred thousand questions, grown out of small sets, to
+measure preparing, BM25 and mining at size.
 
-  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad data/medquad
-  dpr mine --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
+  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad
+  data/medquad dpr mine --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
 
-Each set holds passages.tsv and train.json in DPR's layout. The passages come first as they are, then again and again under new ids with half of
-their words replaced by words drawn from all passages: lengths and word frequencies stay, and no copy repeats its original. DIR/train.json
-holds the training questions of all sets, whose gold passages are the originals. The same seed gives the same bytes.
+Each set holds passages.tsv and train.json in DPR's layout. The passages come first as they are,
+then again and again under new ids with half of
+their words replaced by words drawn from all passages: lengths and word frequencies stay, and no
+  copy repeats its original. DIR/train.json
+holds the training questions of all sets, whose gold passages are the originals. The same seed gives
+the same bytes.
 """
 
 import argparse

@@ -1,14 +1,18 @@
-"""Memory and speed of `dpr mine` against a large corpus, for several numbers of questions: the memory must not grow with them.
+"""Memory and speed of `dpr mine` against a large corpus, for several numbers of questions: the
+memory must not grow with them.
 
-  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad data/medquad
-  dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
-  python benchmarks/mine_memory.py RUN --questions 1000 10000 100000
-  python benchmarks/mine_memory.py RUN --questions 1000 10000 --dense
+  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad
+  data/medquad dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train
+  DIR/train.json python benchmarks/mine_memory.py RUN --questions 1000 10000 100000 python
+  benchmarks/mine_memory.py RUN --questions 1000 10000 --dense
 
-Each number gets a work directory of its own beside RUN, with the corpus and the BM25 index of RUN (built first, where it is not there) and so many
-training questions, evenly drawn from all. `dpr mine` runs as a process, is looked at once a second, and printed with what it
-held when a tenth, a half and all of its questions were done: memory of its own (RssAnon) and mapped files (RssFile), which the system takes
-back when it needs them. --dense mines with an exact index of random vectors and the packaged encoder, instead of BM25.
+Each number gets a work directory of its own beside RUN, with the corpus and the BM25 index of RUN
+(built first, where it is not there) and so many training questions, evenly drawn from all. `dpr
+mine` runs as a process, is looked at once a second, and printed with what it
+held when a tenth, a half and all of its questions were done: memory of its own (RssAnon) and mapped
+  files (RssFile), which the system takes
+back when it needs them. --dense mines with an exact index of random vectors and the packaged
+encoder, instead of BM25.
 """
 
 import argparse
@@ -38,7 +42,9 @@ SHARES = (0.1, 0.5, 1.0)
 
 
 class Seen(NamedTuple):
-    """A process at one moment: seconds since its start, by the clock and of processor time, questions done, and megabytes."""
+    """A process at one moment: seconds since its start, by the clock and of processor time,
+    questions done, and megabytes.
+    """
 
     at_s: float
     cpu_s: float
@@ -58,14 +64,17 @@ def main(root: Path, counts: list[int], dense: bool) -> None:
         found = [next(one for one in seen if one.done >= done) for done in wanted]
         for at in dict.fromkeys(found):
             print(
-                f"{count:,} | {at.done:,} | {at.at_s:.0f} | {at.cpu_s:.0f} | {at.own_mb:.0f} | {at.mapped_mb:.0f} | "
-                f"{max(one.own_mb for one in seen if one.at_s <= at.at_s):.0f}",
+                f"{count:,} | {at.done:,} | {at.at_s:.0f} | {at.cpu_s:.0f} | {at.own_mb:.0f} |"
+                f" {at.mapped_mb:.0f} |"
+                f" {max(one.own_mb for one in seen if one.at_s <= at.at_s):.0f}",
                 flush=True,
             )
         first, last = next(one for one in seen if one.done), seen[-1]
         if (done := last.done - first.done) > 0:
             print(
-                f"{count:,}: {done / (last.at_s - first.at_s):.0f} questions/s, {done / (last.cpu_s - first.cpu_s):.0f} a CPU second, after the first {first.done:,}"
+                f"{count:,}: {done / (last.at_s - first.at_s):.0f} questions/s,"
+                f" {done / (last.cpu_s - first.cpu_s):.0f} a CPU second, after the first"
+                f" {first.done:,}"
             )
 
 
@@ -151,7 +160,9 @@ def watched(workdir: WorkDir, dense: bool) -> Iterator[Seen]:
 
 
 def used_by(pid: int) -> tuple[float, float, float] | None:
-    """Seconds of processor time of a process, megabytes of its own, and of mapped files; None where it has ended."""
+    """Seconds of processor time of a process, megabytes of its own, and of mapped files; None where
+    it has ended.
+    """
     try:
         text = Path(f"/proc/{pid}/status").read_text()
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

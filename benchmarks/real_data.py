@@ -1,4 +1,6 @@
-"""What the training benchmarks share: real questions with mined negatives, and towers of any size with random weights."""
+"""What the training benchmarks share: real questions with mined negatives, and towers of any size
+with random weights.
+"""
 
 import functools
 import json
@@ -20,10 +22,9 @@ from dpr_jax.model.dual_encoder import Encoder, Tokens
 SEED = 13
 
 
-def prepared(
-    folder: Path, scratch: Path, count: int
-) -> tuple[WorkDir, store.Questions]:
-    """A work directory with training questions from all over the file and hard negatives that BM25 finds.
+def prepared(folder: Path, scratch: Path, count: int) -> tuple[WorkDir, store.Questions]:
+    """A work directory with training questions from all over the file and hard negatives that BM25
+    finds.
 
     Args:
       folder: holds passages.tsv and train.json in DPR's layout.
@@ -48,7 +49,9 @@ def prepared(
 
 
 def random_tower(folder: Path, *, layers: int, width: int, heads: int) -> Path:
-    """A BERT of random weights as a Hugging Face folder, with the vocabulary of the packaged encoder."""
+    """A BERT of random weights as a Hugging Face folder, with the vocabulary of the packaged
+    encoder.
+    """
     shape = BertShape(
         vocab_size=30522,
         hidden_size=width,

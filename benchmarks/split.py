@@ -1,10 +1,14 @@
-"""Speed and memory of `dpr split` on Apache Beam's local runner, beside `dpr prepare` that cuts the same documents itself.
+"""Speed and memory of `dpr split` on Apache Beam's local runner, beside `dpr prepare` that cuts the
+same documents itself.
 
   python benchmarks/split.py data/nq_natural/passages.tsv --out DIR --documents 1000 100000
 
-Documents have 1,000 words each, from the passages of the file one after the other and over again, in eight JSONL files; they are cut into
-passages of 100 words. Each way runs as a process of its own, with its output, and is looked at four times a second: wall time, processor time of
-it and of its workers, and the most memory that all of them held together (Pss, in which shared pages count once).
+Documents have 1,000 words each, from the passages of the file one after the other and over again,
+in eight JSONL files; they are cut into
+passages of 100 words. Each way runs as a process of its own, with its output, and is looked at four
+  times a second: wall time, processor time of
+it and of its workers, and the most memory that all of them held together (Pss, in which shared
+pages count once).
 """
 
 import argparse
@@ -53,7 +57,8 @@ def main(passages: Path, out: Path, counts: list[int]) -> None:
                 [arg.replace("{}", str(target)) for arg in args], out / "log"
             )
             print(
-                f"{count:,} | {name} | {made:,} | {took_s:.0f} | {made / took_s:,.0f} | {cpu_s:.0f} | {largest_mb:,.0f}",
+                f"{count:,} | {name} | {made:,} | {took_s:.0f} | {made / took_s:,.0f} | {cpu_s:.0f}"
+                f" | {largest_mb:,.0f}",
                 flush=True,
             )
 
@@ -78,7 +83,9 @@ def words_of(passages: Path) -> Iterator[str]:
 
 
 def measured(args: list[str], log: Path) -> tuple[float, float, float]:
-    """Seconds, seconds of processor time, and the most megabytes, of a `dpr` command with its workers."""
+    """Seconds, seconds of processor time, and the most megabytes, of a `dpr` command with its
+    workers.
+    """
     start_s, largest_mb = time.monotonic(), 0.0
     before = os.times()
     with log.open("wb") as file:

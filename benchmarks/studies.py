@@ -1,12 +1,15 @@
-"""The studies of docs/results.md that train many encoders: each point is a study's config with a few settings of its own.
+"""The studies of docs/results.md that train many encoders: each point is a study's config with a
+few settings of its own.
 
   python benchmarks/studies.py batch --workdir runs/studies
   python benchmarks/studies.py devices --workdir runs/studies
   python benchmarks/studies.py batch --workdir runs/studies --plot docs/figures
 
-`batch` is the ablation of the paper's table 3 in small: questions in the batch, with and without a hard negative of BM25. `devices` sets one
-device with 64 questions beside eight with 8 each, with gathered passages and without. Every point of a study sees the same questions once. It
-prints the commands it runs, so that each can be run by itself, and the processor time of each; a point that is done is not done again.
+`batch` is the ablation of the paper's table 3 in small: questions in the batch, with and without a
+  hard negative of BM25. `devices` sets one
+device with 64 questions beside eight with 8 each, with gathered passages and without. Every point
+of a study sees the same questions once. It prints the commands it runs, so that each can be run by
+itself, and the processor time of each; a point that is done is not done again.
 """
 
 import argparse
@@ -86,7 +89,9 @@ def run(command: list[str]) -> None:
 
 
 def prepare(config: str, base: Path) -> None:
-    """What all points share: the data, BM25's hard negatives, BM25's run. No dev set, so nothing is chosen by one."""
+    """What all points share: the data, BM25's hard negatives, BM25's run. No dev set, so nothing is
+    chosen by one.
+    """
     bm25 = ["--retrieve.kind", "bm25", "--retrieve.name", "bm25"]
     for stage, settings in (("prepare", []), ("mine", []), ("retrieve", bm25)):
         run(["dpr", stage, config, "--workdir", str(base), "--data.dev", "", *settings])
@@ -136,9 +141,7 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
         cells = []
         for k in CUTOFFS:
             found = {part: 100 * metrics[f"top-{k}"][part] for part in metrics["top-1"]}
-            cells.append(
-                f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-            )
+            cells.append(f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -192,9 +195,7 @@ def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
     }
     for point in done:
         label, colour, width, dash = styles[point.name]
-        lines = (workdir / point.name / "checkpoints" / "metrics.jsonl").read_text(
-            encoding="utf-8"
-        )
+        lines = (workdir / point.name / "checkpoints" / "metrics.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in lines.splitlines()]
         rows = [row for row in rows if "loss" in row]
         axes.plot(
@@ -238,9 +239,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--workdir", type=Path, default=Path("runs/studies"))
-    parser.add_argument(
-        "--only", nargs="+", metavar="POINT", help="run these points alone"
-    )
+    parser.add_argument("--only", nargs="+", metavar="POINT", help="run these points alone")
     parser.add_argument("--plot", type=Path, help="folder for the study's plot")
     call = parser.parse_args()
     main(call.study, call.workdir, call.only, call.plot)

@@ -1,7 +1,8 @@
-"""DPR's training step in plain PyTorch, as its users write it: what the benchmarks compare with. Needs the extra `bench`.
+"""DPR's training step in plain PyTorch, as its users write it: what the benchmarks compare with.
+Needs the extra `bench`.
 
-Two transformers `BertModel` in eager mode, cross entropy over the batch's passages, `torch.optim.AdamW`. It reads the batches of
-training/batches and nothing else of this project.
+Two transformers `BertModel` in eager mode, cross entropy over the batch's passages,
+`torch.optim.AdamW`. It reads the batches of training/batches and nothing else of this project.
 """
 
 from pathlib import Path
@@ -49,9 +50,7 @@ class Trainer:
         named = [*self.question.named_parameters(), *self.passage.named_parameters()]
         self._params = [param for _, param in named]
         plain = [p for name, p in named if "bias" in name or "LayerNorm" in name]
-        decayed = [
-            p for name, p in named if not ("bias" in name or "LayerNorm" in name)
-        ]
+        decayed = [p for name, p in named if not ("bias" in name or "LayerNorm" in name)]
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -72,7 +71,9 @@ class Trainer:
         return loss.item()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """Cross entropy of each question's positive among all passages but dummies and its other positives."""
+        """Cross entropy of each question's positive among all passages but dummies and its other
+        positives.
+        """
         question_BD = self._encode(self.question, batch.question)
         passage_PD = self._encode(self.passage, batch.passages)
         scores_BP = question_BD @ passage_PD.T / self._settings.temperature

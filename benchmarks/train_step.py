@@ -1,15 +1,22 @@
-"""Our training step beside PyTorch's: same model, same real batches, same precision, in turns in one run.
+"""Our training step beside PyTorch's: same model, same real batches, same precision, in turns in
+one run.
 
   python benchmarks/train_step.py FOLDER --model minilm --passage-tokens 160
-  python benchmarks/train_step.py FOLDER --model bert-base --dtype bfloat16 --batch-size 256 --passage-tokens 256     (a GPU)
+  python benchmarks/train_step.py FOLDER --model bert-base --dtype bfloat16 --batch-size 256
+  --passage-tokens 256     (a GPU)
 
-FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md; one hard negative a question, mined by BM25. Ours is
-the mapped step of `dpr train` on all devices there are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py,
-extra `bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many threads as XLA has. Each has a process of
-its own, so that neither meets the other's threads and memory, and they take turns of some updates in a row on the same batches, as training makes
-them. With [CLS] pooling PyTorch computes the whole last layer, as its users do, and ours what [CLS] needs of it. An update in which either side
-compiles does not count, nor does the first of a turn: the memory that a process freed may have gone to others while it waited. CPU seconds are
-those of all threads: on a busy machine they say more than the clock does, best with one thread (`taskset -c 0 python ...`).
+FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md; one
+hard negative a question, mined by BM25. Ours is the mapped step of `dpr train` on all devices there
+are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py, extra
+`bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many
+threads as XLA has. Each has a process of its own, so that neither meets the other's threads and
+memory, and they take turns of some updates in a row on the same batches, as training makes them.
+With [CLS] pooling PyTorch computes the whole last layer, as its users do, and ours what [CLS] needs
+of it. An update in which either side
+compiles does not count, nor does the first of a turn: the memory that a process freed may have gone
+  to others while it waited. CPU seconds are
+those of all threads: on a busy machine they say more than the clock does, best with one thread
+  (`taskset -c 0 python ...`).
 """
 
 import argparse
@@ -53,7 +60,8 @@ class Side(NamedTuple):
     Attributes:
       prepare: compiles what the update of a batch needs; returns whether it had to.
       update: one update, finished when it returns.
-      memory_bytes: largest memory of the device so far, or what the compiler plans; 0 where that is not known.
+      memory_bytes: largest memory of the device so far, or what the compiler plans; 0 where that is
+        not known.
     """
 
     prepare: Callable[[Batch], bool]
@@ -67,7 +75,8 @@ class Task(NamedTuple):
     Attributes:
       workdir, tower: folders of the data and of the model.
       train: settings of the update.
-      pooling: "cls", compared by dot product as in the paper, or "mean" of unit length at a temperature of 0.05.
+      pooling: "cls", compared by dot product as in the paper, or "mean" of unit length at a
+        temperature of 0.05.
       lengths: most tokens of a question and of a passage.
       threads: of the processor.
     """
@@ -81,7 +90,9 @@ class Task(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One update: time by the clock, CPU time of all threads, tokens computed and real ones, and the memory in use."""
+    """One update: time by the clock, CPU time of all threads, tokens computed and real ones, and
+    the memory in use.
+    """
 
     wall_s: float
     cpu_s: float
@@ -123,9 +134,7 @@ def main(command: list[str] | None = None) -> None:
         count = min(count, 4096)
         count = max(count, arguments.batch_size)
         workdir, _ = real_data.prepared(arguments.folder, Path(scratch), count)
-        tower = real_data.random_tower(
-            Path(scratch) / "tower", **MODELS[arguments.model]
-        )
+        tower = real_data.random_tower(Path(scratch) / "tower", **MODELS[arguments.model])
         task = Task(workdir, tower, train, arguments.pooling, lengths, threads)
         names = [PYTORCH] + [
             f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
@@ -145,8 +154,10 @@ def main(command: list[str] | None = None) -> None:
         for side in sides:
             side.send("end")
         print(
-            f"\n{arguments.model}, {arguments.pooling}, {arguments.dtype}, {train.batch_size} questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages ({lengths[1]}); "
-            f"{versions[1].device}, {threads} threads; {versions[1].package}, {versions[0].package}"
+            f"\n{arguments.model}, {arguments.pooling}, {arguments.dtype}, {train.batch_size}"
+            f" questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages"
+            f" ({lengths[1]}); {versions[1].device}, {threads} threads; {versions[1].package},"
+            f" {versions[0].package}"
         )
         show(names, measured, task, turn=arguments.updates)
 
@@ -247,14 +258,10 @@ def our_side(task: Task) -> tuple[Side, Versions]:
 
     def memory_bytes() -> int:
         plans = [program.memory_analysis() for program in programs.values()]
-        return max(
-            plan.argument_size_in_bytes + plan.temp_size_in_bytes for plan in plans
-        )
+        return max(plan.argument_size_in_bytes + plan.temp_size_in_bytes for plan in plans)
 
     device = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    return Side(prepare, update, memory_bytes), Versions(
-        device, f"jax {jax.__version__}"
-    )
+    return Side(prepare, update, memory_bytes), Versions(device, f"jax {jax.__version__}")
 
 
 def torch_side(task: Task) -> tuple[Side, Versions]:
@@ -282,9 +289,7 @@ def torch_side(task: Task) -> tuple[Side, Versions]:
         gpu = trainer.device.type == "cuda"
         return torch.cuda.max_memory_allocated() if gpu else 0
 
-    side = Side(
-        lambda batch: False, lambda batch: trainer.update(batch, RATE), memory_bytes
-    )
+    side = Side(lambda batch: False, lambda batch: trainer.update(batch, RATE), memory_bytes)
     return side, Versions(str(trainer.device), f"torch {torch.__version__}")
 
 
@@ -294,9 +299,7 @@ def temperature(task: Task) -> float:
 
 def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
     """The batches of `dpr train`."""
-    question_tokenizer, passage_tokenizer = (
-        tokenizer.load(task.tower, n) for n in task.lengths
-    )
+    question_tokenizer, passage_tokenizer = (tokenizer.load(task.tower, n) for n in task.lengths)
     return batches.stream(
         store.open_questions(task.workdir, "train", mined=True),
         store.open_corpus(task.workdir),
@@ -322,7 +325,9 @@ def show(
     *,
     turn: int,
 ) -> None:
-    """One line a side: medians over the updates that count, and ratios to PyTorch taken batch by batch."""
+    """One line a side: medians over the updates that count, and ratios to PyTorch taken batch by
+    batch.
+    """
     peak, shape = peak_flops(), hf.read_shape(task.tower)
     batch_size = task.train.batch_size
     counted = [
@@ -333,8 +338,8 @@ def show(
     if not counted:
         raise SystemExit("every update compiled a new shape; give more --turns")
     print(
-        f"{len(counted)} updates counted\n"
-        "                        s/step  CPU s  examples/s  tokens/s   real    MFU   GiB   x PyTorch (clock, CPU)"
+        f"{len(counted)} updates counted\n                        s/step  CPU s  examples/s "
+        " tokens/s   real    MFU   GiB   x PyTorch (clock, CPU)"
     )
     base_s = np.array([measured[0][at].wall_s for at in counted])
     base_cpu_s = np.array([measured[0][at].cpu_s for at in counted])
@@ -343,16 +348,15 @@ def show(
         wall_s = np.array([one.wall_s for one in done])
         cpu_s = np.array([one.cpu_s for one in done])
         tokens = np.array([one.lengths.sum() for one in done])
-        flops = np.array(
-            [3 * forward_flops(shape, one.lengths, task.pooling) for one in done]
-        )
+        flops = np.array([3 * forward_flops(shape, one.lengths, task.pooling) for one in done])
         share = tokens.sum() / sum(one.slots for one in done)
         if name == PYTORCH:  # it is given padded batches, and cuts them
             share = np.nan
         mfu = np.median(flops / wall_s) / peak if peak else np.nan
         memory_bytes = max(one.memory_bytes for one in side)
         print(
-            f"{name:22}{np.median(wall_s):8.2f}{np.median(cpu_s):7.2f}{batch_size / np.median(wall_s):12.1f}"
+            f"{name:22}{np.median(wall_s):8.2f}{np.median(cpu_s):7.2f}"
+            f"{batch_size / np.median(wall_s):12.1f}"
             f"{np.median(tokens / wall_s):10.0f}{share:7.1%}{mfu:7.1%}{memory_bytes / 2**30:6.2f}"
             f"{np.median(base_s / wall_s):8.2f}{np.median(base_cpu_s / cpu_s):7.2f}"
         )

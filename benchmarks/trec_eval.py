@@ -1,8 +1,10 @@
-"""The figures of metrics/ beside trec_eval's own (pytrec_eval through ir_measures), for every run of a work directory.
+"""The figures of metrics/ beside trec_eval's own (pytrec_eval through ir_measures), for every run
+of a work directory.
 
   python benchmarks/trec_eval.py WORKDIR QRELS
 
-QRELS are the test questions' gold passages, as in data.test_qrels. Exits with an error where a figure differs by more than 1e-4.
+QRELS are the test questions' gold passages, as in data.test_qrels. Exits with an error where a
+figure differs by more than 1e-4.
 """
 
 import json
@@ -34,9 +36,7 @@ def main(workdir: Path, qrels_file: Path) -> None:
         metrics_file = workdir / "metrics" / f"{run_file.stem}.json"
         ours = json.loads(metrics_file.read_text(encoding="utf-8"))["gold"]["metrics"]
         run = list(ir_measures.read_trec_run(str(run_file)))
-        found = ir_measures.pytrec_eval.calc_aggregate(
-            list(measures.values()), qrels, run
-        )
+        found = ir_measures.pytrec_eval.calc_aggregate(list(measures.values()), qrels, run)
         theirs = {name: found[measure] for name, measure in measures.items()}
         theirs["MRR@10"] = reciprocal_rank(qrels, run)
         gaps = {name: abs(ours[name]["value"] - theirs[name]) for name in theirs}
@@ -48,18 +48,16 @@ def main(workdir: Path, qrels_file: Path) -> None:
 
 
 def reciprocal_rank(qrels: list, run: list) -> float:
-    """MRR@10. trec_eval's recip_rank has no cutoff, so it gets the first ten of each question alone."""
+    """MRR@10. trec_eval's recip_rank has no cutoff, so it gets the first ten of each question
+    alone.
+    """
     best: dict[str, list] = defaultdict(list)
     for one in run:
         best[one.query_id].append(one)
     first = [
-        one
-        for ranked in best.values()
-        for one in sorted(ranked, key=lambda one: -one.score)[:10]
+        one for ranked in best.values() for one in sorted(ranked, key=lambda one: -one.score)[:10]
     ]
-    return ir_measures.pytrec_eval.calc_aggregate([ir_measures.RR], qrels, first)[
-        ir_measures.RR
-    ]
+    return ir_measures.pytrec_eval.calc_aggregate([ir_measures.RR], qrels, first)[ir_measures.RR]
 
 
 if __name__ == "__main__":

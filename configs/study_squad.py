@@ -1,14 +1,18 @@
-"""SQuAD with a small encoder: the config of the studies in docs/results.md, which override single settings of it.
+"""SQuAD with a small encoder: the config of the studies in docs/results.md, which override single
+settings of it.
 
-Data:      data/squad/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels); not in this repository.
-Model:     the two lowest layers of the packaged encoder, which as they are retrieve badly and learn fast:
+Data:      data/squad/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv,
+  test.qrels); not in this repository.
+Model:     the two lowest layers of the packaged encoder, which as they are retrieve badly and learn
+  fast:
            python benchmarks/cut_encoder.py --layers 2 --out runs/minilm-2-layers
 Command:   dpr pipeline configs/study_squad.py --workdir runs/study_squad
 Hardware:  two CPU cores, 5 GB of memory (a training on SQuAD held 3.7).
 Time:      in docs/results.md, for each study.
 Expected:  in docs/results.md, for each study.
 
-The figures in docs/results.md were trained on the file's first 3,200 questions, which are of ten articles; they are drawn from all over it now.
+The figures in docs/results.md were trained on the file's first 3,200 questions, which are of ten
+articles; they are drawn from all over it now.
 """
 
 from dpr_jax.config import (

@@ -1,8 +1,10 @@
-"""What stages leave on disk for each other: where it lies, how it is written whole or not at all, how it is checked.
+"""What stages leave on disk for each other: where it lies, how it is written whole or not at all,
+how it is checked.
 
-Every artifact has a JSON manifest, written last. It holds `made_from` (the settings and the inputs' fingerprints that produced the
-artifact) and `files` (sha256 and size of each file). A stage whose `made_from` is unchanged is not run again; a file whose
-checksum is not the manifest's is refused by name.
+Every artifact has a JSON manifest, written last. It holds `made_from` (the settings and the inputs'
+fingerprints that produced the artifact) and `files` (sha256 and size of each file). A stage whose
+`made_from` is unchanged is not run again; a file whose checksum is not the manifest's is refused by
+name.
 """
 
 import contextlib
@@ -25,7 +27,8 @@ class WorkDir:
 
     Attributes:
       root: the work directory.
-      round: of training; from the second on a round has a folder of its own for what it makes, and shares data, runs and metrics.
+      round: of training; from the second on a round has a folder of its own for what it makes, and
+        shares data, runs and metrics.
     """
 
     root: Path
@@ -77,7 +80,8 @@ def open_workdir(path: str | Path, config_name: str) -> WorkDir:
     """Opens (or starts) the work directory of one config.
 
     Raises:
-      InputError: the folder belongs to a config of another name, or is not a work directory and not empty.
+      InputError: the folder belongs to a config of another name, or is not a work directory and not
+        empty.
     """
     root = Path(path).absolute()
     label = root / "workdir.json"
@@ -85,31 +89,29 @@ def open_workdir(path: str | Path, config_name: str) -> WorkDir:
         owner = read_json(label).get("config_name")
         if owner != config_name:
             raise InputError(
-                f"work directory {root} belongs to config {owner!r}, not {config_name!r}; give another --workdir"
+                f"work directory {root} belongs to config {owner!r}, not {config_name!r}; give"
+                " another --workdir"
             )
         return WorkDir(root)
     if root.exists() and not root.is_dir():
         raise InputError(f"--workdir {root} is a file; give a folder")
-    if root.exists() and any(
-        entry.name != label.name + ".partial" for entry in root.iterdir()
-    ):
+    if root.exists() and any(entry.name != label.name + ".partial" for entry in root.iterdir()):
         raise InputError(
-            f"--workdir {root} is not empty and not a work directory (no workdir.json); give a new folder"
+            f"--workdir {root} is not empty and not a work directory (no workdir.json); give a new"
+            " folder"
         )
     write_json(label, {"config_name": config_name})
     return WorkDir(root)
 
 
-# --- JSON, checksums, atomic writes -------------------------------------------------------------------------------------
+# --- JSON, checksums, atomic writes
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON aside and renames it, so that a reader sees the old or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        partial.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -121,9 +123,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; run the stage that writes it first"
-        ) from None
+        raise InputError(f"{path} does not exist; run the stage that writes it first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is damaged ({error}); delete its folder and run its stage again"
@@ -150,7 +150,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; it replaces `path` only when the block ends well.
 
-    The old folder stays readable until then. A kill between the two renames leaves `path.old`, which the next call puts back.
+    The old folder stays readable until then. A kill between the two renames leaves `path.old`,
+    which the next call puts back.
     """
     partial = path.with_name(path.name + ".partial")
     restore_dir(path)
@@ -196,17 +197,18 @@ def checksum(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
-# --- manifests ----------------------------------------------------------------------------------------------------------
+# --- manifests
 
 
 def made_from(
     stage: str, settings: dict[str, Any], inputs: dict[str, str], *, form: int = 1
 ) -> dict[str, Any]:
-    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its inputs.
+    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its
+    inputs.
 
     Args:
-      form: of what the stage writes, counted up when the same settings and inputs come to give something else: what an older version
-        made is then made anew. The first form is not named.
+      form: of what the stage writes, counted up when the same settings and inputs come to give
+        something else: what an older version made is then made anew. The first form is not named.
     """
     origin = {"stage": stage, "settings": settings, "inputs": inputs}
     return origin if form == 1 else origin | {"form": form}
@@ -224,10 +226,10 @@ def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
     return read_json(manifest).get("made_from") == json.loads(json.dumps(origin))
 
 
-def write_manifest(
-    manifest: Path, origin: dict[str, Any], files: list[Path], **facts: Any
-) -> None:
-    """Writes the manifest of an artifact whose files are all in place (below the manifest's folder)."""
+def write_manifest(manifest: Path, origin: dict[str, Any], files: list[Path], **facts: Any) -> None:
+    """Writes the manifest of an artifact whose files are all in place (below the manifest's
+    folder).
+    """
     listed = {
         file.relative_to(manifest.parent).as_posix(): {
             "sha256": checksum(file),
@@ -265,9 +267,7 @@ def fingerprint(manifest: Path, within: str = "") -> str:
     listed = read_json(manifest).get("files", {})
     files = {name: listed[name] for name in listed if name.startswith(within)}
     if not files:
-        raise InputError(
-            f"{manifest} lists no files; delete its folder and run its stage again"
-        )
+        raise InputError(f"{manifest} lists no files; delete its folder and run its stage again")
     lines = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -294,9 +294,7 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
     for name, entry in facts["files"].items():
         path = manifest.parent / name
         if not path.exists():
-            raise InputError(
-                f"{path} is missing, though {manifest.name} lists it; {remedy}"
-            )
+            raise InputError(f"{path} is missing, though {manifest.name} lists it; {remedy}")
         if path.stat().st_size != entry["bytes"] or checksum(path) != entry["sha256"]:
             raise InputError(
                 f"{path} is damaged: its checksum is not the one in {manifest.name}; {remedy}"
@@ -308,8 +306,7 @@ def _is_manifest(facts: Any) -> bool:
     """Whether a JSON value has what `verify` reads."""
     files = facts.get("files") if isinstance(facts, dict) else None
     return isinstance(files, dict) and all(
-        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
-        for entry in files.values()
+        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in files.values()
     )
 
 

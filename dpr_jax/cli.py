@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, host, logging
+from dpr_jax import artifacts, config_file, console, host
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError, Preempted
@@ -21,7 +21,10 @@ from dpr_jax.errors import InputError, Preempted
 COMMANDS = {
     "pipeline": "all stages in order, and the report",
     "prepare": "raw files -> data/",
-    "split": "--out FOLDER: documents -> passages on Apache Beam, for `prepare` to read; Beam's own options stand after --",
+    "split": (
+        "--out FOLDER: documents -> passages on Apache Beam, for `prepare` to read; Beam's own"
+        " options stand after --"
+    ),
     "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
     "mine": "hard negatives by BM25 -> data/mined/",
     "train": "data/ -> checkpoints/, model/",
@@ -32,7 +35,9 @@ COMMANDS = {
     "index rebalance": "index/ built anew of the passages there are now",
     "retrieve": "questions, model/ and index/ -> runs/",
     "evaluate": "runs/ -> metrics/, metrics/report.html",
-    "compare": "RUN_A RUN_B: two runs on the same questions, a paired test, wins and losses to read",
+    "compare": (
+        "RUN_A RUN_B: two runs on the same questions, a paired test, wins and losses to read"
+    ),
     "info": "versions, devices, and which index backends work here",
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
@@ -66,7 +71,9 @@ class SplitCall:
 
 
 def entry() -> None:
-    """What the program `dpr` is: `main` with what it takes of its host, for which the process may start again."""
+    """What the program `dpr` is: `main` with what it takes of its host, for which the process may
+    start again.
+    """
     command = next(iter(sys.argv[1:]), "")
     if command in COMPUTING:
         host.want_huge_pages()
@@ -76,7 +83,9 @@ def entry() -> None:
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 1 a bug (with a traceback), 2 for bad input (one line on stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end."""
+    """Runs `dpr` and exits: 0 done, 1 a bug (with a traceback), 2 for bad input (one line on
+    stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end.
+    """
     try:
         run(sys.argv[1:])
     except InputError as error:
@@ -124,9 +133,7 @@ def run(args: list[str]) -> None:
         print(f"dpr_jax {artifacts.versions()['dpr_jax']}")
         return
     if command not in COMMANDS:
-        raise InputError(
-            f"no command {command!r}{_near(command, list(COMMANDS))}; {USAGE}"
-        )
+        raise InputError(f"no command {command!r}{_near(command, list(COMMANDS))}; {USAGE}")
     if command == "info":
         from dpr_jax import info
 
@@ -146,7 +153,7 @@ def run(args: list[str]) -> None:
     from dpr_jax import parallel, pipeline
 
     parallel.initialize()
-    logging.set_quiet(not parallel.is_main())
+    console.set_quiet(not parallel.is_main())
     parallel.on_main(lambda: artifacts.open_workdir(call.workdir, call.config.name))
     workdir = artifacts.open_workdir(call.workdir, call.config.name)
     if command == "compare":
@@ -177,7 +184,8 @@ def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
         if {"-h", "--help"} & set(args):
             return [], args
         raise InputError(
-            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command} {' '.join(names)} [CONFIG.py] --workdir DIR"
+            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command}"
+            f" {' '.join(names)} [CONFIG.py] --workdir DIR"
         )
     return args[: len(names)], args[len(names) :]
 
@@ -188,13 +196,13 @@ def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
     return args[:at], args[at + 1 :]
 
 
-def parse(
-    command: str, args: list[str], form: type[Call | SplitCall] = Call
-) -> Call | SplitCall:
-    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked; `form` may ask for another folder than the work directory.
+def parse(command: str, args: list[str], form: type[Call | SplitCall] = Call) -> Call | SplitCall:
+    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked; `form` may ask for another
+    folder than the work directory.
 
     Raises:
-      InputError: an unknown setting (with near matches), a value of the wrong type or range, no work directory.
+      InputError: an unknown setting (with near matches), a value of the wrong type or range, no
+        work directory.
     """
     file = args[0] if args and not args[0].startswith("-") else None
     default = config_file.load(file) if file else Config()
@@ -209,7 +217,9 @@ def parse(
             call = tyro.cli(
                 form,
                 prog=f"dpr {command} [CONFIG.py]",
-                description=f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}.",
+                description=(
+                    f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}."
+                ),
                 args=rest,
                 default=form(tyro.MISSING, default),
             )
@@ -232,9 +242,7 @@ def _check_names(args: list[str], folder: str) -> None:
         positive = f"{head}.{tail}" if head else tail
         negated = positive.replace("no_", "", 1) if tail.startswith("no_") else positive
         if name not in known and negated not in known:
-            raise InputError(
-                f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help"
-            )
+            raise InputError(f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help")
     if not any(arg.split("=")[0] == f"--{folder}" for arg in args):
         raise InputError(f"--{folder} is missing; {USAGE.replace('workdir', folder)}")
 
@@ -249,11 +257,7 @@ def _near(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     close += [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
     names = list(dict.fromkeys(close))[:3]
-    return (
-        f" (near: {', '.join(name.replace('_', '-') for name in names)})"
-        if names
-        else ""
-    )
+    return f" (near: {', '.join(name.replace('_', '-') for name in names)})" if names else ""
 
 
 def _overview() -> str:

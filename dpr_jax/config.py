@@ -1,7 +1,8 @@
 """Every setting of every stage, declared once: name, type, unit, default.
 
-A file in configs/ builds one `Config`; the command line overrides single values (`--train.learning-rate 1e-5`). Only the command line
-and each stage's `run` see the whole `Config`; deeper functions take the values they need.
+A file in configs/ builds one `Config`; the command line overrides single values
+(`--train.learning-rate 1e-5`). Only the command line and each stage's `run` see the whole `Config`;
+deeper functions take the values they need.
 """
 
 import dataclasses
@@ -11,35 +12,53 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`; docs/data.md lists the layouts that are recognised. Relative paths are relative to the current directory."""
+    """The raw files (plain or .gz), read by `dpr prepare`; docs/data.md lists the layouts that are
+    recognised. Relative paths are relative to the current directory.
+    """
 
     passages: str = ""
-    """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, or what `dpr split` wrote; empty: the passages that the questions carry with their texts."""
+    """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, or what `dpr split`
+    wrote; empty: the passages that the questions carry with their texts.
+    """
     train: str | tuple[str, ...] = ""
-    """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`; or several, of which each batch is from one."""
+    """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`; or
+    several, of which each batch is from one.
+    """
     dev: str = ""
     """Development questions: as for data.train."""
     test: str = ""
-    """Test questions: as for data.train; also questions alone, such as DPR's question/answers file."""
+    """Test questions: as for data.train; also questions alone, such as DPR's question/answers
+    file.
+    """
     train_qrels: str = ""
-    """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); empty: gold passages are those in data.train."""
+    """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); empty: gold
+    passages are those in data.train.
+    """
     dev_qrels: str = ""
     """Qrels of the development questions; empty: gold passages are those in data.dev."""
     test_qrels: str = ""
     """Qrels of the test questions; empty: gold passages are those in data.test, if any."""
     split_words: int = 0
-    """data.passages holds documents: split them into disjoint passages of so many words (100 in the paper); 0: not by words."""
+    """data.passages holds documents: split them into disjoint passages of so many words (100 in the
+    paper); 0: not by words.
+    """
     split_tokens: int = 0
-    """data.passages holds documents: split them into windows of so many tokens of the encoder's tokenizer; 0: not by tokens."""
+    """data.passages holds documents: split them into windows of so many tokens of the encoder's
+    tokenizer; 0: not by tokens.
+    """
     split_stride_tokens: int = 0
-    """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that do not overlap."""
+    """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that
+    do not overlap.
+    """
     max_train_questions: int = 0
-    """Use only so many training questions of each file, drawn by `seed` from all over it (a file may be sorted); 0 uses all."""
+    """Use only so many training questions of each file, drawn by `seed` from all over it (a file
+    may be sorted); 0 uses all.
+    """
 
     @property
     def train_files(self) -> tuple[str, ...]:
         """`train` as a tuple, empty where it names nothing."""
-        return ((self.train,) if self.train else ()) if isinstance(self.train, str) else self.train  # fmt: skip
+        return ((self.train,) if self.train else ()) if isinstance(self.train, str) else self.train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,40 +74,61 @@ class Bm25Config:
 Source = Literal["bm25", "dense"]
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
 Filter = Callable[[str, list[tuple[str, str]]], Sequence[bool]]
-# (question, its gold and hard negative passages as (title, text)) -> a score of each, higher for better
+# (question, its gold and hard negative passages as (title, text)) -> a score of each, higher for
+# better
 Teacher = Callable[[str, list[tuple[str, str]]], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class MineConfig:
-    """Hard negatives: passages that rank high, and are neither gold, nor nearly gold, nor contain an answer."""
+    """Hard negatives: passages that rank high, and are neither gold, nor nearly gold, nor contain
+    an answer.
+    """
 
     enabled: bool = True
     """Mine hard negatives; when false, those in the data set are used."""
     sources: tuple[Source, ...] = ("bm25",)
-    """What ranks the passages; of several, each one's best in turn. dense needs `model` and `index`."""
+    """What ranks the passages; of several, each one's best in turn. dense needs `model` and
+    `index`.
+    """
     later_sources: tuple[Source, ...] = ("dense",)
-    """`sources` of the rounds after the first, where dense is the model and index of the round before."""
+    """`sources` of the rounds after the first, where dense is the model and index of the round
+    before.
+    """
     depth: int = 8
     """How many hard negatives to keep a question."""
     skip: int = 0
-    """Pass over so many top passages of a source, gold or not: among the very best are answers nobody marked."""
+    """Pass over so many top passages of a source, gold or not: among the very best are answers
+    nobody marked.
+    """
     window: int = 100
     """How many top passages of a source to look through, `skip` included."""
     sample: bool = False
     """Draw from the whole window, all passages alike; otherwise the best are taken."""
     absolute_margin: float | None = None
-    """Keep only what scores at least so much below the first gold passage, in units of the source's score (0 or more)."""
+    """Keep only what scores at least so much below the first gold passage, in units of the source's
+    score (0 or more).
+    """
     relative_margin: float | None = None
-    """Keep only what scores at least this share of its score below the first gold passage: 0.05 asks for at most 95 %."""
+    """Keep only what scores at least this share of its score below the first gold passage: 0.05
+    asks for at most 95 %.
+    """
     near_duplicate: float = 0.6
-    """Pass over a passage that shares this part or more of its 5-word runs, or of the gold passage's, with a gold passage."""
+    """Pass over a passage that shares this part or more of its 5-word runs, or of the gold
+    passage's, with a gold passage.
+    """
     filter: Filter | None = None
-    """A function of the config file that says what may be a hard negative, such as a cross-encoder's judgement (docs/data.md)."""
+    """A function of the config file that says what may be a hard negative, such as a
+    cross-encoder's judgement (docs/data.md).
+    """
     teacher: Teacher | None = None
-    """A function of the config file that scores the gold and mined passages of training questions, such as a cross-encoder, for `train.distillation`."""
+    """A function of the config file that scores the gold and mined passages of training questions,
+    such as a cross-encoder, for `train.distillation`.
+    """
     model: str = "model"
-    """dense: encoder of the questions, a folder (absolute, or inside the work directory) or anything `model.init` takes."""
+    """dense: encoder of the questions, a folder (absolute, or inside the work directory) or
+    anything `model.init` takes.
+    """
     index: str = "index"
     """dense: folder of the index, absolute or inside the work directory."""
 
@@ -98,7 +138,9 @@ class ModelConfig:
     """The two towers."""
 
     init: str = "packaged:all-MiniLM-L6-v2"
-    """Where both towers start: a Hugging Face hub id, a folder, or `packaged:all-MiniLM-L6-v2` (needs no network)."""
+    """Where both towers start: a Hugging Face hub id, a folder, or `packaged:all-MiniLM-L6-v2`
+    (needs no network).
+    """
     shared_towers: bool = False
     """Use one set of weights for questions and passages."""
     pooling: Literal["cls", "mean"] = "cls"
@@ -118,9 +160,13 @@ class TrainConfig:
     batch_size: int = 128
     """Questions in the global batch, over all devices."""
     hard_negatives: int = 1
-    """Hard negatives a question, drawn anew each epoch; the batch has batch_size * (1 + hard_negatives) passages."""
+    """Hard negatives a question, drawn anew each epoch; the batch has batch_size * (1 +
+    hard_negatives) passages.
+    """
     upsampling: tuple[float, ...] = ()
-    """How many times the questions of each file of data.train count, one number a file: 4 makes its batches four times as frequent. Empty: once."""
+    """How many times the questions of each file of data.train count, one number a file: 4 makes its
+    batches four times as frequent. Empty: once.
+    """
     shuffle_positives: bool = False
     """Draw the positive from all positives; otherwise the first is taken (DPR)."""
     total_steps: int = 1000
@@ -138,9 +184,13 @@ class TrainConfig:
     clip_norm: float = 2.0
     """Clip the gradient to this global norm; 0 turns clipping off."""
     dpr_parity: bool = False
-    """As the original code on its 8 GPUs: clip_norm and adam_eps act on an eighth of the gradient, and the first update has rate 0."""
+    """As the original code on its 8 GPUs: clip_norm and adam_eps act on an eighth of the gradient,
+    and the first update has rate 0.
+    """
     layer_decay: float = 1.0
-    """Learning rate of a layer as a share of that of the layer above it; the embeddings are the lowest. 1: the same for all."""
+    """Learning rate of a layer as a share of that of the layer above it; the embeddings are the
+    lowest. 1: the same for all.
+    """
     freeze_embeddings: bool = False
     """Keep the embeddings as they came."""
     freeze_layers: int = 0
@@ -152,13 +202,21 @@ class TrainConfig:
     learn_temperature: bool = False
     """Train the logarithm of the temperature along with the towers, starting from `temperature`."""
     temperature_rate: float = 1.0
-    """Learning rate of the learned temperature in multiples of `learning_rate`; with 1 it moves by 1 % in 1,000 updates at 2e-5 (docs/training.md)."""
+    """Learning rate of the learned temperature in multiples of `learning_rate`; with 1 it moves by
+    1 % in 1,000 updates at 2e-5 (docs/training.md).
+    """
     symmetric: bool = False
-    """Half of the loss is that of positive passages which look for their question among all questions of the batch."""
+    """Half of the loss is that of positive passages which look for their question among all
+    questions of the batch.
+    """
     matryoshka_widths: tuple[int, ...] = ()
-    """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors retrieve well too."""
+    """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors
+    retrieve well too.
+    """
     distillation: Literal["off", "kl", "margin_mse"] = "off"
-    """Learn besides what a teacher scored a question's own passages (docs/training.md): its distribution over them, or its margins."""
+    """Learn besides what a teacher scored a question's own passages (docs/training.md): its
+    distribution over them, or its margins.
+    """
     distillation_weight: float = 0.5
     """Share of the distillation in the loss; the rest is the negative log likelihood."""
     teacher_temperature: float = 1.0
@@ -166,26 +224,38 @@ class TrainConfig:
     mask_duplicates: bool = True
     """Mask passages of other questions whose text is that of a positive of this one."""
     mask_answers: Literal["off", "string", "regex"] = "off"
-    """Mask passages of other questions that contain an answer to this one, found as `evaluate.answer_match` says; each process then reads the whole batch."""
+    """Mask passages of other questions that contain an answer to this one, found as
+    `evaluate.answer_match` says; each process then reads the whole batch.
+    """
     chunk_size: int = 0
-    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same result; 0 encodes all at once. On many devices, the greatest common divisor with a device's texts."""
+    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same
+    result; 0 encodes all at once. On many devices, the greatest common divisor with a device's
+    texts.
+    """
     pack_rows: int = 0
-    """Put several texts into one row, so many times as long as the longest text may be: less padding, the same result; 1 for the cheapest attention, 2 for the least padding, 0 pads every text. Several processes then each read the whole batch."""
+    """Put several texts into one row, so many times as long as the longest text may be: less
+    padding, the same result; 1 for the cheapest attention, 2 for the least padding, 0 pads every
+    text. Several processes then each read the whole batch.
+    """
     remat: bool = False
-    """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU compiler makes nothing of it."""
+    """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU
+    compiler makes nothing of it.
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of the towers; weights, scores and loss are always float32."""
     gather: bool = True
-    """Set every question against the passages of all devices; false: against those of its own device alone, to see what gathering is worth."""
+    """Set every question against the passages of all devices; false: against those of its own
+    device alone, to see what gathering is worth.
+    """
     spmd: Literal["pmap", "shard_map"] = "pmap"
     """How the per-device step is mapped over devices."""
     log_every_steps: int = 10
     """Write a line of metrics every so many steps."""
     validate_every_steps: int = 0
-    """Validate on the dev set every so many steps, and save a checkpoint; 0: only after the last step."""
-    best_metric: Literal[
-        "nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"
-    ] = "nll"
+    """Validate on the dev set every so many steps, and save a checkpoint; 0: only after the last
+    step.
+    """
+    best_metric: Literal["nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"] = "nll"
     """Which validation metric chooses the best checkpoint, which is kept besides the last two."""
     export: Literal["best", "last"] = "best"
     """Which checkpoint becomes model/; without a validation in between the last is the best."""
@@ -198,7 +268,9 @@ class TrainConfig:
     validation_negatives: int = 30
     """Other negatives a dev question in the average-rank pool (30 in DPR)."""
     validation_passages: int = 0
-    """Passages from all over the corpus that the average-rank pool holds besides (0 in DPR): retrieval from a sub-corpus."""
+    """Passages from all over the corpus that the average-rank pool holds besides (0 in DPR):
+    retrieval from a sub-corpus.
+    """
     profile_steps: int = 0
     """Write a trace of so many updates, from the third after a start on, to checkpoints/profile."""
 
@@ -208,17 +280,29 @@ class EncodeConfig:
     """The passage tower over the corpus, or the question tower over questions."""
 
     questions: str = ""
-    """Encode questions instead of the corpus: train, dev, test, or a file in any layout that data.test may have."""
+    """Encode questions instead of the corpus: train, dev, test, or a file in any layout that
+    data.test may have.
+    """
     model: str = "model"
-    """Encoder: a folder (absolute, or inside the work directory) of a BERT encoder or of both towers, or anything `model.init` takes."""
+    """Encoder: a folder (absolute, or inside the work directory) of a BERT encoder or of both
+    towers, or anything `model.init` takes.
+    """
     out: str = "embeddings"
-    """Folder for the shards, inside the work directory; questions go beside it, into `<out>-<split or name of the file>`."""
+    """Folder for the shards, inside the work directory; questions go beside it, into `<out>-<split
+    or name of the file>`.
+    """
     rows_per_shard: int = 65536
-    """Texts a shard; they are sorted by length within one, equal ones are computed once, and a killed run loses at most the shards being written."""
+    """Texts a shard; they are sorted by length within one, equal ones are computed once, and a
+    killed run loses at most the shards being written.
+    """
     batch_tokens: int = 0
-    """Tokens computed at once on a device, padding included; 0 chooses: 1,024 on CPU, 32,768 on GPU and TPU."""
+    """Tokens computed at once on a device, padding included; 0 chooses: 1,024 on CPU, 32,768 on GPU
+    and TPU.
+    """
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision; auto: bfloat16, float32 on a CPU without avx512_bf16 or amx_bf16. Passages' vectors are stored as float16 either way."""
+    """Compute precision; auto: bfloat16, float32 on a CPU without avx512_bf16 or amx_bf16.
+    Passages' vectors are stored as float16 either way.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,27 +310,43 @@ class IndexConfig:
     """The search index over the embeddings; inner product."""
 
     kind: Literal["auto", "scann", "faiss", "exact"] = "auto"
-    """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else exact."""
+    """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else
+    exact.
+    """
     embeddings: str = "embeddings"
     """Folder of the embeddings, inside the work directory."""
     out: str = "index"
     """Folder for the index, inside the work directory."""
     dimensions: int = 0
-    """Make vectors so many numbers wide before the index is built of them, and questions before they are asked; 0: their whole width."""
+    """Make vectors so many numbers wide before the index is built of them, and questions before
+    they are asked; 0: their whole width.
+    """
     reduction: Literal["pca", "truncate"] = "pca"
-    """How: by principal components of the corpus, or the first numbers alone, for towers trained with train.matryoshka_widths."""
+    """How: by principal components of the corpus, or the first numbers alone, for towers trained
+    with train.matryoshka_widths.
+    """
     target_recall: float = 0.0
-    """Recall@100 against exact search that is wanted: settings below that are 0 are measured, and the fastest that reach it kept; 0: by rule."""
+    """Recall@100 against exact search that is wanted: settings below that are 0 are measured, and
+    the fastest that reach it kept; 0: by rule.
+    """
     queries: str = ""
-    """Folder of question vectors to measure with, inside the work directory; empty: corpus rows, which are easier to find."""
+    """Folder of question vectors to measure with, inside the work directory; empty: corpus rows,
+    which are easier to find.
+    """
     leaves: int = 0
     """Partitions (ScaNN tree, FAISS IVF); 0: the square root of the number of passages."""
     leaves_to_search: int = 0
-    """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are fewer)."""
+    """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are
+    fewer).
+    """
     reorder: int = 0
-    """ScaNN, FAISS with refinement: candidates rescored exactly a query (at least the k asked for); 0: 400."""
+    """ScaNN, FAISS with refinement: candidates rescored exactly a query (at least the k asked for);
+    0: 400.
+    """
     faiss: str = "auto"
-    """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages, else ivf_flat."""
+    """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages,
+    else ivf_flat.
+    """
     ef_search: int = 0
     """FAISS HNSW: candidates kept while searching (at least the k asked for); 0: 200."""
     dimensions_per_block: int = 0
@@ -254,13 +354,21 @@ class IndexConfig:
     anisotropic_threshold: float = 0.2
     """ScaNN: anisotropic quantization threshold."""
     soar_lambda: float = 0.0
-    """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is usual); 0: in one alone, or with a target recall whichever is faster."""
+    """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is
+    usual); 0: in one alone, or with a target recall whichever is faster.
+    """
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and scores are rounded."""
+    """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and
+    scores are rounded.
+    """
     exact_recall: float = 1.0
-    """Exact: share of its best k that a TPU should find in a block; below 1 it takes approx_max_k, which is faster. CPUs and GPUs find all."""
+    """Exact: share of its best k that a TPU should find in a block; below 1 it takes approx_max_k,
+    which is faster. CPUs and GPUs find all.
+    """
     recall_queries: int = 200
-    """Queries for the recall@100 against exact search that index.json states; none of them is tuned on."""
+    """Queries for the recall@100 against exact search that index.json states; none of them is tuned
+    on.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,15 +376,21 @@ class RetrieveConfig:
     """Batch retrieval of questions to a run."""
 
     kind: Literal["dense", "bm25", "hybrid"] = "dense"
-    """dense: question tower and index; bm25: the lexical baseline on the same passages; hybrid: both, fused."""
+    """dense: question tower and index; bm25: the lexical baseline on the same passages; hybrid:
+    both, fused.
+    """
     name: str = "trained"
     """Name of the run: runs/NAME.trec and runs/NAME.json."""
     split: Literal["test", "dev"] = "test"
     """Which questions, unless `questions` names a file."""
     questions: str = ""
-    """A file of questions in any layout that data.test may have, TREC topics too; their run lies in a folder of its own, runs/<name of the file>/."""
+    """A file of questions in any layout that data.test may have, TREC topics too; their run lies in
+    a folder of its own, runs/<name of the file>/.
+    """
     model: str = "model"
-    """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or anything `model.init` takes."""
+    """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or
+    anything `model.init` takes.
+    """
     index: str = "index"
     """Folder of the index, inside the work directory."""
     top_k: int = 100
@@ -298,7 +412,9 @@ class EvaluateConfig:
     cutoffs: tuple[int, ...] = (1, 5, 20, 100)
     """The k of top-k accuracy."""
     answer_match: Literal["string", "regex"] = "string"
-    """How an answer is looked for in a passage: DPR's token match, or regular expressions (CuratedTREC)."""
+    """How an answer is looked for in a passage: DPR's token match, or regular expressions
+    (CuratedTREC).
+    """
     baseline: str = "bm25"
     """Every run is compared with this one."""
     bootstrap_samples: int = 2000
@@ -318,7 +434,9 @@ class Config:
     compare_untrained: bool = True
     """The pipeline also encodes, indexes and retrieves with the encoder as it came."""
     rounds: int = 1
-    """Rounds of training in the pipeline; each after the first mines with the model of the one before, and trains that on."""
+    """Rounds of training in the pipeline; each after the first mines with the model of the one
+    before, and trains that on.
+    """
     data: DataConfig = DataConfig()
     bm25: Bm25Config = Bm25Config()
     mine: MineConfig = MineConfig()

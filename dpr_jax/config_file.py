@@ -28,14 +28,13 @@ def load(path: str | Path) -> Config:
     spec = importlib.util.spec_from_file_location(f"dpr_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(
-            f"config file {path} is not a Python file; it must end in .py and define config = Config(...)"
+            f"config file {path} is not a Python file; it must end in .py and define config ="
+            " Config(...)"
         )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (
-        Exception
-    ) as error:  # the file is the user's code: whatever it raises is their input
+    except Exception as error:  # the file is the user's code: whatever it raises is their input
         raise InputError(
             f"config file {path} does not run: {type(error).__name__}: {error}"
         ) from error
@@ -52,7 +51,9 @@ def load(path: str | Path) -> Config:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass of settings as nested plain dicts, with lists for tuples, as JSON gives them back."""
+    """A dataclass of settings as nested plain dicts, with lists for tuples, as JSON gives them
+    back.
+    """
     plain = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -65,7 +66,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def describe(function: Callable[..., Any]) -> str:
-    """A function of a config file by name and hash of its own lines, which is how a manifest tells whether it changed.
+    """A function of a config file by name and hash of its own lines, which is how a manifest tells
+    whether it changed.
 
     Raises:
       InputError: it has no lines to be known by.
@@ -74,7 +76,8 @@ def describe(function: Callable[..., Any]) -> str:
         lines = inspect.getsource(function)
     except (TypeError, OSError):
         raise InputError(
-            f"mine.filter or mine.teacher is {function!r}; it must be a function that the config file defines with `def`"
+            f"mine.filter or mine.teacher is {function!r}; it must be a function that the config"
+            " file defines with `def`"
         ) from None
     return f"{function.__qualname__} {hashlib.sha256(lines.encode()).hexdigest()}"
 
@@ -84,8 +87,6 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
         names += (
-            keys(hint, f"{prefix}{name}.")
-            if dataclasses.is_dataclass(hint)
-            else [prefix + name]
+            keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
         )
     return names

@@ -1,4 +1,6 @@
-"""What a setting may be, where its type does not say: one table of least values, and the rules between settings."""
+"""What a setting may be, where its type does not say: one table of least values, and the rules
+between settings.
+"""
 
 import functools
 from collections.abc import Callable
@@ -60,9 +62,7 @@ def validate(config: Config) -> None:
       InputError: with the key, its value and the rule.
     """
     for key, least in _AT_LEAST.items():
-        _require(
-            config, key, lambda value, least=least: value >= least, f"{least:,} or more"
-        )
+        _require(config, key, lambda value, least=least: value >= least, f"{least:,} or more")
     for key in (
         "train.learning_rate",
         "train.temperature",
@@ -98,9 +98,7 @@ def validate(config: Config) -> None:
         rule = "1 when mine.enabled is false: a further round trains on what it mined"
         _require(config, "rounds", lambda value: value == 1, rule)
     for key in ("mine.absolute_margin", "mine.relative_margin"):
-        _require(
-            config, key, lambda value: value is None or value >= 0, "0 or more, or None"
-        )
+        _require(config, key, lambda value: value is None or value >= 0, "0 or more, or None")
     for key in ("mine.near_duplicate", "index.exact_recall"):
         _require(config, key, lambda value: 0 < value <= 1, "in (0, 1]")
     _require(
@@ -110,13 +108,9 @@ def validate(config: Config) -> None:
         "one or more numbers, each at least 1",
     )
     if config.data.split_words:
-        rule = (
-            "0 when data.split_words is set: documents are split by words or by tokens"
-        )
+        rule = "0 when data.split_words is set: documents are split by words or by tokens"
         _require(config, "data.split_tokens", lambda value: value == 0, rule)
-    rule = (
-        "at most data.split_tokens: a larger one would leave out text between windows"
-    )
+    rule = "at most data.split_tokens: a larger one would leave out text between windows"
     _require(
         config,
         "data.split_stride_tokens",
@@ -141,7 +135,9 @@ def validate(config: Config) -> None:
         f"a number greater than 0 for each of the {len(files)} files of data.train, or empty",
     )
     if len(files) > 1:
-        rule = "empty where data.train names several files, whose question ids it could not tell apart"
+        rule = (
+            "empty where data.train names several files, whose question ids it could not tell apart"
+        )
         _require(config, "data.train_qrels", lambda value: value == "", rule)
     weight = "train.distillation_weight"
     _require(config, weight, lambda value: 0 < value <= 1, "in (0, 1]")
@@ -149,7 +145,10 @@ def validate(config: Config) -> None:
         rule = "1 or more when train.distillation is set, which compares a question's own passages"
         _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
     if config.train.batch_size == 1:
-        rule = "1 or more when train.batch_size is 1: a question without any negative has loss 0 and teaches nothing"
+        rule = (
+            "1 or more when train.batch_size is 1: a question without any negative has loss 0 and"
+            " teaches nothing"
+        )
         _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
 
 

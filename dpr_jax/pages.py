@@ -1,4 +1,6 @@
-"""What the HTML pages of all stages share: their look, and how their templates are read. A page needs no other file."""
+"""What the HTML pages of all stages share: their look, and how their templates are read. A page
+needs no other file.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,9 @@ _STYLE = Path(__file__).with_name("pages.css")
 
 
 def environment() -> jinja2.Environment:
-    """Templates escape what they are given, refuse what they are not, and have the common CSS as `style`."""
+    """Templates escape what they are given, refuse what they are not, and have the common CSS as
+    `style`.
+    """
     found = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,

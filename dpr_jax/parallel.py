@@ -1,7 +1,8 @@
-"""Processes, devices and threads: how this run was started, how one per-device function is mapped over all devices, and work done ahead.
+"""Processes, devices and threads: how this run was started, how one per-device function is mapped
+over all devices, and work done ahead.
 
-Everything that knows of more than one device or process is here; the step in training/step.py is written for one device and names
-one axis, `AXIS`.
+Everything that knows of more than one device or process is here; the step in training/step.py is
+written for one device and names one axis, `AXIS`.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from dpr_jax.errors import InputError
 
 AXIS = "devices"
 FAREWELL_S = 3  # for which process 0 stays after an error
-# by each device when CPU processes first meet, half of it in one message: Linux' usual upper limits of a send buffer are 0.2 and 4 MB
+# by each device when CPU processes first meet, half of it in one message: Linux' usual upper limits
+# of a send buffer are 0.2 and 4 MB
 FIRST_SENT_BYTES = 1 << 23
 
 T = TypeVar("T")
@@ -34,13 +36,15 @@ T = TypeVar("T")
 def initialize() -> None:
     """Joins the other processes of this run, where the environment says that there are any.
 
-    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand (most scripts in launch/ set them).
-    DPR_COORDINATOR=auto leaves it to JAX, which asks the machine it is on (launch/tpu_vm.sh sets it), as do Slurm, Open MPI and
-    Kubernetes jobs of several tasks without being told. Otherwise one process. Named by hand, each process drives all accelerators it
-    sees; left to JAX, those of Slurm and Open MPI drive one GPU each.
+    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand
+    (most scripts in launch/ set them). DPR_COORDINATOR=auto leaves it to JAX, which asks the
+    machine it is on (launch/tpu_vm.sh sets it), as do Slurm, Open MPI and Kubernetes jobs of
+    several tasks without being told. Otherwise one process. Named by hand, each process drives all
+    accelerators it sees; left to JAX, those of Slurm and Open MPI drive one GPU each.
 
     Raises:
-      InputError: some of the three variables are set and some are not, or one is not a number in range.
+      InputError: some of the three variables are set and some are not, or one is not a number in
+        range.
     """
     names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
@@ -50,19 +54,23 @@ def initialize() -> None:
         missing = [name for name, value in zip(names, values, strict=True) if not value]
         if missing:
             raise InputError(
-                f"{' and '.join(missing)} not set; a run of several processes needs all of {', '.join(names)}"
+                f"{' and '.join(missing)} not set; a run of several processes needs all of"
+                f" {', '.join(names)}"
             )
         try:
             count, index = int(values[1]), int(values[2])
         except ValueError:
             raise InputError(
-                f"DPR_NUM_PROCESSES={values[1]!r}, DPR_PROCESS_ID={values[2]!r}: both must be numbers"
+                f"DPR_NUM_PROCESSES={values[1]!r}, DPR_PROCESS_ID={values[2]!r}: both must be"
+                " numbers"
             ) from None
         if not 0 <= index < count:
             raise InputError(
-                f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in 0..{count - 1}"
+                f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in"
+                f" 0..{count - 1}"
             )
-        # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI started, named by hand or not
+        # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
+        # started, named by hand or not
         jax.distributed.initialize(
             coordinator_address=values[0],
             num_processes=count,
@@ -72,14 +80,14 @@ def initialize() -> None:
 
 
 def _in_cluster() -> bool:
-    """Whether the environment is one that jax.distributed.initialize() reads by itself, with more than one process."""
+    """Whether the environment is one that jax.distributed.initialize() reads by itself, with more
+    than one process.
+    """
     tpu_pod = (
         len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
         or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
     )
-    slurm = (
-        int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    )
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
     open_mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
     kubernetes = "JAX_COORDINATOR_ADDRESS" in os.environ
     return tpu_pod or slurm or open_mpi or kubernetes
@@ -102,7 +110,8 @@ def on_main(work: Callable[[], None]) -> None:
     Else they would wait for what does not come, and hear of it late.
 
     Raises:
-      InputError: on the processes that waited, where it failed; process 0 raises what `work` raised.
+      InputError: on the processes that waited, where it failed; process 0 raises what `work`
+        raised.
     """
     done = False
     try:
@@ -116,14 +125,18 @@ def on_main(work: Callable[[], None]) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for the others.
+    """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for
+    the others.
 
-    They end when they next need it, and where that is not noticed, after JAX's hundred seconds without a sign of life.
+    They end when they next need it, and where that is not noticed, after JAX's hundred seconds
+    without a sign of life.
     """
     if not jax.distributed.is_initialized():
         sys.exit(status)
     try:
-        if is_main():  # JAX ends the others with it: where they found the same error, let them say so
+        if (
+            is_main()
+        ):  # JAX ends the others with it: where they found the same error, let them say so
             time.sleep(FAREWELL_S)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -147,10 +160,12 @@ class Spmd(NamedTuple):
 
     Attributes:
       replicate: tree of host arrays -> the same tree, whole on every device.
-      shard: tree of this process's host arrays [n, ...] -> split along the first axis over this process's devices (n is a
-        multiple of their number); the global array is all processes' parts together.
-      map: `fn(replicated, sharded) -> (replicated, replicated)`, which may use collectives over AXIS -> the function that runs on
-        all devices. The first argument's memory is reused when `donate` is set.
+      shard: tree of this process's host arrays [n, ...] -> split along the first axis over this
+        process's devices (n is a multiple of their number); the global array is all processes'
+        parts together.
+      map: `fn(replicated, sharded) -> (replicated, replicated)`, which may use collectives over
+        AXIS -> the function that runs on all devices. The first argument's memory is reused when
+        `donate` is set.
       fetch: a replicated tree -> host arrays.
     """
 
@@ -160,20 +175,17 @@ class Spmd(NamedTuple):
     fetch: Callable[[Any], Any]
 
 
-def spmd(
-    kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None
-) -> Spmd:
+def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None) -> Spmd:
     """The mapping named by `train.spmd`.
 
     Args:
-      kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map sums the gradient of replicated
-        weights once more by itself, which makes it W times too large (W devices).
+      kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map
+        sums the gradient of replicated weights once more by itself, which makes it W times too
+        large (W devices).
       devices: all devices of the run, in order; None takes jax.devices().
     """
     devices = jax.devices() if devices is None else devices
-    local = [
-        device for device in devices if device.process_index == jax.process_index()
-    ]
+    local = [device for device in devices if device.process_index == jax.process_index()]
     mapping = (_pmap if kind == "pmap" else _shard_map)(devices, local)
     if jax.process_count() > 1 and devices[0].platform == "cpu":
         _widen(mapping, len(devices), len(local))
@@ -183,10 +195,11 @@ def spmd(
 def _widen(mapping: Spmd, devices: int, local: int) -> None:
     """Opens the connections between processes on CPUs with a large reduce-scatter.
 
-    There JAX's collectives are Gloo's, which sets the send buffer of a connection to the largest message of a reduce-scatter so far
-    (Pair::send in gloo/transport/tcp/pair.cc), and sends all else over the same connection. A step begins with the small
-    reduce-scatter of embeddings' gradients, and each 64 kB of the all-reduce after it waited 40 ms for an acknowledgement:
-    120 s for 23 million parameters.
+    There JAX's collectives are Gloo's, which sets the send buffer of a connection to the largest
+    message of a reduce-scatter so far (Pair::send in gloo/transport/tcp/pair.cc), and sends all
+    else over the same connection. A step begins with the small reduce-scatter of embeddings'
+    gradients, and each 64 kB of the all-reduce after it waited 40 ms for an acknowledgement: 120 s
+    for 23 million parameters.
     """
 
     def scatter(_: None, sent: jax.Array) -> jax.Array:
@@ -205,20 +218,14 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def replicate(tree: Any) -> Any:
         def put(leaf: Any) -> jax.Array:
             leaf = np.asarray(leaf)
-            return jax.device_put(
-                np.broadcast_to(leaf, (len(local), *leaf.shape)), stacked
-            )
+            return jax.device_put(np.broadcast_to(leaf, (len(local), *leaf.shape)), stacked)
 
         return jax.tree.map(put, tree)
 
     def shard(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.device_put(_split(leaf, len(local)), stacked), tree
-        )
+        return jax.tree.map(lambda leaf: jax.device_put(_split(leaf, len(local)), stacked), tree)
 
-    def mapped(
-        fn: Callable[[Any, Any], Any], donate: bool = False
-    ) -> Callable[[Any, Any], Any]:
+    def mapped(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
         return jax.pmap(
             fn,
             axis_name=AXIS,
@@ -227,9 +234,7 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
         )
 
     def fetch(tree: Any) -> Any:
-        return jax.device_get(
-            jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
-        )
+        return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
     return Spmd(replicate, shard, mapped, fetch)
 
@@ -244,9 +249,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def replicate(tree: Any) -> Any:
         def put(leaf: Any) -> jax.Array:
             leaf = np.asarray(leaf)
-            return jax.make_array_from_callback(
-                leaf.shape, whole, lambda index: leaf[index]
-            )
+            return jax.make_array_from_callback(leaf.shape, whole, lambda index: leaf[index])
 
         return jax.tree.map(put, tree)
 
@@ -257,9 +260,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
 
         return jax.tree.map(put, tree)
 
-    def mapped(
-        fn: Callable[[Any, Any], Any], donate: bool = False
-    ) -> Callable[[Any, Any], Any]:
+    def mapped(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
         body = jax.shard_map(
             fn,
             mesh=mesh,
@@ -270,9 +271,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
         return jax.jit(body, donate_argnums=(0,) if donate else ())
 
     def fetch(tree: Any) -> Any:
-        return jax.device_get(
-            jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
-        )
+        return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree))
 
     return Spmd(replicate, shard, mapped, fetch)
 
@@ -281,18 +280,19 @@ def _split(leaf: np.ndarray, parts: int) -> np.ndarray:
     """[n, ...] -> [parts, n / parts, ...]."""
     if leaf.shape[0] % parts:
         raise InputError(
-            f"{leaf.shape[0]} rows cannot be split over {parts} devices; make train.batch_size a multiple of the device count"
+            f"{leaf.shape[0]} rows cannot be split over {parts} devices; make train.batch_size a"
+            " multiple of the device count"
         )
     return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 
 
 def all_processes(values: np.ndarray) -> np.ndarray:
-    """Concatenates every process's rows, in process order; every process must give the same number of rows."""
+    """Concatenates every process's rows, in process order; every process must give the same number
+    of rows.
+    """
     if jax.process_count() == 1:
         return values
-    return np.asarray(
-        multihost_utils.process_allgather(jnp.asarray(values), tiled=True)
-    )
+    return np.asarray(multihost_utils.process_allgather(jnp.asarray(values), tiled=True))
 
 
 def of_main(values: np.ndarray) -> np.ndarray:
@@ -304,10 +304,12 @@ def of_main(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yields `asked(step)`: whether this run has been asked to stop (SIGTERM), to be called after every step with its number.
+    """Yields `asked(step)`: whether this run has been asked to stop (SIGTERM), to be called after
+    every step with its number.
 
-    All processes get the same answer at the same step, also where only one of them was asked. JAX does that for several processes, with
-    a signal handler of its own. A single process is asked only while the block runs, and only in the main thread.
+    All processes get the same answer at the same step, also where only one of them was asked. JAX
+    does that for several processes, with a signal handler of its own. A single process is asked
+    only while the block runs, and only in the main thread.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

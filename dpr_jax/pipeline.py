@@ -11,7 +11,7 @@ from dpr_jax.encoding import added, encode
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
 from dpr_jax.index import refresh
-from dpr_jax.inspection import inspect
+from dpr_jax.inspection import overview
 from dpr_jax.mining import mine
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
@@ -31,7 +31,9 @@ def on_main(stage: Stage) -> Stage:
 
 
 def encode_all(config: Config, workdir: WorkDir) -> None:
-    """The corpus as it was prepared, by all processes, and its changes; or questions, where some are named."""
+    """The corpus as it was prepared, by all processes, and its changes; or questions, where some
+    are named.
+    """
     encode.run(config, workdir)
     if not config.encode.questions:
         on_main(added.run)(config, workdir)
@@ -45,7 +47,7 @@ def train(config: Config, workdir: WorkDir) -> None:
 
 STAGES: dict[str, Stage] = {
     "prepare": on_main(prepare.run),
-    "inspect": on_main(inspect.run),
+    "inspect": on_main(overview.run),
     "mine": on_main(mine.run),
     "train": train,
     "encode": encode_all,
@@ -56,23 +58,24 @@ STAGES: dict[str, Stage] = {
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """From raw files to the report: BM25, the encoder as it came, the trained one, and it with BM25, on the same questions.
+    """From raw files to the report: BM25, the encoder as it came, the trained one, and it with
+    BM25, on the same questions.
 
     Every stage is skipped whose inputs and settings are those of what is on disk.
 
     Raises:
-      InputError: as the stages do; or encode.questions is set, which would leave the corpus without vectors.
+      InputError: as the stages do; or encode.questions is set, which would leave the corpus without
+        vectors.
     """
     if config.encode.questions:
         raise InputError(
-            f"encode.questions is {config.encode.questions!r}; it is for `dpr encode` alone, leave it empty in a pipeline"
+            f"encode.questions is {config.encode.questions!r}; it is for `dpr encode` alone, leave"
+            " it empty in a pipeline"
         )
     STAGES["prepare"](config, workdir)
     if config.mine.enabled:
         STAGES["mine"](config, workdir)
-    STAGES["retrieve"](
-        _with(config, retrieve={"kind": "bm25", "name": "bm25"}), workdir
-    )
+    STAGES["retrieve"](_with(config, retrieve={"kind": "bm25", "name": "bm25"}), workdir)
     if config.compare_untrained:
         _search(untrained(config), workdir)
     STAGES["train"](config, workdir)
@@ -90,7 +93,9 @@ def run(config: Config, workdir: WorkDir) -> None:
 
 
 def add(config: Config, workdir: WorkDir, passages: str) -> None:
-    """New passages into the corpus that is searched, its embeddings and its index; run again, it goes on where it was killed."""
+    """New passages into the corpus that is searched, its embeddings and its index; run again, it
+    goes on where it was killed.
+    """
 
     def record(config: Config, workdir: WorkDir) -> None:
         changes.add(config, workdir, passages)
@@ -99,7 +104,9 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
 
 
 def remove(config: Config, workdir: WorkDir, ids: str) -> None:
-    """Passages out of the corpus that is searched, by a file of their ids; run again, it goes on where it was killed."""
+    """Passages out of the corpus that is searched, by a file of their ids; run again, it goes on
+    where it was killed.
+    """
 
     def record(config: Config, workdir: WorkDir) -> None:
         changes.remove(workdir, ids)
@@ -130,7 +137,9 @@ def untrained(config: Config) -> Config:
 
 
 def later_round(config: Config, before: WorkDir) -> Config:
-    """The same config for a round that mines with the model of the round before, and trains it on (ANCE, Xiong et al., 2020, arXiv 2007.00808)."""
+    """The same config for a round that mines with the model of the round before, and trains it on
+    (ANCE, Xiong et al., 2020, arXiv 2007.00808).
+    """
     return _with(
         config,
         mine={
@@ -150,7 +159,6 @@ def _search(config: Config, workdir: WorkDir) -> None:
 def _with(config: Config, **parts: dict[str, object]) -> Config:
     """The config with some values of some parts replaced."""
     changed = {
-        part: dataclasses.replace(getattr(config, part), **values)
-        for part, values in parts.items()
+        part: dataclasses.replace(getattr(config, part), **values) for part, values in parts.items()
     }
     return dataclasses.replace(config, **changed)

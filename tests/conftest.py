@@ -57,7 +57,9 @@ def _forget_programs() -> None:
 def nq_small_workdir(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Config, WorkDir]:
-    """A few hundred real rows (fixtures/nq_small), prepared and mined; tests must not change what is in it."""
+    """A few hundred real rows (fixtures/nq_small), prepared and mined; tests must not change what
+    is in it.
+    """
     folder = Path(__file__).parent / "fixtures" / "nq_small"
     config = Config(
         name="nq_small",

@@ -121,9 +121,7 @@ QUESTIONS: dict[str, tuple[str, str, str]] = {
     "questions": ("t.tsv", f"q1\twho\nq2\t{CURLY}\n", "questions, id and text"),
     "BEIR queries": (
         "t.jsonl",
-        lines(
-            {"_id": "q1", "text": "who", "metadata": {}}, {"_id": "2", "text": CURLY}
-        ),
+        lines({"_id": "q1", "text": "who", "metadata": {}}, {"_id": "2", "text": CURLY}),
         "questions, JSONL (BEIR, Tevatron)",
     ),
     "NQ open": (

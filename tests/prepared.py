@@ -1,4 +1,6 @@
-"""A small prepared work directory, and encoders that stand in for a model where a test is not about one."""
+"""A small prepared work directory, and encoders that stand in for a model where a test is not about
+one.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -50,7 +52,9 @@ class WordRows(NamedTuple):
 
 
 class WordEmbedder:
-    """A text's vector is the sum of its words' random vectors, so texts that share words are near each other."""
+    """A text's vector is the sum of its words' random vectors, so texts that share words are near
+    each other.
+    """
 
     width, shape, pooling = WIDTH, tiny.SHAPE, "mean"
 

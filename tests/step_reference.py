@@ -1,4 +1,6 @@
-"""What the step is held against: batches with every unevenness, and their loss and gradient from loops in float64 NumPy."""
+"""What the step is held against: batches with every unevenness, and their loss and gradient from
+loops in float64 NumPy.
+"""
 
 import functools
 import itertools
@@ -27,7 +29,8 @@ SHAPE = BertShape(
 QUESTIONS, PASSAGES = 8, 3  # B, G
 TEMPERATURE = 0.7
 
-# float32 carries 1.2e-7 a rounding; a gradient through a layer and a softmax sums some hundred of them
+# float32 carries 1.2e-7 a rounding; a gradient through a layer and a softmax sums some hundred of
+# them
 TOLERANCE = 1e-5
 
 
@@ -73,26 +76,20 @@ def make_params() -> Params:
     init = jax.jit(lambda key: encoder.init(key, tokens, train=False)["params"])
     # weights of 0.02 give near-uniform scores, and with them gradients of pure noise
     towers = [
-        jax.tree.map(
-            lambda leaf: np.asarray(leaf) * (5 if leaf.ndim > 1 else 1), init(key)
-        )
+        jax.tree.map(lambda leaf: np.asarray(leaf) * (5 if leaf.ndim > 1 else 1), init(key))
         for key in jax.random.split(jax.random.key(1))
     ]
     return dual_encoder.dual_params(*towers, shared=False)
 
 
 def make_settings(**changes: object) -> StepSettings:
-    rate = functools.partial(
-        optimizer.learning_rate, peak=1e-3, warmup_steps=2, total_steps=10
-    )
+    rate = functools.partial(optimizer.learning_rate, peak=1e-3, warmup_steps=2, total_steps=10)
     adamw = optimizer.make(rate, weight_decay=0.01, eps=1e-8, clip_norm=1.0)
-    settings = StepSettings(
-        Encoder(SHAPE), adamw, TEMPERATURE, mask_duplicates=True, seed=3
-    )
+    settings = StepSettings(Encoder(SHAPE), adamw, TEMPERATURE, mask_duplicates=True, seed=3)
     return settings._replace(**changes)
 
 
-# --- the reference ------------------------------------------------------------------
+# --- the reference -----------------------------------------------------------
 
 
 @jax.jit
@@ -137,9 +134,7 @@ class Reference:
             share *= 1 - settings.distillation_weight
             own = i * PASSAGES
             passages = [
-                j
-                for j in range(len(texts))
-                if j == own or (texts[j] >= 0 and not excluded(i, j))
+                j for j in range(len(texts)) if j == own or (texts[j] >= 0 and not excluded(i, j))
             ]
             self._add(
                 share,
@@ -174,9 +169,7 @@ class Reference:
     ) -> None:
         known = np.isfinite(batch.teacher_scores_BG)
         taught = [
-            i
-            for i in range(QUESTIONS)
-            if batch.weight_B[i] and known[i, 0] and known[i, 1:].any()
+            i for i in range(QUESTIONS) if batch.weight_B[i] and known[i, 0] and known[i, 1:].any()
         ]
         for width, i in itertools.product(widths, taught):
             scored = np.flatnonzero(known[i])
@@ -235,15 +228,15 @@ class Reference:
         slope: np.ndarray,
         scores: np.ndarray,
     ) -> None:
-        """What the slope of a loss in some scores says of the vectors behind them, and of the temperature."""
+        """What the slope of a loss in some scores says of the vectors behind them, and of the
+        temperature.
+        """
         self.log_temperature_gradient -= share * slope @ scores
         one[1][...] += share * slope @ candidates[0][stands] / TEMPERATURE
         candidates[1][stands] += share * np.outer(slope, one[0]) / TEMPERATURE
 
 
-def reference(
-    params: Params, batch: Batch, settings: StepSettings
-) -> tuple[float, Params]:
+def reference(params: Params, batch: Batch, settings: StepSettings) -> tuple[float, Params]:
     """Loss and gradient on one device."""
     zeros = (
         np.zeros((QUESTIONS, 16), np.float32),
@@ -262,7 +255,8 @@ def reference(
 def assert_close(found: object, wanted: object) -> None:
     """Every leaf, relative to its largest entry or a tenth of the tree's.
 
-    The tenth is for leaves whose gradient is zero but for rounding: a shift of all passages alike, which is what the passage tower's last
+    The tenth is for leaves whose gradient is zero but for rounding: a shift of all passages alike,
+      which is what the passage tower's last
     bias does, changes no softmax.
     """
     overall = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
@@ -274,7 +268,7 @@ def assert_close(found: object, wanted: object) -> None:
         assert error < TOLERANCE, (jax.tree_util.keystr(path), error)
 
 
-# --- the mapped step ----------------------------------------------------------------
+# --- the mapped step ---------------------------------------------------------
 
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
@@ -294,9 +288,7 @@ def mapped_gradient(
     """Loss, gradient and number of collectives of the compiled program on `count` devices."""
     spmd = parallel.spmd(kind, jax.devices()[:count])
     gradient = spmd.map(
-        functools.partial(
-            global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS
-        )
+        functools.partial(global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS)
     )
     inputs = spmd.replicate(params), spmd.shard(batch)
     program = gradient.lower(*inputs).compile()

@@ -1,4 +1,6 @@
-"""Attention against plain formulas, forward and backward, row by row and all rows at once; and the last layer that computes [CLS] alone."""
+"""Attention against plain formulas, forward and backward, row by row and all rows at once; and the
+last layer that computes [CLS] alone.
+"""
 
 import functools
 
@@ -62,9 +64,7 @@ def test_result_and_gradients_are_those_of_the_formula(dropout: bool) -> None:
         bits = random_bits(key, (ROWS, HEADS, LENGTH, SEEN))
         kept = (bits >= np.uint32(RATE * 2**32)) / (1 - RATE)
         assert 0 < (kept == 0).mean() < 1
-    ours = functools.partial(
-        attention, mask_BLM=masks(), dropout_rate=RATE, dropout_key=key
-    )
+    ours = functools.partial(attention, mask_BLM=masks(), dropout_rate=RATE, dropout_key=key)
     theirs = functools.partial(plain, mask_BLM=masks(), kept=kept)
     dy = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, LENGTH, HEADS, WIDTH)))
     results = []
@@ -148,15 +148,13 @@ def test_no_weights_are_kept_for_the_backward_pass() -> None:
     assert kept(512) - kept(256) == 2 * (kept(256) - kept(128))
 
 
-# --- the last layer -------------------------------------------------------------------
+# --- the last layer ----------------------------------------------------------
 
 
 def test_the_cls_tower_is_the_whole_tower_cut() -> None:
     """Vectors and gradients of every weight, to the rounding of float32."""
     rng = np.random.default_rng(0)
-    tokens = Tokens(
-        rng.integers(1000, 9000, (3, 12)).astype(np.int32), np.array([12, 7, 2])
-    )
+    tokens = Tokens(rng.integers(1000, 9000, (3, 12)).astype(np.int32), np.array([12, 7, 2]))
     params = {"params": tiny.params()}
     dy = jnp.asarray(rng.normal(size=(3, tiny.SHAPE.hidden_size)), jnp.float32)
 
@@ -167,9 +165,7 @@ def test_the_cls_tower_is_the_whole_tower_cut() -> None:
         mask_B1L = (np.arange(12) < tokens.lengths_B[:, None])[:, None]
         tower = {"params": params["params"]["bert"]}
         run = bert.Bert(tiny.SHAPE).apply
-        return run(tower, tokens.ids_BL, mask_B1L, np.arange(12)[None], train=False)[
-            :, 0
-        ]
+        return run(tower, tokens.ids_BL, mask_B1L, np.arange(12)[None], train=False)[:, 0]
 
     results = []
     for function in (cut, whole):

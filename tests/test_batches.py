@@ -1,4 +1,6 @@
-"""The data order: the same for every number of processes, resumable by step number, drawn anew each epoch."""
+"""The data order: the same for every number of processes, resumable by step number, drawn anew each
+epoch.
+"""
 
 import itertools
 
@@ -24,9 +26,7 @@ def question(hard: tuple[int, ...], other: tuple[int, ...] = ()) -> Question:
 
 def test_hard_negatives_then_negatives_then_dummies() -> None:
     rng = np.random.default_rng(0)
-    drawn = batches.draw(
-        question((1,), (2,)), rng, hard_negatives=4, shuffle_positives=False
-    )
+    drawn = batches.draw(question((1,), (2,)), rng, hard_negatives=4, shuffle_positives=False)
     assert drawn.rows == (7, 1, 2, batches.NO_PASSAGE, batches.NO_PASSAGE)
     assert drawn.positives == (7, 8)
 
@@ -100,8 +100,7 @@ def test_mixed_batches_are_the_same_for_any_process_count_and_start(
     mixed = order.parts(files, (4.0, 1.0), batch_size=8)
     whole = make_stream(mixed=mixed)
     halves = [
-        make_stream(mixed=mixed, process_index=i, process_count=2, first_step=3)
-        for i in range(2)
+        make_stream(mixed=mixed, process_index=i, process_count=2, first_step=3) for i in range(2)
     ]
     for step, batch in enumerate(whole[3:]):
         joined = sorted(row for half in halves for row in rows_of(half[step]))
@@ -160,7 +159,7 @@ def test_every_questions_positives_are_known_by_their_texts(
         assert (batch.positive_texts_BM[:, 0] == batch.passage_texts_P[::2]).all()
         for known in batch.positive_texts_BM.tolist():
             assert tuple(sorted(set(known) - {batches.NO_POSITIVE})) in wanted
-    (batch, *_) = make_stream(mask_duplicates=False)
+    batch, *_ = make_stream(mask_duplicates=False)
     assert batch.positive_texts_BM.shape == (8, 0)
 
 
@@ -190,13 +189,10 @@ def test_every_process_knows_the_answers_in_the_whole_batch(
     corpus = store.open_corpus(workdir)
     by_key = {text_key(one.text): one.text for one in corpus}
     questions = store.open_questions(workdir, "train", mined=True)
-    answers = {
-        text_key(corpus[one.positives[0]].text): one.answers for one in questions
-    }
+    answers = {text_key(corpus[one.positives[0]].text): one.answers for one in questions}
     assert len(answers) == len(questions)
     halves = [
-        make_stream(mask_answers="string", process_index=i, process_count=2)[0]
-        for i in range(2)
+        make_stream(mask_answers="string", process_index=i, process_count=2)[0] for i in range(2)
     ]
     columns_P = np.concatenate([half.passage_columns_P for half in halves])
     assert sorted(columns_P) == list(range(16))
@@ -217,9 +213,7 @@ def test_every_process_knows_the_answers_in_the_whole_batch(
 def test_a_teachers_scores_stand_beside_the_passages_drawn() -> None:
     scored = question((1, 2))._replace(teacher_scores=((2, 0.5), (7, 3.0)))
     drawn = [
-        batches.draw(
-            one, np.random.default_rng(0), hard_negatives=3, shuffle_positives=False
-        )
+        batches.draw(one, np.random.default_rng(0), hard_negatives=3, shuffle_positives=False)
         for one in (scored, question((1,)))
     ]
     known = {7: 3.0, 2: 0.5}

@@ -1,4 +1,6 @@
-"""`dpr split` on Apache Beam's local runner: the passages of `dpr prepare`, in the same order; and what it leaves when it fails."""
+"""`dpr split` on Apache Beam's local runner: the passages of `dpr prepare`, in the same order; and
+what it leaves when it fails.
+"""
 
 import bz2
 import importlib.util
@@ -28,9 +30,7 @@ def documents(folder: Path) -> Path:
     (folder / "A").mkdir(parents=True)
     write_text(folder / "A", "wiki_00", WIKI)
     (folder / "A" / "wiki_01.bz2").write_bytes(
-        bz2.compress(
-            b"<doc " + WIKI[5:].replace('"12"', '"13"').replace('"25"', '"26"').encode()
-        )
+        bz2.compress(b"<doc " + WIKI[5:].replace('"12"', '"13"').replace('"25"', '"26"').encode())
     )
     write_text(
         folder,
@@ -59,9 +59,7 @@ def corpus(passages: Path, work: Path, **cutting: int) -> str:
 @pytest.mark.parametrize(
     "cutting", [{"split_words": 2}, {"split_tokens": 4, "split_stride_tokens": 2}]
 )
-def test_the_same_passages_as_on_one_machine(
-    tmp_path: Path, cutting: dict[str, int]
-) -> None:
+def test_the_same_passages_as_on_one_machine(tmp_path: Path, cutting: dict[str, int]) -> None:
     raw = documents(tmp_path / "raw")
     flags = [f"--data.{name.replace('_', '-')}={n}" for name, n in cutting.items()]
     split(raw, tmp_path / "out", *flags)
@@ -110,9 +108,7 @@ def test_on_another_file_system(tmp_path: Path) -> None:
             return super().create(near(path), *args)
 
         def rename(self, sources: list[str], targets: list[str]) -> None:
-            super().rename(
-                [near(one) for one in sources], [near(one) for one in targets]
-            )
+            super().rename([near(one) for one in sources], [near(one) for one in targets])
 
         def delete(self, paths: list[str]) -> None:
             for path in paths:
@@ -151,14 +147,10 @@ def test_an_unfinished_run_is_done_again(tmp_path: Path) -> None:
         "results.json",
     ):
         write_text(out, name, "left")
-    with pytest.raises(
-        InputError, match="has no manifest.json: dpr split was not finished"
-    ):
+    with pytest.raises(InputError, match="has no manifest.json: dpr split was not finished"):
         corpus(out, tmp_path / "early")
     split(raw, out, WORDS)
-    assert corpus(out, tmp_path / "beam") == corpus(
-        raw, tmp_path / "alone", split_words=2
-    )
+    assert corpus(out, tmp_path / "beam") == corpus(raw, tmp_path / "alone", split_words=2)
     for shard in sorted(out.glob("*.jsonl"))[:1]:
         shard.write_bytes(shard.read_bytes().replace(b"one", b"two"))
     with pytest.raises(InputError, match="passages-0-of-5.jsonl is damaged"):
@@ -208,7 +200,5 @@ def test_without_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_passages_that_are_cut_are_not_cut_again(tmp_path: Path) -> None:
     write_text(tmp_path, "passages-0-of-1.jsonl", "{}")
-    with pytest.raises(
-        InputError, match="holds what dpr split cut; set data.split_words"
-    ):
+    with pytest.raises(InputError, match="holds what dpr split cut; set data.split_words"):
         corpus(tmp_path, tmp_path / "work", split_words=2)

@@ -45,9 +45,7 @@ def test_losses_are_those_of_pytorch(
     assert "dpr_jax" in out.with_suffix(".svg").read_text()
 
 
-def test_steps_are_timed_beside_pytorch(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_are_timed_beside_pytorch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import train_step
 
     small = ["--model", "tiny", "--batch-size", "8", "--passage-tokens", "64"]

@@ -20,9 +20,7 @@ MAX_TOKENS = 64
 
 @pytest.fixture(scope="module")
 def texts() -> list[tuple[str, str]]:
-    return [
-        tuple(pair) for pair in json.loads((GOLDEN / "texts.json").read_text("utf-8"))
-    ]
+    return [tuple(pair) for pair in json.loads((GOLDEN / "texts.json").read_text("utf-8"))]
 
 
 def test_token_ids_are_the_references(texts: list[tuple[str, str]]) -> None:
@@ -35,9 +33,7 @@ def test_token_ids_are_the_references(texts: list[tuple[str, str]]) -> None:
 def test_vectors_are_the_references(
     texts: list[tuple[str, str]], pooling: str, normalize: bool
 ) -> None:
-    model = ModelConfig(
-        pooling=pooling, normalize=normalize, max_passage_tokens=MAX_TOKENS
-    )
+    model = ModelConfig(pooling=pooling, normalize=normalize, max_passage_tokens=MAX_TOKENS)
     embedder = load_embedder(PACKAGED, None, "passage", model=model, dtype="float32")
     reference = np.load(GOLDEN / "reference.npz")[pooling]
     ours = embedder.encode(texts)
@@ -56,8 +52,7 @@ def test_gradients_of_a_product_with_weights() -> None:
     """Those of the formula, also where one is computed in other steps than XLA would take."""
     rng = np.random.default_rng(0)
     x, kernel, dy = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((3, 4, 5), (5, 6), (3, 4, 6))
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 4, 5), (5, 6), (3, 4, 6))
     )
     dimensions = (((2,), (0,)), ((), ()))
     y, backward = jax.vjp(lambda *both: times_weights(*both, dimensions), x, kernel)

@@ -31,9 +31,7 @@ TEXTS = [
 ]
 
 
-def build(
-    folder: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4
-) -> bm25.Bm25:
+def build(folder: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4) -> bm25.Bm25:
     folder.mkdir(parents=True, exist_ok=True)
     bm25_build.build(folder, texts, k1=k1, b=b)
     return bm25.load(folder)

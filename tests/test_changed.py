@@ -1,4 +1,6 @@
-"""A corpus that changes after its index was built: what is found, what training still sees, and what is refused."""
+"""A corpus that changes after its index was built: what is found, what training still sees, and
+what is refused.
+"""
 
 import dataclasses
 import shutil
@@ -26,7 +28,7 @@ from dpr_jax.encoding import added, encode
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import judged
 from dpr_jax.index import build, refresh, worker
-from dpr_jax.index.engines import open_index
+from dpr_jax.index.open import open_index
 from dpr_jax.mining import sources
 from dpr_jax.retrieval import retrieve, search
 from dpr_jax.retrieval.retriever import Retriever
@@ -98,9 +100,7 @@ def new_file(tmp_path: Path) -> str:
 
 
 def best(workdir: WorkDir, question: str, k: int = 3, **settings: str) -> list[str]:
-    config = dataclasses.replace(
-        CONFIG, retrieve=dataclasses.replace(CONFIG.retrieve, **settings)
-    )
+    config = dataclasses.replace(CONFIG, retrieve=dataclasses.replace(CONFIG.retrieve, **settings))
     [found] = Retriever.load(workdir.root, config).search([question], k)
     return [one.id for one in found]
 
@@ -147,9 +147,7 @@ def test_rebalancing_builds_what_is_left_and_nothing_else(
 ) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    config = dataclasses.replace(
-        CONFIG, index=dataclasses.replace(CONFIG.index, kind=kind)
-    )
+    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, kind=kind))
     pipeline.add(CONFIG, workdir, new_file)
     pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
     queries_QD = WordEmbedder().encode([one.text for one in NEW + PASSAGES])
@@ -162,11 +160,7 @@ def test_rebalancing_builds_what_is_left_and_nothing_else(
     np.testing.assert_allclose(after[0], before[0], rtol=1e-5, atol=1e-6)
     listed = {*facts["files"], "index.json"}
     folder = workdir.inside("index")
-    on_disk = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert on_disk == listed
     assert not workdir.inside("index.vectors").exists()
 
@@ -180,9 +174,9 @@ def test_a_replaced_passage(workdir: WorkDir, tmp_path: Path) -> None:
     pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p3"))
     new = write_tsv(tmp_path / "p3.tsv", [NEW[0]._replace(id="p3")])
     pipeline.add(CONFIG, workdir, new)
-    [found] = Retriever.load(workdir.root, CONFIG).search(
-        ["which river flows through Paris"], k=1
-    )[0]
+    [found] = Retriever.load(workdir.root, CONFIG).search(["which river flows through Paris"], k=1)[
+        0
+    ]
     assert (found.id, found.text) == ("p3", NEW[0].text)
     # what replaced a gold passage is gold, and has the answer
     retrieve.run(CONFIG, workdir)
@@ -194,9 +188,7 @@ def test_a_replaced_passage(workdir: WorkDir, tmp_path: Path) -> None:
 def test_training_and_mining_know_the_corpus_as_it_was_prepared(
     workdir: WorkDir, new_file: str, embedder: WordEmbedder
 ) -> None:
-    config = dataclasses.replace(
-        CONFIG, mine=dataclasses.replace(CONFIG.mine, sources=("dense",))
-    )
+    config = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, sources=("dense",)))
     before = sources.depend_on(config, workdir, embedder)
     data = artifacts.fingerprint(workdir.data / "manifest.json")
     pipeline.add(CONFIG, workdir, new_file)
@@ -223,9 +215,7 @@ def test_stages_after_a_change_keep_it(
         pipeline.STAGES[stage](CONFIG, workdir)
     assert not embedder.encoded and manifest.stat().st_mtime_ns == written
     # other settings of the index: built anew, of all passages
-    config = dataclasses.replace(
-        CONFIG, index=dataclasses.replace(CONFIG.index, kind="exact")
-    )
+    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, kind="exact"))
     pipeline.STAGES["index"](config, workdir)
     assert facts_of(workdir)["kind"] == "exact"
     assert best(workdir, "which river flows through Paris")[0] == "n0"
@@ -321,9 +311,7 @@ def test_what_does_not_belong_together(
         pipeline.STAGES["encode"](CONFIG, workdir)
 
 
-def test_nothing_is_recorded_where_there_is_no_index(
-    workdir: WorkDir, new_file: str
-) -> None:
+def test_nothing_is_recorded_where_there_is_no_index(workdir: WorkDir, new_file: str) -> None:
     shutil.rmtree(workdir.inside("index"))
     with pytest.raises(InputError, match="holds no index .* run `dpr index` first"):
         pipeline.add(CONFIG, workdir, new_file)
@@ -382,30 +370,23 @@ def test_bm25_is_that_of_a_corpus_prepared_with_the_changes(
     config = Config(bm25=Bm25Config(), retrieve=RetrieveConfig(kind="bm25"))
     questions = ["the river through Paris", "text number 18", "title 3"]
     one, other = (
-        Retriever.load(folder.root, config).search(questions, k=9)
-        for folder in (workdir, anew)
+        Retriever.load(folder.root, config).search(questions, k=9) for folder in (workdir, anew)
     )
     assert one == other
 
 
-def test_documents_are_cut_as_those_of_the_corpus(
-    workdir: WorkDir, tmp_path: Path
-) -> None:
+def test_documents_are_cut_as_those_of_the_corpus(workdir: WorkDir, tmp_path: Path) -> None:
     document = tmp_path / "rivers.txt"
     document.write_text(" ".join(f"word{i}" for i in range(25)))
     config = dataclasses.replace(CONFIG, data=DataConfig(split_words=10))
     pipeline.add(config, workdir, str(document))
     corpus = changes.open_corpus(workdir, changes.read(workdir))
-    assert len(corpus) == 43 and corpus[42].text.split() == [
-        f"word{i}" for i in range(20, 25)
-    ]
+    assert len(corpus) == 43 and corpus[42].text.split() == [f"word{i}" for i in range(20, 25)]
     assert [one.text for one in corpus.rows([41, 2])][1] == PASSAGES[2].text
 
 
 def test_the_settings_of_the_command_say_where(workdir: WorkDir, new_file: str) -> None:
-    config = dataclasses.replace(
-        CONFIG, index=dataclasses.replace(CONFIG.index, out="second")
-    )
+    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, out="second"))
     pipeline.STAGES["index"](config, workdir)
     pipeline.add(config, workdir, new_file)
     assert facts_of(workdir).get("changes") is None

@@ -14,9 +14,7 @@ QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
 
 def test_overrides_are_typed() -> None:
     args = [QUICKSTART, "--workdir", "w", "--train.learning-rate", "1e-5"]
-    call = cli.parse(
-        "train", [*args, "--model.shared-towers", "--evaluate.cutoffs", "1", "2"]
-    )
+    call = cli.parse("train", [*args, "--model.shared-towers", "--evaluate.cutoffs", "1", "2"])
     assert call.workdir == Path("w")
     assert call.config.train.learning_rate == 1e-5
     assert call.config.model.shared_towers is True

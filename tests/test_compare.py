@@ -28,16 +28,15 @@ def rows(out: str) -> list[list[str]]:
     ]
 
 
-def test_numbers_wins_and_losses(
-    workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture
-) -> None:
+def test_numbers_wins_and_losses(workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture) -> None:
     compare.run(CONFIG, workdir, "trained", "bm25")
     out = capsys.readouterr().out
     found = rows(out)
     top_1 = next(row for row in found if row[0] == "top-1")
     assert top_1[1:3] == ["50.0", "25.0"] and top_1[3].startswith("+25.0 [")
     assert 0 < float(top_1[4]) <= 1 and top_1[5] == "no clear difference"
-    # by gold passage: a and b are won at rank 1, c is lost; two have a hit in both among the first 3, d in neither
+    # by gold passage: a and b are won at rank 1, c is lost; two have a hit in both among the first
+    # 3, d in neither
     assert [row for row in found if row[0] in "123"][:3] == [
         ["1", "0", "2", "1", "1"],
         ["2", "2", "1", "0", "1"],
@@ -78,9 +77,7 @@ def test_a_run_of_other_questions(workdir: artifacts.WorkDir) -> None:
     (workdir.runs / "dev").mkdir()
     run = write_run(workdir, "dev/trained", {"a": "1"})
     origin = artifacts.made_from("retrieve", {}, {})
-    artifacts.write_manifest(
-        run.with_name("trained.manifest.json"), origin, [run], split="dev"
-    )
+    artifacts.write_manifest(run.with_name("trained.manifest.json"), origin, [run], split="dev")
     with pytest.raises(InputError, match="answers the questions of 'dev'"):
         compare.run(CONFIG, workdir, str(run), "bm25")
 

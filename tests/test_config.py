@@ -52,9 +52,7 @@ def test_defaults_are_valid() -> None:
             "train.hard_negatives is 0; it must be 1 or more when train.distillation",
         ),
         (
-            Config(
-                data=DataConfig(train=("a", "b")), train=TrainConfig(upsampling=(1,))
-            ),
+            Config(data=DataConfig(train=("a", "b")), train=TrainConfig(upsampling=(1,))),
             "train.upsampling is .* for each of the 2 files of data.train, or empty",
         ),
         (
@@ -78,9 +76,7 @@ def test_bad_values_are_named(changed: Config, message: str) -> None:
         ("config = (", "does not run: SyntaxError"),
     ],
 )
-def test_bad_config_files_are_named(
-    tmp_path: Path, text: str | None, message: str
-) -> None:
+def test_bad_config_files_are_named(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
@@ -98,8 +94,6 @@ def test_every_setting_has_a_docstring() -> None:
             if not isinstance(field, ast.AnnAssign):
                 continue
             name = field.target.id
-            documented = isinstance(after, ast.Expr) and isinstance(
-                after.value, ast.Constant
-            )
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             is_part = kind.name == "Config" and name in parts - {"name", "seed"}
             assert documented or is_part, f"{kind.name}.{name}"

@@ -1,4 +1,6 @@
-"""Documents to passages: nothing is lost, nothing is too long, and every layout of documents is read."""
+"""Documents to passages: nothing is lost, nothing is too long, and every layout of documents is
+read.
+"""
 
 import bz2
 import json
@@ -40,7 +42,9 @@ def test_blocks_of_words_are_disjoint_and_complete() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_windows_of_tokens(seed: int) -> None:
-    """Against the definition: whole words, at most `length` tokens, `stride` apart, and no word left out."""
+    """Against the definition: whole words, at most `length` tokens, `stride` apart, and no word
+    left out.
+    """
     chance = random.Random(seed)
     words = [f"w{number}" for number in range(chance.randint(1, 60))]
     sizes = {word: chance.choice([1, 1, 2, 3, 9, 0]) for word in words}
@@ -109,9 +113,7 @@ def test_layouts_of_documents(tmp_path: Path) -> None:
         "more.jsonl",
         "my notes.txt",
     ]
-    assert source.layout == (
-        "WikiExtractor documents and passages, JSONL and plain text documents"
-    )
+    assert source.layout == "WikiExtractor documents and passages, JSONL and plain text documents"
     found = [document for _, document in source.read(None)]
     assert found[0] == ("12", "Rock & Roll", "\none two three\nfour five\n")
     assert found[1] == ("25", "Empty", "") and found[2:4] == found[:2]
@@ -132,9 +134,7 @@ def test_layouts_of_documents(tmp_path: Path) -> None:
         ("data.bin", "words", ": not a known layout"),
     ],
 )
-def test_documents_that_are_wrong(
-    tmp_path: Path, name: str, content: str, says: str
-) -> None:
+def test_documents_that_are_wrong(tmp_path: Path, name: str, content: str, says: str) -> None:
     path = write_text(tmp_path, name, content)
     with pytest.raises(InputError, match=re.escape(f"{path}{says}"[-40:])):
         list(documents.recognised(path).read(None))
@@ -180,6 +180,4 @@ def test_settings_that_contradict(tmp_path: Path) -> None:
             validate(Config(data=data))
     data = DataConfig(passages=str(tmp_path / "none"), split_words=100)
     with pytest.raises(InputError, match="must be a file or folder of documents"):
-        prepare.run(
-            Config(name="a", data=data), artifacts.open_workdir(tmp_path / "w", "a")
-        )
+        prepare.run(Config(name="a", data=data), artifacts.open_workdir(tmp_path / "w", "a"))

@@ -1,4 +1,6 @@
-"""benchmarks/cut_corpus.py: what is left is whole, and the qrels point at the same questions and passages."""
+"""benchmarks/cut_corpus.py: what is left is whole, and the qrels point at the same questions and
+passages.
+"""
 
 import ast
 import csv
@@ -82,7 +84,5 @@ def test_sizes_that_cannot_be_had_are_refused(source: Path, tmp_path: Path) -> N
     with pytest.raises(SystemExit, match="of them gold: ask for a number between"):
         cut_corpus.main(source, out, passages=5, train_questions=10, test_questions=10)
     with pytest.raises(SystemExit, match="100000 questions are asked for"):
-        cut_corpus.main(
-            source, out, passages=500, train_questions=100_000, test_questions=10
-        )
+        cut_corpus.main(source, out, passages=500, train_questions=100_000, test_questions=10)
     assert not out.exists()

@@ -1,4 +1,6 @@
-"""Distillation in the mapped step: the gradient of the global batch, however the scored questions lie on the devices."""
+"""Distillation in the mapped step: the gradient of the global batch, however the scored questions
+lie on the devices.
+"""
 
 import dataclasses
 import itertools
@@ -35,17 +37,12 @@ CHOSEN = {
     (4, "shard_map", "margin_mse", False),
     (8, "pmap", "kl", True),
 }
-EVERY = itertools.product(
-    [1, 2, 4, 8], ["pmap", "shard_map"], ["kl", "margin_mse"], [False, True]
-)
+EVERY = itertools.product([1, 2, 4, 8], ["pmap", "shard_map"], ["kl", "margin_mse"], [False, True])
 
 
 @pytest.mark.parametrize(
     ("count", "kind", "distillation", "chunked"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN else pytest.mark.slow)
-        for case in EVERY
-    ],
+    [pytest.param(*case, marks=[] if case in CHOSEN else pytest.mark.slow) for case in EVERY],
 )
 def test_gradient_is_that_of_the_global_batch(
     count: int, kind: str, distillation: str, chunked: bool
@@ -59,9 +56,7 @@ def test_gradient_is_that_of_the_global_batch(
         chunk_size=4 if chunked else 0,
     )
     wanted_loss, wanted = reference(make_params(), batch, settings)
-    found_loss, found, counted = mapped_gradient(
-        kind, count, make_params(), batch, settings
-    )
+    found_loss, found, counted = mapped_gradient(kind, count, make_params(), batch, settings)
     np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
     assert_close(found, wanted)
     if count > 1:  # no more of them than without a teacher

@@ -13,10 +13,7 @@ HIGH = 3.1 * GUESSING
 
 def counts(losses: list[float]) -> list[int]:
     """What is said after each loss."""
-    return [
-        losses_in_doubt(losses[: n + 1], candidates=CANDIDATES)
-        for n in range(len(losses))
-    ]
+    return [losses_in_doubt(losses[: n + 1], candidates=CANDIDATES) for n in range(len(losses))]
 
 
 def test_a_loss_that_stays_far_too_high_is_counted_to_the_end() -> None:

@@ -1,4 +1,6 @@
-"""Dropout: JAX's own random bits, the right share, an unchanged mean, and one mask for both passes."""
+"""Dropout: JAX's own random bits, the right share, an unchanged mean, and one mask for both
+passes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,7 @@ def test_the_bits_are_those_of_jax(shape: tuple[int, ...], seed: int) -> None:
     key = jax.random.fold_in(jax.random.key(seed), 3)
     with jax.threefry_partitionable(True):  # JAX's default
         expected = jax.random.bits(key, shape)
-    np.testing.assert_array_equal(
-        jax.jit(random_bits, static_argnums=1)(key, shape), expected
-    )
+    np.testing.assert_array_equal(jax.jit(random_bits, static_argnums=1)(key, shape), expected)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

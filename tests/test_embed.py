@@ -48,17 +48,15 @@ def texts(count: int) -> list[str]:
 def test_batching_does_not_show(tokens: Tokenizer, pooling: str) -> None:
     some = texts(50)
     whole = embedder(tokens, 1024, pooling).encode(some)
-    alone = np.concatenate(
-        [embedder(tokens, 64, pooling).encode([one]) for one in some]
-    )
+    alone = np.concatenate([embedder(tokens, 64, pooling).encode([one]) for one in some])
     assert whole.dtype == np.float32
     np.testing.assert_allclose(whole, alone, atol=2e-6)
 
 
-def test_devices_share_the_rows(
-    tokens: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where attention goes row by row, which XLA's partitioner would have every device do for all rows."""
+def test_devices_share_the_rows(tokens: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where attention goes row by row, which XLA's partitioner would have every device do for
+    all rows.
+    """
     monkeypatch.setattr(attention, "CACHED_BYTES", 0)
     one = embedder(tokens, 80)  # a shape that no other test compiles
     batch = Tokens(np.ones((16, 40), np.int32), np.full(16, 40, np.int32))
@@ -72,7 +70,9 @@ def test_devices_share_the_rows(
 def test_few_texts_take_few_rows_and_few_shapes(
     tokens: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight devices, so eight rows at least; a full batch has 1024 tokens a device, 256 rows of 32."""
+    """Eight devices, so eight rows at least; a full batch has 1024 tokens a device, 256 rows of
+    32.
+    """
     one = embedder(tokens, 1024)
     shapes: list[tuple[int, ...]] = []
 

@@ -138,18 +138,14 @@ def test_a_shard_of_another_shape_is_encoded_again(
     np.testing.assert_array_equal(np.concatenate(shards), _wanted())
 
 
-def test_finished_work_is_not_done_again(
-    workdir: WorkDir, embedder: WordEmbedder
-) -> None:
+def test_finished_work_is_not_done_again(workdir: WorkDir, embedder: WordEmbedder) -> None:
     encode.run(CONFIG, workdir)
     embedder.encoded.clear()
     encode.run(CONFIG, workdir)
     assert embedder.encoded == []
     # how much is computed at once changes no vector
     encode.run(
-        dataclasses.replace(
-            CONFIG, encode=EncodeConfig(rows_per_shard=5, batch_tokens=7)
-        ),
+        dataclasses.replace(CONFIG, encode=EncodeConfig(rows_per_shard=5, batch_tokens=7)),
         workdir,
     )
     assert embedder.encoded == []

@@ -97,9 +97,7 @@ def test_numbers_by_hand(workdir: artifacts.WorkDir) -> None:
     assert values(bm25, "gold", top) == pytest.approx([0.25, 0.5, 0.75, third])
     assert values(bm25, "answer", top) == pytest.approx([0.25, 0.5, 0.75, third])
     assert values(trained, "gold", top) == pytest.approx([0.5, 0.75, 0.75, 2.5 / 4])
-    assert values(bm25, "gold", ("recall@1", "recall@3")) == pytest.approx(
-        [0.125, 0.75]
-    )
+    assert values(bm25, "gold", ("recall@1", "recall@3")) == pytest.approx([0.125, 0.75])
     # of c the two gold passages are at ranks 1 and 2, and in the other run one of them at rank 2
     assert values(bm25, "gold", ("MAP",)) == pytest.approx([third])
     assert values(trained, "gold", ("MAP",)) == pytest.approx([2.25 / 4])
@@ -142,9 +140,7 @@ def test_questions_without_gold_count_only_by_answer(tmp_path: Path) -> None:
     assert found["answer"]["first_hit_rank"] == [1, 1]
 
 
-def test_order_and_comparisons(
-    workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture
-) -> None:
+def test_order_and_comparisons(workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture) -> None:
     for name in ("alpha", "zeta", "untrained", "hybrid"):
         write_run(workdir, name, {"a": "1"})
     evaluate.run(CONFIG, workdir)
@@ -178,9 +174,7 @@ def test_two_evaluations_are_identical(workdir: artifacts.WorkDir) -> None:
     assert (workdir.metrics / "trained.json").read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    "change", ["run", "new run", "setting", "deleted page", "training"]
-)
+@pytest.mark.parametrize("change", ["run", "new run", "setting", "deleted page", "training"])
 def test_what_changed_is_done_again(
     workdir: artifacts.WorkDir, said: list[str], change: str
 ) -> None:
@@ -196,9 +190,7 @@ def test_what_changed_is_done_again(
         (workdir.metrics / "report.html").unlink()
     else:
         workdir.checkpoints.mkdir()
-        (workdir.checkpoints / "metrics.jsonl").write_text(
-            '{"step": 1, "loss": 2.0}\n{"st'
-        )
+        (workdir.checkpoints / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st')
     evaluate.run(config, workdir)
     assert not any("up to date" in line for line in said)
     assert artifacts.verify(workdir.metrics / "manifest.json")
@@ -207,7 +199,9 @@ def test_what_changed_is_done_again(
 def test_killed_between_its_files_is_done_again(
     workdir: artifacts.WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Back at the first settings after a run with others was killed, nothing of the others is left."""
+    """Back at the first settings after a run with others was killed, nothing of the others is
+    left.
+    """
     evaluate.run(CONFIG, workdir)
     first = (workdir.metrics / "trained.json").read_bytes()
     with monkeypatch.context() as patch:
@@ -254,9 +248,7 @@ def test_what_another_version_left_is_made_anew(
 
 def test_the_page_tells_of_every_index(workdir: artifacts.WorkDir) -> None:
     for folder in ("index", "untrained/index"):
-        artifacts.write_json(
-            workdir.root / folder / "index.json", {"kind": "faiss", "count": 5}
-        )
+        artifacts.write_json(workdir.root / folder / "index.json", {"kind": "faiss", "count": 5})
     evaluate.run(CONFIG, workdir)
     page = (workdir.metrics / "report.html").read_text()
     assert "<th>index</th>" in page and "<th>untrained/index</th>" in page
@@ -308,9 +300,7 @@ def test_run_of_another_corpus(workdir: artifacts.WorkDir) -> None:
 def test_damaged_run(workdir: artifacts.WorkDir) -> None:
     run = workdir.runs / "trained.trec"
     origin = artifacts.made_from("retrieve", {}, {})
-    artifacts.write_manifest(
-        workdir.runs / "trained.manifest.json", origin, [run], split="test"
-    )
+    artifacts.write_manifest(workdir.runs / "trained.manifest.json", origin, [run], split="test")
     run.write_text(run.read_text()[:30])
     refused(workdir, "trained.trec is damaged or was changed")
 

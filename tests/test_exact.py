@@ -11,11 +11,13 @@ import pytest
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import exact, hits
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index import hits
+from dpr_jax.index.engines import exact
+from dpr_jax.index.engines.exact import ExactIndex
 
 ROOT = Path(__file__).parents[1]
-# what each of several processes runs: every one asks, and keeps the answer and how many rows it read
+# what each of several processes runs: every one asks, and keeps the answer and how many rows it
+# read
 SEARCH = """
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ import jax
 import numpy as np
 from dpr_jax import parallel
 from dpr_jax.index import embeddings
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
 
 parallel.initialize()
 folder, read = Path(sys.argv[1]), embeddings.read_rows
@@ -77,9 +79,7 @@ def test_equal_scores_come_by_row(devices: int) -> None:
     # small whole numbers: many scores are equal, and all are exact
     vectors_ND = np.random.default_rng(0).integers(-1, 2, (500, 4)).astype(np.float16)
     queries_QD = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], np.float32)
-    index = ExactIndex(
-        [vectors_ND], devices=jax.local_devices()[:devices], block_rows=32
-    )
+    index = ExactIndex([vectors_ND], devices=jax.local_devices()[:devices], block_rows=32)
     scores_QK, rows_QK = index.search(queries_QD, 120)
     wanted_scores_QK, wanted_rows_QK = _brute_force(vectors_ND, queries_QD, 120)
     np.testing.assert_array_equal(rows_QK, wanted_rows_QK)
@@ -106,9 +106,9 @@ def test_two_processes_hold_half_the_rows_each_and_both_get_the_answer(
         timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    alone = ExactIndex(
-        [vectors_ND], devices=jax.local_devices()[:1], block_rows=64
-    ).search(queries_QD, 50)
+    alone = ExactIndex([vectors_ND], devices=jax.local_devices()[:1], block_rows=64).search(
+        queries_QD, 50
+    )
     np.testing.assert_array_equal(alone[1], _brute_force(vectors_ND, queries_QD, 50)[1])
     rows_read = 0
     for number in range(2):

@@ -7,8 +7,8 @@ import pytest
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index.exact import ExactIndex
-from dpr_jax.index.faiss import FaissIndex
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.engines.faiss_index import FaissIndex
 
 pytest.importorskip("faiss")
 
@@ -52,16 +52,12 @@ def test_missing_hits_are_said_to_be_missing(tmp_path: Path) -> None:
         ("PCA8,IVF10,Flat", {"leaves_to_search": 10}),
     ],
 )
-def test_named_and_own_factories(
-    name: str, knobs: dict[str, int], tmp_path: Path
-) -> None:
+def test_named_and_own_factories(name: str, knobs: dict[str, int], tmp_path: Path) -> None:
     vectors_ND = _vectors(2000)
     config = IndexConfig(faiss=name, leaves=20, **knobs)
     built = FaissIndex.build([vectors_ND[:700], vectors_ND[700:]], config)
     assert knobs.items() <= built.settings.items()
-    assert set(built.settings) - {"count", "dimension", "factory", "leaves"} == set(
-        knobs
-    )
+    assert set(built.settings) - {"count", "dimension", "factory", "leaves"} == set(knobs)
     built.save(tmp_path)
     index = FaissIndex.load(tmp_path, built.settings)
     queries_QD = vectors_ND[:40].astype(np.float32)

@@ -28,9 +28,7 @@ def passages(path: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("name", ["p.tsv", "p.tsv.gz"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_passages_are_read_as_csv_with_tabs(
-    tmp_path: Path, name: str, end: str, mark: str
-) -> None:
+def test_passages_are_read_as_csv_with_tabs(tmp_path: Path, name: str, end: str, mark: str) -> None:
     lines = [
         "id\ttext\ttitle",
         '1\t"a ""quoted"" word"\tTitle',
@@ -64,9 +62,7 @@ def test_real_passages_agree_with_the_standard_library() -> None:
     path = NQ_SMALL / "passages.tsv.gz"
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         expected = list(csv.reader(file, delimiter="\t"))[1:]
-    assert passages(path) == [
-        (i, title, text.strip('"')) for i, text, title in expected
-    ]
+    assert passages(path) == [(i, title, text.strip('"')) for i, text, title in expected]
     assert len(expected) == 427
 
 
@@ -96,9 +92,7 @@ def test_a_field_may_be_longer_than_csv_allows_by_default(tmp_path: Path) -> Non
         ("id\ttext\ttitle\n\0\ta\tb\n", 2, "NUL"),
     ],
 )
-def test_bad_passages(
-    tmp_path: Path, content: str | bytes, line: int | None, says: str
-) -> None:
+def test_bad_passages(tmp_path: Path, content: str | bytes, line: int | None, says: str) -> None:
     path = write(tmp_path / "p.tsv", content)
     place = str(path) if line is None else f"{path}:{line}:"
     refuse(lambda: formats.read_passages(path), place, says)
@@ -140,9 +134,7 @@ def test_json_takes_both_names_of_an_id_and_replaces_the_curly_quote(
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 1 << 20])
-def test_json_is_streamed_to_the_same_rows(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_json_is_streamed_to_the_same_rows(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(rows, "CHUNK_CHARS", chunk)
     path = NQ_SMALL / "dev.json"
     text = path.read_text(encoding="utf-8")

@@ -18,15 +18,15 @@ def ranking(*lists: list[tuple[int, float]], width: int = 3) -> Ranking:
 
 
 BM25 = ranking([(7, 12.0), (2, 9.0), (5, 3.0)], [(1, 4.0)], [])
-DENSE = ranking(
-    [(2, 0.5), (9, 0.25), (7, -0.5)], [(3, 0.5), (1, 0.25)], [(8, 0.5), (4, 0.25)]
-)
+DENSE = ranking([(2, 0.5), (9, 0.25), (7, -0.5)], [(3, 0.5), (1, 0.25)], [(8, 0.5), (4, 0.25)])
 
 
 def test_linear_sum_by_hand() -> None:
-    """Weight 4. What a list lacks counts as its lowest: 3 and -0.5; 4 and 0.25; 0 for the question that BM25 finds nothing for.
+    """Weight 4. What a list lacks counts as its lowest: 3 and -0.5; 4 and 0.25; 0 for the question
+    that BM25 finds nothing for.
 
-    Question 0: row 2 is 9 + 2, row 7 is 12 - 2, row 9 is 3 + 1, row 5 is 3 - 2. Question 1: row 3 is 4 + 2, row 1 is 4 + 1.
+    Question 0: row 2 is 9 + 2, row 7 is 12 - 2, row 9 is 3 + 1, row 5 is 3 - 2. Question 1: row 3
+      is 4 + 2, row 1 is 4 + 1.
     """
     scores_QK, rows_QK = fusion.linear(BM25, DENSE, weight=4.0, k=3)
     assert rows_QK.tolist() == [[2, 7, 9], [3, 1, -1], [8, 4, -1]]
@@ -37,12 +37,12 @@ def test_linear_sum_by_hand() -> None:
 
 
 def test_reciprocal_ranks_by_hand() -> None:
-    """Row 2: ranks 2 and 1; row 7: 1 and 3; row 9: 2 of the dense one alone; row 5: 3 of BM25 alone."""
+    """Row 2: ranks 2 and 1; row 7: 1 and 3; row 9: 2 of the dense one alone; row 5: 3 of BM25
+    alone.
+    """
     scores_QK, rows_QK = fusion.reciprocal_rank([BM25, DENSE], k=4)
     assert rows_QK.tolist() == [[2, 7, 9, 5], [1, 3, -1, -1], [8, 4, -1, -1]]
-    np.testing.assert_allclose(
-        scores_QK[0], [1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63]
-    )
+    np.testing.assert_allclose(scores_QK[0], [1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63])
     np.testing.assert_allclose(scores_QK[1, :2], [1 / 61 + 1 / 62, 1 / 61])
 
 

@@ -26,9 +26,7 @@ def test_written_encoder_reads_back_equal(tmp_path: Path, folder: Path) -> None:
     wanted = tiny.params(seed=5)
     out = tmp_path / "out"
     out.mkdir()
-    hf.write_encoder(
-        out, template=folder, shape=tiny.SHAPE, params=wanted, settings=SETTINGS
-    )
+    hf.write_encoder(out, template=folder, shape=tiny.SHAPE, params=wanted, settings=SETTINGS)
     assert hf.read_shape(out) == tiny.SHAPE
     assert hf.read_settings(out, hf.EncoderSettings("cls", False, 8)) == SETTINGS
     jax.tree.map(np.testing.assert_array_equal, hf.read_params(out, tiny.SHAPE), wanted)
@@ -42,13 +40,9 @@ def test_an_encoders_own_settings_win(tmp_path: Path, folder: Path) -> None:
     )
     texts = ["a question about something"]
     ours = load_embedder(str(out), None, "question", model=ModelConfig()).encode(texts)
-    plain = load_embedder(str(folder), None, "question", model=ModelConfig()).encode(
-        texts
-    )
+    plain = load_embedder(str(folder), None, "question", model=ModelConfig()).encode(texts)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, rtol=1e-3)
-    assert (
-        np.linalg.norm(plain) > 2
-    )  # [CLS] after LayerNorm: the square root of the width
+    assert np.linalg.norm(plain) > 2  # [CLS] after LayerNorm: the square root of the width
 
 
 def test_tensor_names_of_other_writers(folder: Path) -> None:
@@ -61,9 +55,7 @@ def test_tensor_names_of_other_writers(folder: Path) -> None:
         for name, value in tensors.items()
     }
     safetensors.numpy.save_file(renamed, path)
-    jax.tree.map(
-        np.testing.assert_array_equal, hf.read_params(folder, tiny.SHAPE), wanted
-    )
+    jax.tree.map(np.testing.assert_array_equal, hf.read_params(folder, tiny.SHAPE), wanted)
 
 
 def test_towers_of_one_folder_and_of_two(tmp_path: Path, folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""Asking for huge pages: once, only where one has to ask, and without losing the command or other settings. Cores as devices: for
-encoding. What the processor has."""
+"""Asking for huge pages: once, only where one has to ask, and without losing the command or other
+settings. Cores as devices: for encoding. What the processor has."""
 
 import ctypes
 import os
@@ -52,9 +52,7 @@ def test_where_one_has_to_ask_the_process_starts_once_more(
     assert lines == ["started", "started", f"{after} an argument --flag"]
 
 
-@pytest.mark.parametrize(
-    "says", ["[always] madvise never\n", "always madvise [never]\n", None]
-)
+@pytest.mark.parametrize("says", ["[always] madvise never\n", "always madvise [never]\n", None])
 def test_elsewhere_it_goes_on_as_it_is(says: str | None, tmp_path: Path) -> None:
     system = tmp_path / "enabled"
     if says is not None:
@@ -81,9 +79,7 @@ def test_it_asks_only_once(tmp_path: Path) -> None:
 def test_encoding_sees_a_device_a_core(
     cores: int, devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        os, "sched_getaffinity", lambda _: set(range(cores)), raising=False
-    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     environment: dict[str, str] = {}
     host.want_device_a_core(environment)
     assert environment == {"JAX_NUM_CPU_DEVICES": devices}
@@ -139,9 +135,7 @@ def test_the_processor_says_what_it_has(tmp_path: Path) -> None:
     assert not host.processor_features(tmp_path / "none")
 
 
-@pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc's memory"
-)
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc's memory")
 def test_freed_memory_goes_back_to_the_system() -> None:
     """Memory that lies below some that is still in use, which glibc would keep."""
     pieces = [ctypes.create_string_buffer(b"x", 50_000) for _ in range(2000)]

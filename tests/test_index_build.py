@@ -1,4 +1,6 @@
-"""The index stage: engine chosen, built aside, moved, certified in a fresh process, index.json last."""
+"""The index stage: engine chosen, built aside, moved, certified in a fresh process, index.json
+last.
+"""
 
 from pathlib import Path
 
@@ -9,17 +11,16 @@ from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, defaults, faiss, scann, worker
-from dpr_jax.index.engines import open_index
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index import build, defaults, worker
+from dpr_jax.index.engines import faiss_index, scann_index
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.open import open_index
 
 
 def _vectors(count: int = 2000) -> np.ndarray:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(30, 16))
-    vectors_ND = centres[rng.integers(0, 30, count)] + 0.5 * rng.normal(
-        size=(count, 16)
-    )
+    vectors_ND = centres[rng.integers(0, 30, count)] + 0.5 * rng.normal(size=(count, 16))
     return vectors_ND.astype(np.float16)
 
 
@@ -167,9 +168,7 @@ def test_a_target_out_of_reach_leaves_the_old_index(workdir: WorkDir) -> None:
     build.run(_config("exact"), workdir)
     hopeless = {"target_recall": 0.99, "leaves": 100, "leaves_to_search": 1}
     with pytest.raises(InputError, match=r"no setting of scann reaches .* 0\.99"):
-        build.run(
-            _config("scann", reorder=100, dimensions_per_block=2, **hopeless), workdir
-        )
+        build.run(_config("scann", reorder=100, dimensions_per_block=2, **hopeless), workdir)
     assert open_index(workdir.inside("index")).kind == "exact"
     left = {path.name for path in workdir.root.iterdir()}
     assert left == {"workdir.json", "embeddings", "index"}
@@ -177,9 +176,7 @@ def test_a_target_out_of_reach_leaves_the_old_index(workdir: WorkDir) -> None:
 
 def test_questions_of_another_model_are_refused(workdir: WorkDir) -> None:
     _write_questions(workdir, model="another")
-    with pytest.raises(
-        InputError, match="questions, whose vectors are of another model"
-    ):
+    with pytest.raises(InputError, match="questions, whose vectors are of another model"):
         build.run(_config("exact", queries="questions"), workdir)
 
 
@@ -232,14 +229,14 @@ def test_an_engine_that_crashes_is_one_line(workdir: WorkDir) -> None:
 
 
 def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scann, "available", lambda: True)
+    monkeypatch.setattr(scann_index, "available", lambda: True)
     assert build.choose_kind("auto", 5000)[0] == "scann"
     assert build.choose_kind("auto", 4999)[0] == "exact"
     assert build.choose_kind("faiss", 4999)[0] == "faiss"
-    monkeypatch.setattr(scann, "available", lambda: False)
+    monkeypatch.setattr(scann_index, "available", lambda: False)
     kind, why = build.choose_kind("auto", 10**6)
     assert kind == "faiss" and "scann is not installed" in why
-    monkeypatch.setattr(faiss, "available", lambda: False)
+    monkeypatch.setattr(faiss_index, "available", lambda: False)
     kind, why = build.choose_kind("auto", 10**6)
     assert kind == "exact" and "nor is faiss" in why
     with pytest.raises(InputError, match="pip install scann"):
@@ -256,9 +253,7 @@ def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         (10, 80, 90, (10, 10)),
     ],
 )
-def test_partitions(
-    count: int, leaves: int, to_search: int, wanted: tuple[int, int]
-) -> None:
+def test_partitions(count: int, leaves: int, to_search: int, wanted: tuple[int, int]) -> None:
     config = IndexConfig(leaves=leaves, leaves_to_search=to_search)
     filled = defaults.fill_in(config, count)
     assert (filled.leaves, filled.leaves_to_search) == wanted

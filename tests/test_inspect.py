@@ -13,12 +13,10 @@ from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.errors import InputError
-from dpr_jax.inspection import inspect, show, survey
+from dpr_jax.inspection import overview, show, survey
 
 EVIL = "<script>alert('1')</script>"
-PASSAGES = (
-    "id\ttext\ttitle\nP1\tthe cat sat\tA\nP2\tthe cat sat\t\nP3\ta dog\tB\nP4\t\tC\n"
-)
+PASSAGES = "id\ttext\ttitle\nP1\tthe cat sat\tA\nP2\tthe cat sat\t\nP3\ta dog\tB\nP4\t\tC\n"
 
 
 def row(question: str, answer: str, *gold: str) -> dict[str, object]:
@@ -51,7 +49,7 @@ def workdir(tmp_path: Path) -> WorkDir:
 
 
 def test_what_is_counted(workdir: WorkDir, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect.run(Config(name="small"), workdir)
+    overview.run(Config(name="small"), workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
     corpus, train, test = facts["corpus"], *facts["splits"].values()
     assert (corpus["passages"], corpus["repeated_texts"]) == (4, 1)
@@ -79,17 +77,17 @@ def test_what_is_counted(workdir: WorkDir, capsys: pytest.CaptureFixture[str]) -
 def test_a_second_run_measures_nothing(
     workdir: WorkDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    inspect.run(Config(name="small"), workdir)
+    overview.run(Config(name="small"), workdir)
     first = capsys.readouterr().out
     monkeypatch.setattr(survey, "corpus", lambda *_: pytest.fail("measured again"))
-    inspect.run(Config(name="small"), workdir)
+    overview.run(Config(name="small"), workdir)
     assert capsys.readouterr().out == first
 
 
 def test_without_prepared_data(tmp_path: Path) -> None:
     workdir = artifacts.open_workdir(tmp_path / "work", "small")
     with pytest.raises(InputError, match="run `dpr prepare` first"):
-        inspect.run(Config(name="small"), workdir)
+        overview.run(Config(name="small"), workdir)
 
 
 class Whole(HTMLParser):
@@ -115,7 +113,7 @@ def test_the_page_is_whole_and_escapes_what_it_shows(
     config, source = nq_small_workdir
     shutil.copytree(source.root, tmp_path / "work")
     workdir = artifacts.open_workdir(tmp_path / "work", config.name)
-    inspect.run(config, workdir)
+    overview.run(config, workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
     assert facts["splits"]["train"]["answer_in_gold"] > 0
     facts["overlap"][0] |= {"questions": 1, "examples": [EVIL]}
@@ -157,7 +155,7 @@ def test_each_training_file_is_counted(tmp_path: Path) -> None:
     config = Config(name="small", data=data)
     workdir = artifacts.open_workdir(tmp_path / "work", config.name)
     prepare.run(config, workdir)
-    inspect.run(config, workdir)
+    overview.run(config, workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
     counted = {name: one["questions"] for name, one in facts["splits"].items()}
     assert counted == {"train": 5, "train/1 one.json": 3, "train/2 two.json": 2}

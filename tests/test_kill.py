@@ -1,4 +1,6 @@
-"""SIGKILL at random moments, in processes of their own: the run goes on to the same loss curve and weights, bit for bit."""
+"""SIGKILL at random moments, in processes of their own: the run goes on to the same loss curve and
+weights, bit for bit.
+"""
 
 import dataclasses
 import json
@@ -77,9 +79,7 @@ def run_and_kill(config_file: Path, workdir: WorkDir, step: int, delay_s: float)
 def losses(workdir: WorkDir) -> list[tuple[int, float]]:
     text = (workdir.checkpoints / "metrics.jsonl").read_text()
     rows = map(json.loads, text.splitlines())
-    return [
-        (row["step"], row.get("loss", row.get("validation_nll", 0.0))) for row in rows
-    ]
+    return [(row["step"], row.get("loss", row.get("validation_nll", 0.0))) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     config_file = tmp_path / "config.py"
     config_file.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
     unbroken, killed = (
-        artifacts.open_workdir(tmp_path / name, config.name)
-        for name in ("unbroken", "killed")
+        artifacts.open_workdir(tmp_path / name, config.name) for name in ("unbroken", "killed")
     )
     for workdir in (unbroken, killed):
         shutil.copytree(prepared.data, workdir.data)
@@ -123,7 +122,8 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     loop.run(config, unbroken)
     rng = random.Random(kills)
     for number in range(kills):
-        # a little further each time; the delay falls into updates, validations and writing checkpoints
+        # a little further each time; the delay falls into updates, validations and writing
+        # checkpoints
         step = 1 + number * (total_steps - 2) // kills + rng.randrange(2)
         if run_and_kill(config_file, killed, step, rng.uniform(0, 0.3)) == 0:
             break
@@ -146,15 +146,12 @@ def test_encoding_killed_in_the_middle_of_a_shard_ends_in_the_same_bytes(
     config = dataclasses.replace(
         base,
         model=ModelConfig(init=str(tmp_path / "init"), max_passage_tokens=32),
-        encode=EncodeConfig(
-            model=str(tmp_path / "init"), rows_per_shard=128, batch_tokens=64
-        ),
+        encode=EncodeConfig(model=str(tmp_path / "init"), rows_per_shard=128, batch_tokens=64),
     )
     config_file = tmp_path / "config.py"
     config_file.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
     unbroken, killed = (
-        artifacts.open_workdir(tmp_path / name, config.name)
-        for name in ("unbroken", "killed")
+        artifacts.open_workdir(tmp_path / name, config.name) for name in ("unbroken", "killed")
     )
     for workdir in (unbroken, killed):
         shutil.copytree(prepared.data, workdir.data)

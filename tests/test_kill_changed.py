@@ -1,5 +1,6 @@
-"""SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing: what was served is still served, and
-the same command again ends with the files of an unbroken run."""
+"""SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing:
+what was served is still served, and the same command again ends with the files of an unbroken
+run."""
 
 import dataclasses
 import hashlib
@@ -20,10 +21,11 @@ from dpr_jax import artifacts, pipeline
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.encoding import added, encode
 from dpr_jax.index import worker
-from dpr_jax.index.engines import open_index
+from dpr_jax.index.open import open_index
 
 ROOT = Path(__file__).resolve().parents[1]
-# runs one command, and dies before its n-th step on disk; says how many there were if it does not come so far
+# runs one command, and dies before its n-th step on disk; says how many there were if it does not
+# come so far
 STEPS = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -60,19 +62,13 @@ print(int(sys.argv[1]) - left)
 """
 CONFIGS = {
     "whole": CONFIG,
-    "reduced": dataclasses.replace(
-        CONFIG, index=dataclasses.replace(CONFIG.index, dimensions=30)
-    ),
+    "reduced": dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, dimensions=30)),
 }
 COMMANDS = {
     "encode": pipeline.STAGES["encode"],
     "index": pipeline.STAGES["index"],
-    "add": lambda config, work: pipeline.add(
-        config, work, str(work.root.parent / "new.tsv")
-    ),
-    "remove": lambda config, work: pipeline.remove(
-        config, work, str(work.root.parent / "ids.txt")
-    ),
+    "add": lambda config, work: pipeline.add(config, work, str(work.root.parent / "new.tsv")),
+    "remove": lambda config, work: pipeline.remove(config, work, str(work.root.parent / "ids.txt")),
     "rebalance": pipeline.rebalance,
 }
 
@@ -110,9 +106,7 @@ def checksums(workdir: WorkDir) -> dict[str, str]:
         if path.name == "index.json":
             content = artifacts.read_json(path)
             del content["queries_per_s"], content["checksum"]
-            content["files"].pop(
-                f"{content.get('built', {}).get('folder')}/index.json", 0
-            )
+            content["files"].pop(f"{content.get('built', {}).get('folder')}/index.json", 0)
         text = content if isinstance(content, bytes) else repr(content).encode()
         found[str(path.relative_to(workdir.root))] = hashlib.sha256(text).hexdigest()
     return found
@@ -152,9 +146,7 @@ def test_killed_anywhere(
 
 
 @pytest.mark.parametrize("command", ["index", "add"])
-def test_killed_somewhere(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_somewhere(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = random.Random(5).randrange(20)
     kill_at([step], command, "reduced", tmp_path, monkeypatch)
 
@@ -166,7 +158,9 @@ def kill_at(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> int:
-    """Runs a command after those before it, unbroken and killed at each of these steps, and compares; how many steps it has, if all were tried."""
+    """Runs a command after those before it, unbroken and killed at each of these steps, and
+    compares; how many steps it has, if all were tried.
+    """
     for module in (encode, added):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
     verbs = {"build": worker._build, "ask": worker._ask}

@@ -48,9 +48,7 @@ def launch(
     )
 
 
-def local_python(
-    tmp_path: Path, *options: str, code: str, args: tuple[str, ...] = (), **env: str
-):
+def local_python(tmp_path: Path, *options: str, code: str, args: tuple[str, ...] = (), **env: str):
     return launch(
         "local.sh",
         *options,
@@ -73,9 +71,7 @@ def test_shellcheck_finds_nothing():
     if shellcheck is None:
         pytest.skip("no shellcheck; the dev extra brings it")
     files = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
-    result = subprocess.run(
-        [shellcheck, *files], check=False, capture_output=True, text=True
-    )
+    result = subprocess.run([shellcheck, *files], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
@@ -168,10 +164,7 @@ def test_bad_arguments_give_one_line_and_exit_2(
 ):
     result = launch(script, *args, cwd=tmp_path, **env)
     assert result.returncode == 2
-    assert (
-        result.stderr.startswith(f"launch/{script}: ")
-        and result.stderr.count("\n") == 1
-    )
+    assert result.stderr.startswith(f"launch/{script}: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not any(tmp_path.iterdir())
 
@@ -206,18 +199,14 @@ def fake_command(folder: Path, name: str, script: str) -> str:
 
 
 def test_gpu_node_refuses_an_old_driver(tmp_path: Path):
-    path = fake_command(
-        tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 550.54.15'"
-    )
+    path = fake_command(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 550.54.15'")
     result = launch("gpu_node.sh", "--skip-install", "--", "true", PATH=path)
     assert result.returncode == 1
     assert "550.54.15 is too old" in result.stderr
 
 
 def test_gpu_node_runs_the_command_with_its_arguments_intact(tmp_path: Path):
-    path = fake_command(
-        tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 580.65.06'"
-    )
+    path = fake_command(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 580.65.06'")
     code = "import os, sys; print(sys.argv[1:], os.environ['JAX_PLATFORMS'])"
     result = launch(
         "gpu_node.sh",
@@ -348,9 +337,7 @@ def alive(pid: int) -> bool:
 
 
 def assert_all_ended(folder: Path) -> None:
-    pids = [
-        int(pid) for file in folder.glob("pids-*") for pid in file.read_text().split()
-    ]
+    pids = [int(pid) for file in folder.glob("pids-*") for pid in file.read_text().split()]
     assert len(pids) == 4
     deadline = time.monotonic() + 5
     while any(map(alive, pids)) and time.monotonic() < deadline:

@@ -1,4 +1,6 @@
-"""launch/slurm.sh and launch/gke.sh against stand-ins for sbatch, srun, scontrol, squeue and kubectl: no cluster was asked."""
+"""launch/slurm.sh and launch/gke.sh against stand-ins for sbatch, srun, scontrol, squeue and
+kubectl: no cluster was asked.
+"""
 
 import json
 import re
@@ -72,7 +74,8 @@ while [ $i -lt $count ]; do
 done
 exit $highest
 """
-# As srun and Slurm's notice: the one process that was started here is signalled, not what it starts.
+# As srun and Slurm's notice: the one process that was started here is signalled, not what it
+# starts.
 SRUN_AND_NOTICE = """
 while :; do case $1 in --*) shift;; *) break;; esac; done
 "$@" & task=$!
@@ -96,10 +99,12 @@ def run_job(
         "sbatch": f"cat >{tmp_path}/batch.sh",
         "srun": srun,
         "squeue": f"echo {state}",
-        "scontrol": f"""case $1 in
+        "scontrol": (
+            f"""case $1 in
           show) echo node7; echo node8;;
           requeue) {requeue.format(requeued)};;
-        esac""",
+        esac"""
+        ),
         "nvidia-smi": "echo 'NVIDIA H200, 143771 MiB, 580.65.06'",
     }.items():
         path = fake_command(tmp_path / "bin", name, script)
@@ -219,9 +224,7 @@ def manifest(*args: str) -> tuple[list[dict], dict, dict]:
     ("topology", "chips", "hosts"),
     [("2x2", "4", 1), ("2x4", "8", 1), ("2x4", "4", 2), ("2x2x4", "4", 4)],
 )
-def test_gke_takes_a_pod_for_each_host_of_a_tpu_slice(
-    topology: str, chips: str, hosts: int
-):
+def test_gke_takes_a_pod_for_each_host_of_a_tpu_slice(topology: str, chips: str, hosts: int):
     args = ("--tpu", "tpu-x", "--topology", topology, "--chips", chips)
     _, job, pod = manifest(*args, "--node-pool", "p", "--dry-run", *RUN)
     assert job["completionMode"] == "Indexed"
@@ -249,7 +252,9 @@ def variables(container: dict, annotations: dict[str, str]) -> dict[str, str]:
 
 
 def test_gke_pods_find_each_other(tmp_path: Path):
-    """By the names that Kubernetes gives the pods of an Indexed Job: JOB-INDEX.SUBDOMAIN, where a headless service has that name."""
+    """By the names that Kubernetes gives the pods of an Indexed Job: JOB-INDEX.SUBDOMAIN, where a
+    headless service has that name.
+    """
     objects, job, pod = manifest(*GPU, "--hosts", "3", "--dry-run", *RUN)
     service = objects[0]
     assert service["kind"] == "Service" and service["spec"]["clusterIP"] == "None"

@@ -94,9 +94,7 @@ def test_distillation_moves_what_the_teacher_scored_and_a_shift_moves_nothing(
     distance: Callable[..., jax.Array],
 ) -> None:
     scores_BG = jnp.array([[5.0, 3.0, 1.0], [900.0, -900.0, 0.0], [5.0, 3.0, 1.0]])
-    teacher_BG = jnp.array(
-        [[9.0, 8.0, NOTHING], [90.0, -90.0, 0.0], [NOTHING, 8.0, 3.0]]
-    )
+    teacher_BG = jnp.array([[9.0, 8.0, NOTHING], [90.0, -90.0, 0.0], [NOTHING, 8.0, 3.0]])
     scored_BG = jnp.isfinite(teacher_BG)
 
     def total(scores_BG: jax.Array, teacher_BG: jax.Array) -> jax.Array:

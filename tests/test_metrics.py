@@ -43,7 +43,8 @@ def test_reciprocal_rank() -> None:
 
 
 def test_graded_by_hand() -> None:
-    # Gold passages 1 and 2; found at ranks 1 and 3; the second question finds one of its two at rank 2; the third has no list.
+    # Gold passages 1 and 2; found at ranks 1 and 3; the second question finds one of its two at
+    # rank 2; the third has no list.
     values = metrics.graded(
         [rows(1, 9, 2), rows(9, 2, 8), rows()],
         [{1, 2}, {1, 2}, {1}],
@@ -63,9 +64,7 @@ def test_all_agree_with_trec_eval() -> None:
     """Over more questions than one block holds, some without a list."""
     rng = np.random.default_rng(0)
     questions, passages = 1100, 60
-    ranked = [
-        rng.permutation(passages)[: rng.integers(0, 40)] for _ in range(questions)
-    ]
+    ranked = [rng.permutation(passages)[: rng.integers(0, 40)] for _ in range(questions)]
     gold = [
         set(rng.choice(passages, rng.integers(1, 4), replace=False).tolist())
         for _ in range(questions)
@@ -105,9 +104,7 @@ def test_interval_of_a_share_is_the_binomial_one() -> None:
 def test_interval_is_the_same_each_time_and_metric_by_metric() -> None:
     value_QM = np.random.default_rng(2).random((50, 3))
     together = metrics.estimate(value_QM, samples=300, seed=5)
-    alone = [
-        metrics.estimate(value_QM[:, [m]], samples=300, seed=5)[0] for m in range(3)
-    ]
+    alone = [metrics.estimate(value_QM[:, [m]], samples=300, seed=5)[0] for m in range(3)]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
     assert together == metrics.estimate(value_QM, samples=300, seed=5)
     assert together != metrics.estimate(value_QM, samples=300, seed=6)
@@ -140,9 +137,7 @@ def test_paired_difference_is_narrower_than_an_unpaired_one() -> None:
 def test_p_value_is_the_sign_tests() -> None:
     """8 wins, 2 losses: two-sided binomial p is 112 / 1024; ties change nothing."""
     delta_Q = np.repeat([1.0, -1.0, 0.0], [8, 2, 30])
-    [gap] = metrics.differences(
-        delta_Q[:, None], np.zeros((40, 1)), samples=40_000, seed=4
-    )
+    [gap] = metrics.differences(delta_Q[:, None], np.zeros((40, 1)), samples=40_000, seed=4)
     assert gap.p_value == pytest.approx(112 / 1024, abs=0.01)
 
 

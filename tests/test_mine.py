@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prepared import WordEmbedder
 
-from dpr_jax import artifacts, config_file, logging
+from dpr_jax import artifacts, config_file, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig
 from dpr_jax.config_rules import validate
@@ -78,7 +78,7 @@ def test_stage_is_done_once_and_again_for_other_settings(
 ) -> None:
     config, workdir = small
     said: list[str] = []
-    monkeypatch.setattr(logging, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(report, "say", said.append)
     manifest = workdir.data / "manifest.json"
     data = artifacts.fingerprint(manifest)
@@ -219,7 +219,7 @@ def test_a_changed_filter_is_asked_anew(
 ) -> None:
     config, workdir = small
     said: list[str] = []
-    monkeypatch.setattr(logging, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(report, "say", said.append)
 
     def run_with(text: str) -> list[tuple[int, ...]]:

@@ -1,4 +1,6 @@
-"""Several real processes, started by launch/local.sh: they train as one does, to rounding, and one's error ends all of them."""
+"""Several real processes, started by launch/local.sh: they train as one does, to rounding, and
+one's error ends all of them.
+"""
 
 import dataclasses
 import json
@@ -58,8 +60,9 @@ loop.batches.stream = failing
     + DPR
 )
 
-# writes the send buffers of this process's connections, in bytes, to a file of its number in the given folder, after a small reduce-scatter
-# between the processes (to a file: Gloo writes to the output without regard to lines)
+# writes the send buffers of this process's connections, in bytes, to a file of its number in the
+# given folder, after a small reduce-scatter between the processes (to a file: Gloo writes to the
+# output without regard to lines)
 BUFFERS = """
 import json, os, pathlib, socket, sys
 import jax, numpy as np
@@ -130,9 +133,7 @@ def in_two_processes(
 
 def twice(code: str, logs: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """The Python code in two new processes of two simulated devices each."""
-    flags = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
     command += ["--log-dir", str(logs), "--", sys.executable, "-c", code, *args]
     return subprocess.run(
@@ -163,9 +164,7 @@ def assert_same_curve(one: WorkDir, other: WorkDir) -> None:
                 np.testing.assert_allclose(found, row[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "spmd", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("spmd", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(
     spmd: str,
     tmp_path: Path,
@@ -175,9 +174,7 @@ def test_two_processes_train_as_one(
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, spmd)
     config = config_file.load(file)
-    one, two = (
-        artifacts.open_workdir(tmp_path / name, config.name) for name in ("one", "two")
-    )
+    one, two = (artifacts.open_workdir(tmp_path / name, config.name) for name in ("one", "two"))
     for workdir in (one, two):
         shutil.copytree(prepared.data, workdir.data)
     loop.run(config, one)  # this process, eight devices
@@ -195,7 +192,9 @@ def test_two_processes_train_as_one(
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
 def test_connections_between_processes_keep_a_large_send_buffer(tmp_path: Path) -> None:
-    """Gloo shrinks it to the largest message of a reduce-scatter, and every all-reduce afterwards crawls."""
+    """Gloo shrinks it to the largest message of a reduce-scatter, and every all-reduce afterwards
+    crawls.
+    """
     result = twice(BUFFERS, tmp_path / "logs", str(tmp_path))
     assert result.returncode == 0, result.stderr
     for number in range(2):
@@ -211,9 +210,7 @@ def test_all_processes_stop_after_the_same_step_when_one_is_asked(
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
     workdir = artifacts.open_workdir(tmp_path / "stopped", base.name)
     shutil.copytree(prepared.data, workdir.data)
-    in_two_processes(
-        file, workdir, tmp_path / "logs", "train", code=STOPPED, status=cli.RUN_AGAIN
-    )
+    in_two_processes(file, workdir, tmp_path / "logs", "train", code=STOPPED, status=cli.RUN_AGAIN)
     last = max(lines(workdir))
     assert 2 < last < 5000
     assert (workdir.checkpoints / "steps" / str(last)).exists()
@@ -243,7 +240,9 @@ def test_an_error_of_process_0_ends_all_in_a_line(
 def test_a_process_that_fails_alone_leaves_at_once(
     tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
 ) -> None:
-    """In the middle of training, where the other waits for its part; JAX would have it wait for the other. Then the launcher ends that one."""
+    """In the middle of training, where the other waits for its part; JAX would have it wait for the
+    other. Then the launcher ends that one.
+    """
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
     workdir = artifacts.open_workdir(tmp_path / "failing", base.name)

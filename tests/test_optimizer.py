@@ -27,9 +27,7 @@ def test_rate_without_warm_up_starts_at_the_peak() -> None:
 def test_cosine_by_hand() -> None:
     rates = [
         float(
-            optimizer.learning_rate(
-                n, peak=2.0, warmup_steps=1, total_steps=5, schedule="cosine"
-            )
+            optimizer.learning_rate(n, peak=2.0, warmup_steps=1, total_steps=5, schedule="cosine")
         )
         for n in range(6)
     ]
@@ -45,9 +43,7 @@ def test_parity_wastes_the_first_update_and_clips_an_eighth_of_the_gradient() ->
         )
 
     np.testing.assert_allclose([rate(n) for n in range(5)], [0, 0.5, 1, 0.5, 0])
-    alike = optimizer.make(
-        lambda _: 1.0, weight_decay=0, eps=1.0, clip_norm=2.0, dpr_parity=True
-    )
+    alike = optimizer.make(lambda _: 1.0, weight_decay=0, eps=1.0, clip_norm=2.0, dpr_parity=True)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     for norm, kept in ((8.0, 1.0), (15.0, 15 / 8), (32.0, 2.0)):
         grads = {"a": jnp.zeros(2), "b": jnp.array([norm])}
@@ -68,7 +64,9 @@ TOWER = {
 
 
 def updates_of(**changes: float) -> list[float]:
-    """Size of the first update of embeddings, first layer, second layer, and of what stands beside the towers."""
+    """Size of the first update of embeddings, first layer, second layer, and of what stands beside
+    the towers.
+    """
     adamw = optimizer.make(
         lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=0, layers=2, **changes
     )

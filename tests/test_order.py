@@ -1,4 +1,6 @@
-"""Several training files: batches of one file each, in their shares, the same whatever the processes and wherever a run begins."""
+"""Several training files: batches of one file each, in their shares, the same whatever the
+processes and wherever a run begins.
+"""
 
 from collections import Counter
 
@@ -16,10 +18,7 @@ QUESTIONS = [Question(f"q{row}", "", (), (row,), (), ()) for row in range(30)]
 def batches(upsampling: tuple[float, ...], count: int, seed: int = 3) -> list[set[int]]:
     mixed = order.parts(FILES, upsampling, BATCH)
     rows = order.order(QUESTIONS, seed, BATCH, mixed)
-    return [
-        {rows[i].positives[0] for i in range(n * BATCH, (n + 1) * BATCH)}
-        for n in range(count)
-    ]
+    return [{rows[i].positives[0] for i in range(n * BATCH, (n + 1) * BATCH)} for n in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,9 @@ def test_batches_are_of_one_file_in_its_share(
 ) -> None:
     found = batches(upsampling, 30)
     of_first = [batch <= {*range(20)} for batch in found]
-    assert all(one or batch.isdisjoint(range(20)) for one, batch in zip(of_first, found, strict=True))  # fmt: skip
+    assert all(
+        one or batch.isdisjoint(range(20)) for one, batch in zip(of_first, found, strict=True)
+    )
     assert (sum(of_first), 30 - sum(of_first)) == shares
     # evenly: no file waits for long
     assert sum(of_first[:15]) == pytest.approx(shares[0] / 2, abs=1)

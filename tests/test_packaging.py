@@ -1,4 +1,6 @@
-"""requirements.txt, constraints.txt, pyproject.toml and the Makefile agree with each other and with their promises."""
+"""requirements.txt, constraints.txt, pyproject.toml and the Makefile agree with each other and with
+their promises.
+"""
 
 import importlib.metadata
 import os
@@ -110,8 +112,7 @@ def test_pytorch_and_tensorflow_are_not_reachable_from_the_requirements():
             continue  # for another platform, or Python
         for dependency in map(Requirement, declared):
             environments = [
-                on_python("3.11") | {"extra": extra}
-                for extra in ("", *requirement.extras)
+                on_python("3.11") | {"extra": extra} for extra in ("", *requirement.extras)
             ]
             if any(applies(dependency, environment) for environment in environments):
                 dependency.marker = None
@@ -175,9 +176,5 @@ def test_make_refuses_a_python_out_of_range_in_one_line(version: str, tmp_path: 
 
 
 def test_make_alone_lists_its_targets():
-    listed = {
-        line.split()[1]
-        for line in make().stdout.splitlines()
-        if line.startswith("make ")
-    }
+    listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
     assert listed >= {"help", "install", "quickstart", "test", "lint"}

@@ -1,4 +1,6 @@
-"""Packed texts: the same loss and gradient as padded ones, the same few shapes on every process, nothing lost on the way."""
+"""Packed texts: the same loss and gradient as padded ones, the same few shapes on every process,
+nothing lost on the way.
+"""
 
 import functools
 import itertools
@@ -45,9 +47,7 @@ def test_rows_hold_every_text_once_and_do_not_overflow() -> None:
             assert len(texts) <= TEXTS_PER_ROW
 
 
-@pytest.mark.parametrize(
-    ("pooling", "multiple", "chunk_size"), [("cls", 1, 0), ("mean", 2, 2)]
-)
+@pytest.mark.parametrize(("pooling", "multiple", "chunk_size"), [("cls", 1, 0), ("mean", 2, 2)])
 def test_loss_and_gradient_are_those_of_padded_texts(
     pooling: str, multiple: int, chunk_size: int
 ) -> None:
@@ -61,9 +61,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(
     assert packed.passages.slots < padded.passages.slots
     spmd = parallel.spmd("pmap", jax.devices()[:2])
     gradient = spmd.map(
-        functools.partial(
-            global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS
-        )
+        functools.partial(global_gradient, settings=settings, dropout_key=None, axis=parallel.AXIS)
     )
     params = spmd.replicate(make_params())
     (found, found_sums), (wanted, wanted_sums) = (
@@ -92,7 +90,7 @@ def test_a_row_is_never_empty_for_the_softmax() -> None:
         np.testing.assert_allclose(places[many.slot_B], wanted, rtol=1e-5, atol=1e-6)
 
 
-# --- the stream ---------------------------------------------------------------------
+# --- the stream --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -142,8 +140,7 @@ def test_batches_are_the_padded_ones(make_stream) -> None:
         for side in ("question", "passages"):
             whole = getattr(padded, side)
             wanted = [
-                ids[:n].tolist()
-                for ids, n in zip(whole.ids_BL, whole.lengths_B, strict=True)
+                ids[:n].tolist() for ids, n in zip(whole.ids_BL, whole.lengths_B, strict=True)
             ]
             assert texts_of(getattr(packed, side), devices=2) == wanted
             assert (getattr(packed, side).lengths_B == whole.lengths_B).all()
@@ -151,10 +148,7 @@ def test_batches_are_the_padded_ones(make_stream) -> None:
 
 
 def test_shapes_are_few_and_the_same_on_every_process(make_stream) -> None:
-    halves = [
-        shapes(make_stream(process_index=i, process_count=2, devices=1))
-        for i in range(2)
-    ]
+    halves = [shapes(make_stream(process_index=i, process_count=2, devices=1)) for i in range(2)]
     assert halves[0] == halves[1]
     # a process's two devices have the shape of two processes' one
     assert shapes(make_stream())[0][0][0] == 2 * halves[0][0][0][0]

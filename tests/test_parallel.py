@@ -64,7 +64,9 @@ def test_clusters_are_recognised(
 def test_named_by_hand_a_process_keeps_all_its_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One process a node under Slurm: asked, JAX's detection would leave it the first GPU of the node."""
+    """One process a node under Slurm: asked, JAX's detection would leave it the first GPU of the
+    node.
+    """
     slurm = {
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_NODELIST": "a,b",

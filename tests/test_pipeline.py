@@ -1,4 +1,6 @@
-"""The whole pipeline as a user runs it, on real rows with a tiny model: once, twice, and killed at every stage."""
+"""The whole pipeline as a user runs it, on real rows with a tiny model: once, twice, and killed at
+every stage.
+"""
 
 import json
 import os
@@ -150,13 +152,9 @@ def test_a_second_run_does_nothing_again(
     config: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     workdir, _ = finished
-    before = {
-        path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()
-    }
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     again = run(config, workdir)
-    after = {
-        path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()
-    }
+    after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     assert after == before
     assert again.stderr.count("up to date") >= 9
 
@@ -169,7 +167,5 @@ def test_killed_at_every_stage_it_ends_with_the_same_numbers(
         run_until(line, config, workdir)
     run(config, workdir)
     assert metrics(workdir) == metrics(finished[0])
-    left = [
-        path for path in workdir.rglob("*") if path.name.endswith((".partial", ".old"))
-    ]
+    left = [path for path in workdir.rglob("*") if path.name.endswith((".partial", ".old"))]
     assert not left

@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import formats, passage_rows, prepare, store
@@ -65,7 +65,7 @@ def setup(
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines told to the user."""
     lines: list[str] = []
-    monkeypatch.setattr(logging, "say", lines.append)
+    monkeypatch.setattr(console, "say", lines.append)
     return lines
 
 
@@ -91,9 +91,7 @@ def test_prepared_rows(
         ("0", "a", ("a",), (1,), (2,), (), ()),
         ("2", "b", ("b",), (3, 0), (), (), ()),
     ]
-    assert list(store.open_questions(workdir, "dev")) == [
-        ("0", "c", ("c",), (2,), (), (), ())
-    ]
+    assert list(store.open_questions(workdir, "dev")) == [("0", "c", ("c",), (2,), (), (), ())]
     assert list(store.open_questions(workdir, "test")) == [
         ("0", "d", ("x", "y"), (), (), (), ()),
         ("1", "e", (), (2, 0), (), (), ()),
@@ -135,9 +133,7 @@ def test_real_rows_are_those_of_the_raw_files(
 def test_json_and_tsv_test_questions_and_absent_splits(
     tmp_path: Path, raw: dict[str, Path]
 ) -> None:
-    config, workdir = setup(
-        tmp_path, raw, test=str(raw["train"]), test_qrels="", dev=""
-    )
+    config, workdir = setup(tmp_path, raw, test=str(raw["train"]), test_qrels="", dev="")
     prepare.run(config, workdir)
     test = store.open_questions(workdir, "test")
     assert [one.positives for one in test] == [(1,), (), (3, 0)]
@@ -149,9 +145,7 @@ def test_json_and_tsv_test_questions_and_absent_splits(
     raw["test_qrels"].write_text("q7 0 P4 1\n", encoding="utf-8")
     config, workdir = setup(tmp_path, raw, "other", test=str(asked))
     prepare.run(config, workdir)
-    assert list(store.open_questions(workdir, "test")) == [
-        ("q7", "what?", (), (3,), (), (), ())
-    ]
+    assert list(store.open_questions(workdir, "test")) == [("q7", "what?", (), (3,), (), (), ())]
 
 
 def test_max_train_questions_counts_kept_rows(
@@ -261,9 +255,7 @@ def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
             prepare.run(config, workdir)
 
 
-def test_what_the_system_refuses_is_one_line(
-    tmp_path: Path, raw: dict[str, Path]
-) -> None:
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, raw: dict[str, Path]) -> None:
     """A folder that may not be looked into does the same, but not to root."""
     too_long = "x" * 300
     for key, changes in (
@@ -277,9 +269,7 @@ def test_what_the_system_refuses_is_one_line(
             prepare.run(config, workdir)
 
 
-def test_bad_input_leaves_the_data_of_before(
-    tmp_path: Path, raw: dict[str, Path]
-) -> None:
+def test_bad_input_leaves_the_data_of_before(tmp_path: Path, raw: dict[str, Path]) -> None:
     config, workdir = setup(tmp_path, raw)
     prepare.run(config, workdir)
     before = artifacts.fingerprint(workdir.data / "manifest.json")
@@ -290,9 +280,7 @@ def test_bad_input_leaves_the_data_of_before(
     assert len(store.open_corpus(workdir)) == 4
 
 
-def test_a_second_run_does_nothing(
-    tmp_path: Path, raw: dict[str, Path], said: list[str]
-) -> None:
+def test_a_second_run_does_nothing(tmp_path: Path, raw: dict[str, Path], said: list[str]) -> None:
     config, workdir = setup(tmp_path, raw)
     prepare.run(config, workdir)
     written = (workdir.data / "manifest.json").stat().st_mtime_ns
@@ -325,13 +313,16 @@ def test_data_of_another_version_are_refused_and_prepared_anew(
     assert said[-1] == "prepare: up to date"
 
 
-def test_another_process_writes_the_same_bytes(
-    tmp_path: Path, raw: dict[str, Path]
-) -> None:
-    """Later stages know their inputs by content: what is prepared anew must not make them run again."""
+def test_another_process_writes_the_same_bytes(tmp_path: Path, raw: dict[str, Path]) -> None:
+    """Later stages know their inputs by content: what is prepared anew must not make them run
+    again.
+    """
     config, workdir = setup(tmp_path, raw)
     prepare.run(config, workdir)
-    code = "from dpr_jax.artifacts import open_workdir; from dpr_jax.data import prepare; from dpr_jax.config import *; "
+    code = (
+        "from dpr_jax.artifacts import open_workdir; from dpr_jax.data import prepare; from"
+        " dpr_jax.config import *; "
+    )
     code += f"prepare.run({config!r}, open_workdir({str(tmp_path / 'other')!r}, {config.name!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     here, there = (
@@ -358,9 +349,7 @@ def test_what_a_killed_run_leaves_is_cleared(
     assert len(store.open_corpus(workdir)) == 4
 
 
-def test_other_settings_or_files_prepare_again(
-    tmp_path: Path, raw: dict[str, Path]
-) -> None:
+def test_other_settings_or_files_prepare_again(tmp_path: Path, raw: dict[str, Path]) -> None:
     config, workdir = setup(tmp_path, raw)
     prepare.run(config, workdir)
     break_file(raw, "dev", json.dumps([question("new", "P1")]))
@@ -368,9 +357,7 @@ def test_other_settings_or_files_prepare_again(
     assert store.open_questions(workdir, "dev")[0].question == "new"
 
 
-def test_what_is_missing_or_damaged_is_named(
-    tmp_path: Path, raw: dict[str, Path]
-) -> None:
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path, raw: dict[str, Path]) -> None:
     config, workdir = setup(tmp_path, raw)
     with pytest.raises(InputError, match="run `dpr prepare` first"):
         store.open_corpus(workdir)

@@ -1,4 +1,6 @@
-"""The prepare stage on other layouts than DPR's: BEIR folders, MS MARCO, and questions that carry their passages."""
+"""The prepare stage on other layouts than DPR's: BEIR folders, MS MARCO, and questions that carry
+their passages.
+"""
 
 import types
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import tensorflow_datasets as tfds
 from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 from tensorflow_datasets.core.download import downloader
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import from_tfds, prepare, raw, store
@@ -20,10 +22,7 @@ from dpr_jax.errors import InputError
 
 
 def prepared(tmp_path: Path, **data: object) -> WorkDir:
-    settings = {
-        key: value if isinstance(value, int) else str(value)
-        for key, value in data.items()
-    }
+    settings = {key: value if isinstance(value, int) else str(value) for key, value in data.items()}
     config = Config(name="small", data=DataConfig(**settings))
     workdir = artifacts.open_workdir(tmp_path / "work", config.name)
     prepare.run(config, workdir)
@@ -34,16 +33,14 @@ def prepared(tmp_path: Path, **data: object) -> WorkDir:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines told to the user."""
     told: list[str] = []
-    monkeypatch.setattr(logging, "say", told.append)
+    monkeypatch.setattr(console, "say", told.append)
     return told
 
 
 def test_a_beir_folder(tmp_path: Path, said: list[str]) -> None:
     folder = tmp_path / "scifact"
     (folder / "qrels").mkdir(parents=True)
-    corpus = lines(
-        {"_id": "d1", "title": "A", "text": "one"}, {"_id": "d2", "text": "two"}
-    )
+    corpus = lines({"_id": "d1", "title": "A", "text": "one"}, {"_id": "d2", "text": "two"})
     queries = lines(*({"_id": f"q{row}", "text": f"what {row}"} for row in range(4)))
     write_text(folder, "corpus.jsonl", corpus)
     write_text(folder, "queries.jsonl", queries)
@@ -81,9 +78,7 @@ def test_questions_bring_their_corpus(tmp_path: Path, said: list[str]) -> None:
     """Passages of all splits, each once, in the order in which they come."""
     train = write_text(tmp_path, "train.tsv", "who\thim\ther\nwhat\ther\tit\n")
     test = lines({"anchor": CURLY, "positive": "him", "negative": "new"})
-    workdir = prepared(
-        tmp_path, train=train, test=write_text(tmp_path, "test.jsonl", test)
-    )
+    workdir = prepared(tmp_path, train=train, test=write_text(tmp_path, "test.jsonl", test))
     corpus = store.open_corpus(workdir)
     assert [one.text for one in corpus] == ["him", "her", "it", "new"]
     rows = store.open_questions(workdir, "train")
@@ -110,9 +105,7 @@ def test_squad_without_a_corpus_file(tmp_path: Path, said: list[str]) -> None:
     assert row.positives == (0,)
 
 
-def test_test_questions_that_were_trained_on_are_told(
-    tmp_path: Path, said: list[str]
-) -> None:
+def test_test_questions_that_were_trained_on_are_told(tmp_path: Path, said: list[str]) -> None:
     train = "who is it?\thim\ther\nwhat\ther\tit\n"
     test = "1\tWho is  IT\n2\tnew\n"
     prepared(
@@ -154,9 +147,7 @@ def as_tfds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(from_tfds.tfds.core.constants, "DATA_DIR", str(folder))
 
 
-def test_tfds_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
+def test_tfds_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     as_tfds(tmp_path, monkeypatch)
     passages = write_text(tmp_path, "p.tsv", "id\ttext\ttitle\nP1\tx\ty\n")
     workdir = prepared(tmp_path, passages=passages, test="tfds:questions#validation")
@@ -183,9 +174,7 @@ def test_what_tfds_writes_itself(tmp_path: Path) -> None:
         def _info(self) -> tfds.core.DatasetInfo:
             texts = tfds.features.Sequence(tfds.features.Text())
             features = {"question": tfds.features.Text(), "answer": texts}
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features)
-            )
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _: object) -> dict[str, object]:
             return {"train": self._generate_examples()}
@@ -223,9 +212,7 @@ def test_a_download_that_fails_is_one_line(
         from_tfds.questions("tfds:natural_questions_open#train")
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == [
-        "prepare: tfds:natural_questions_open is downloaded into here"
-    ]
+    assert said.err.splitlines() == ["prepare: tfds:natural_questions_open is downloaded into here"]
     assert downloader.MAX_RETRIES == tries
     assert getLogger("urllib3").level == NOTSET
 

@@ -1,11 +1,13 @@
-"""The prepare stage with several training files: one data set that knows which rows are of which file."""
+"""The prepare stage with several training files: one data set that knows which rows are of which
+file.
+"""
 
 from pathlib import Path
 
 import pytest
 from layouts import lines, write_text
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare, store
@@ -28,9 +30,7 @@ def names(tmp_path: Path) -> tuple[str, str]:
     )
 
 
-def prepared(
-    tmp_path: Path, train: str | tuple[str, ...], name: str = "work"
-) -> WorkDir:
+def prepared(tmp_path: Path, train: str | tuple[str, ...], name: str = "work") -> WorkDir:
     passages = write_text(tmp_path, "p.tsv", "id\ttext\ttitle\nP1\tone\t\nP2\ttwo\t\n")
     data = DataConfig(passages=str(passages), train=train)
     workdir = artifacts.open_workdir(tmp_path / name, "small")
@@ -42,7 +42,7 @@ def test_rows_know_their_file(
     tmp_path: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(logging, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     workdir = prepared(tmp_path, names)
     train = store.open_questions(workdir, "train")
     asked = [("0", "a"), ("2", "b"), ("0", "c"), ("1", "d")]
@@ -64,16 +64,11 @@ def test_rows_know_their_file(
     assert said == ["prepare: up to date"]
 
 
-def test_one_file_in_a_tuple_is_one_file(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
+def test_one_file_in_a_tuple_is_one_file(tmp_path: Path, names: tuple[str, str]) -> None:
     alone = prepared(tmp_path, names[:1], "alone")
     plain = prepared(tmp_path, names[0], "plain")
     assert store.train_sets(alone) == store.train_sets(plain) == []
-    made = [
-        artifacts.read_json(one.data / "manifest.json")["made_from"]
-        for one in (alone, plain)
-    ]
+    made = [artifacts.read_json(one.data / "manifest.json")["made_from"] for one in (alone, plain)]
     assert made[0] == made[1]
 
 

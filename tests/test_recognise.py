@@ -99,7 +99,10 @@ def test_squad(tmp_path: Path) -> None:
 def test_topics(tmp_path: Path) -> None:
     rows = questions(write_text(tmp_path, *QUESTIONS["topics"][:2]))
     assert [(row.id, row.question) for row in rows] == [("q1", PLAIN), ("q2", "AT&T")]
-    xml = '<topics><topic number="7"><query>covid</query>\n<question>what is\n it?</question></topic></topics>'
+    xml = (
+        '<topics><topic number="7"><query>covid</query>\n<question>what is\n'
+        " it?</question></topic></topics>"
+    )
     (row,) = questions(write_text(tmp_path, "t.xml", xml))
     assert (row.id, row.question) == ("7", "covid")
 
@@ -129,7 +132,7 @@ def test_qrels_of_beir_and_of_triples(tmp_path: Path) -> None:
     assert qrels.negatives == {"1": ["8", "9"], "2": ["7"]}
 
 
-# --- what is broken -----------------------------------------------------------------------------------------------------
+# --- what is broken
 
 
 def test_layouts_that_are_not_known(tmp_path: Path) -> None:
@@ -192,9 +195,7 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         ("t.jsonl", '{"_id": ' + "9" * 5000 + ', "text": "a"}', ":1", "broken"),
     ],
 )
-def test_broken_rows(
-    tmp_path: Path, name: str, content: str, place: str, says: str
-) -> None:
+def test_broken_rows(tmp_path: Path, name: str, content: str, place: str, says: str) -> None:
     path = write_text(tmp_path, name, content)
     with pytest.raises(InputError) as caught:
         questions(path)
@@ -210,7 +211,7 @@ def test_a_parquet_file_that_is_cut(tmp_path: Path) -> None:
         questions(path)
 
 
-# --- fuzzing: any damage ends in a right reading or in one line that names the file --------------------------------------
+# --- fuzzing: any damage ends in a right reading or in one line that names the file
 
 Damage = Callable[[random.Random, bytes], bytes]
 

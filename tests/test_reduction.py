@@ -1,4 +1,6 @@
-"""Vectors made narrower before an index is built of them, against plain NumPy: what it keeps, and what the certificate says that it costs."""
+"""Vectors made narrower before an index is built of them, against plain NumPy: what it keeps, and
+what the certificate says that it costs.
+"""
 
 import dataclasses
 import shutil
@@ -19,8 +21,8 @@ from dpr_jax.config import Config, IndexConfig
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError
 from dpr_jax.index import build, worker
-from dpr_jax.index.engines import open_index
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.open import open_index
 from dpr_jax.index.reduction import ReducedIndex, Reduction
 
 embedder, built, changed = (  # fixtures
@@ -58,15 +60,15 @@ def test_pca_is_that_of_an_svd() -> None:
     _, singular_D, rows_DD = np.linalg.svd(centred_ND, full_matrices=False)
     np.testing.assert_allclose(reduction.mean_D, emb_ND.mean(axis=0), atol=1e-5)
     signs_R = np.sign((reduction.matrix_DR * rows_DD[:6].T).sum(axis=0))
-    np.testing.assert_allclose(
-        reduction.matrix_DR, rows_DD[:6].T * signs_R, rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(reduction.matrix_DR, rows_DD[:6].T * signs_R, rtol=0, atol=1e-5)
     kept = (singular_D[:6] ** 2).sum() / (singular_D**2).sum()
     assert reduction.settings["kept"] == pytest.approx(kept, abs=1e-5)
 
 
 def test_nothing_is_lost_of_passages_that_lie_in_so_many_dimensions() -> None:
-    """Far from the origin: without centring the mean would take a dimension, and centred questions would change the order."""
+    """Far from the origin: without centring the mean would take a dimension, and centred questions
+    would change the order.
+    """
     emb_ND, queries_QD = flat(), asked(24)
     exact_QN = queries_QD.astype(np.float64) @ emb_ND.T.astype(np.float64)
 
@@ -101,9 +103,7 @@ def test_cut_vectors_are_those_of_matryoshka_training(unit: bool) -> None:
     if unit:
         cut_ND = cut_ND / np.linalg.norm(cut_ND, axis=1, keepdims=True)
         cut_QD = cut_QD / np.linalg.norm(cut_QD, axis=1, keepdims=True)
-    scores_QK, rows_QK = search_of(reduction, stored_ND.astype(np.float32)).search(
-        queries_QD, 10
-    )
+    scores_QK, rows_QK = search_of(reduction, stored_ND.astype(np.float32)).search(queries_QD, 10)
     wanted = np.take_along_axis(cut_QD @ cut_ND.T, rows_QK, axis=1)
     np.testing.assert_allclose(scores_QK, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
@@ -112,9 +112,7 @@ def test_cut_vectors_are_those_of_matryoshka_training(unit: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pca", "truncate"])
-def test_shards_do_not_show_and_it_comes_back_from_disk(
-    kind: str, tmp_path: Path
-) -> None:
+def test_shards_do_not_show_and_it_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
     emb_ND = _vectors()
     one = Reduction.learn([emb_ND], kind, 7)
     one.write(np.array_split(emb_ND, 4), tmp_path)
@@ -174,12 +172,8 @@ def test_the_certificate_is_against_exact_search_on_whole_vectors(
     both = [len({*a} & {*b}) for a, b in zip(rows_QK, wanted_QK, strict=True)]
     assert facts["recall_at_100"] == pytest.approx(sum(both) / wanted_QK.size, abs=2e-3)
     assert 0.3 < facts["recall_at_100"] < 0.999
-    if (
-        reduction == "pca"
-    ):  # scores are those of whole vectors, but for what lies outside
-        matrix_DR, mean_D = (
-            np.load(moved / name) for name in ("projection.npy", "mean.npy")
-        )
+    if reduction == "pca":  # scores are those of whole vectors, but for what lies outside
+        matrix_DR, mean_D = (np.load(moved / name) for name in ("projection.npy", "mean.npy"))
         emb_ND = _vectors().astype(np.float32)
         out_ND, out_QD = (
             np.linalg.norm(part - part @ matrix_DR @ matrix_DR.T, axis=1)
@@ -215,9 +209,7 @@ def test_fewer_dimensions_cost_more(workdir: WorkDir, in_process: None) -> None:
     assert recalls[0] < recalls[2]
 
 
-def test_the_tuner_measures_on_whole_vectors(
-    workdir: WorkDir, in_process: None
-) -> None:
+def test_the_tuner_measures_on_whole_vectors(workdir: WorkDir, in_process: None) -> None:
     pytest.importorskip("faiss")
     _write_embeddings(workdir, _vectors(6000))
     settings = {"leaves": 60, "dimensions": 14}
@@ -255,16 +247,12 @@ def test_settings_are_known_and_others_build_nothing_anew(
 
 @pytest.mark.parametrize("reduction", ["pca", "truncate"])
 @pytest.mark.parametrize("kind", ["exact", "faiss"])
-def test_a_corpus_that_changes(
-    changed: WorkDir, tmp_path: Path, kind: str, reduction: str
-) -> None:
+def test_a_corpus_that_changes(changed: WorkDir, tmp_path: Path, kind: str, reduction: str) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
     config = dataclasses.replace(
         test_changed.CONFIG,
-        index=IndexConfig(
-            kind=kind, recall_queries=20, dimensions=30, reduction=reduction
-        ),
+        index=IndexConfig(kind=kind, recall_queries=20, dimensions=30, reduction=reduction),
     )
     folder = changed.inside("index")
     pipeline.STAGES["index"](config, changed)
@@ -273,7 +261,8 @@ def test_a_corpus_that_changes(
     facts = artifacts.read_json(folder / "index.json")
     assert facts["layers"]["dimension"] == 30 and facts["dimension"] == 64
 
-    # what was added is made narrower by the projection that the others were made narrower by, and all scores compare
+    # what was added is made narrower by the projection that the others were made narrower by, and
+    # all scores compare
     emb_ND = WordEmbedder().encode([(one.title, one.text) for one in PASSAGES + NEW])
     used = Reduction.load(folder, facts["settings"]["reduction"])
     narrow_NR = used.passages(emb_ND.astype(np.float16).astype(np.float32))
@@ -283,19 +272,13 @@ def test_a_corpus_that_changes(
     all_QN[:, [0, 41]] = -np.inf
     scores_QK, rows_QK = open_index(folder).search(queries_QD, 43)
     assert {*rows_QK[0].tolist()} == {*range(1, 41), 42, -1}
-    np.testing.assert_allclose(
-        scores_QK[:, :41], -np.sort(-all_QN)[:, :41], rtol=2e-2, atol=5e-3
-    )
+    np.testing.assert_allclose(scores_QK[:, :41], -np.sort(-all_QN)[:, :41], rtol=2e-2, atol=5e-3)
 
     pipeline.rebalance(config, changed)
     facts = artifacts.read_json(folder / "index.json")
     assert facts["layers"]["added"] == [] and facts["removed"] == 2
     listed = {*facts["files"], "index.json"}
-    on_disk = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert on_disk == listed
     pipeline.add(config, changed, write_tsv(tmp_path / "more.tsv", [NEW[1]]))
     again = shutil.move(folder, tmp_path / "elsewhere")

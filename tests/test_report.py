@@ -258,9 +258,7 @@ def choose(
     questions = [Question(str(i), f"q{i}", (), (i,), (), ()) for i in range(n)]
 
     def run(hits: list[bool]) -> tuple[list[np.ndarray], np.ndarray]:
-        rows = [
-            np.array([i, 49, 48, 47] if hit else [49, i]) for i, hit in enumerate(hits)
-        ]
+        rows = [np.array([i, 49, 48, 47] if hit else [49, i]) for i, hit in enumerate(hits)]
         return rows, np.array([1 if hit else 2 for hit in hits])
 
     runs = {"bm25": run(base_right), "trained": run(right)}
@@ -287,9 +285,7 @@ def whys(choice: Choice) -> list[str]:
 
 def test_wins_and_losses_in_proportion() -> None:
     # 24 wins, 8 losses, 8 alike
-    choice = choose(
-        [True] * 24 + [False] * 8 + [True] * 8, [False] * 24 + [True] * 16, count=16
-    )
+    choice = choose([True] * 24 + [False] * 8 + [True] * 8, [False] * 24 + [True] * 16, count=16)
     assert (choice.wins, choice.losses) == (24, 8)
     assert whys(choice) == ["win"] * 6 + ["loss"] * 2 + ["chance"] * 8
     questions = [example.question for example in choice.examples]
@@ -328,9 +324,7 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 
 
 def test_only_judged_questions_and_without_a_baseline() -> None:
-    choice = choose(
-        [True] * 9, [False] * 9, count=9, judged=np.array([2, 5]), baseline="none"
-    )
+    choice = choose([True] * 9, [False] * 9, count=9, judged=np.array([2, 5]), baseline="none")
     assert (choice.run, choice.wins) == ("", 0)
     assert sorted(example.question for example in choice.examples) == ["q2", "q5"]
 

@@ -125,9 +125,7 @@ def test_a_bm25_run_leaves_out_what_is_no_hit(workdir: WorkDir) -> None:
     assert float(lines[0][4]) > float(lines[1][4]) > float(lines[2][4])
 
 
-def test_a_finished_run_is_not_made_again(
-    workdir: WorkDir, embedder: WordEmbedder
-) -> None:
+def test_a_finished_run_is_not_made_again(workdir: WorkDir, embedder: WordEmbedder) -> None:
     retrieve.run(CONFIG, workdir)
     retrieve.run(BM25, workdir)
     before = (workdir.runs / "trained.trec").stat()
@@ -167,7 +165,9 @@ def test_killed_in_the_middle(
 def test_a_killed_run_goes_on_where_it_was(
     workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while the second batch was being written: the first is not searched again, and the files are an unbroken run's."""
+    """Killed while the second batch was being written: the first is not searched again, and the
+    files are an unbroken run's.
+    """
     retrieve.run(CONFIG, workdir)
     files = [workdir.runs / "trained.trec", workdir.runs / "trained.json"]
     whole = [file.read_bytes() for file in files]
@@ -333,9 +333,7 @@ def test_a_hybrid_run_is_the_sum(workdir: WorkDir, embedder: WordEmbedder) -> No
         assert scores["hybrid"][key] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_reciprocal_rank_fusion_needs_no_dev(
-    workdir: WorkDir, embedder: WordEmbedder
-) -> None:
+def test_reciprocal_rank_fusion_needs_no_dev(workdir: WorkDir, embedder: WordEmbedder) -> None:
     retrieve.run(_hybrid(fusion="rrf"), workdir)
     lines, _ = _read(workdir, "hybrid")
     # q1 shares its words with w4 alone: first in both rankings
@@ -344,16 +342,12 @@ def test_reciprocal_rank_fusion_needs_no_dev(
     assert not (workdir.runs / "hybrid.weight.json").exists()
 
 
-def test_a_weight_without_dev_questions(
-    workdir: WorkDir, embedder: WordEmbedder
-) -> None:
+def test_a_weight_without_dev_questions(workdir: WorkDir, embedder: WordEmbedder) -> None:
     with pytest.raises(InputError, match="give --retrieve.fusion-weight"):
         retrieve.run(_hybrid(), workdir)
 
 
-def test_vectors_of_another_model_are_refused(
-    workdir: WorkDir, embedder: WordEmbedder
-) -> None:
+def test_vectors_of_another_model_are_refused(workdir: WorkDir, embedder: WordEmbedder) -> None:
     embedder.passage_fingerprint = "another"
     with pytest.raises(InputError, match="another model"):
         retrieve.run(CONFIG, workdir)
@@ -371,9 +365,7 @@ def test_an_index_of_another_corpus_is_refused(
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words"])
 def test_a_run_name_that_is_no_file_name(workdir: WorkDir, name: str) -> None:
-    config = dataclasses.replace(
-        BM25, retrieve=dataclasses.replace(BM25.retrieve, name=name)
-    )
+    config = dataclasses.replace(BM25, retrieve=dataclasses.replace(BM25.retrieve, name=name))
     with pytest.raises(InputError, match="retrieve.name"):
         retrieve.run(config, workdir)
 
@@ -395,7 +387,9 @@ def test_falling_scores_change_as_little_as_possible() -> None:
 
 
 def test_importing_the_stages_starts_no_device() -> None:
-    """Processes join (jax.distributed.initialize) after the imports, and before anything computes."""
+    """Processes join (jax.distributed.initialize) after the imports, and before anything
+    computes.
+    """
     environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
     command = [sys.executable, "-c", "import dpr_jax.index.bm25, dpr_jax.pipeline"]
     subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)

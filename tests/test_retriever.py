@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, WorkDir]:
-    """A work directory with a BERT of random weights: the mean over its tokens knows which words two texts share."""
+    """A work directory with a BERT of random weights: the mean over its tokens knows which words
+    two texts share.
+    """
     root = tmp_path_factory.mktemp("retriever")
     workdir = prepare(root / "runs" / "rivers", PASSAGES, QUESTIONS, dev=QUESTIONS)
     template = tiny.write(root / "encoder")

@@ -1,4 +1,6 @@
-"""Rounds of training in the pipeline: each mines with the model before it and trains it on, in a folder of its own."""
+"""Rounds of training in the pipeline: each mines with the model before it and trains it on, in a
+folder of its own.
+"""
 
 import dataclasses
 import shutil
@@ -22,7 +24,7 @@ from dpr_jax.config import (
 from dpr_jax.config_rules import validate
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
-from dpr_jax.index.engines import open_index
+from dpr_jax.index.open import open_index
 from dpr_jax.mining import mine
 from dpr_jax.model.embed import load_embedder
 
@@ -33,7 +35,9 @@ WINDOW = 30
 def finished(
     tmp_path_factory: pytest.TempPathFactory, nq_small_workdir: tuple[Config, WorkDir]
 ) -> tuple[Config, WorkDir]:
-    """Two rounds of a tiny model, two steps each; the first try is killed while the second round mines."""
+    """Two rounds of a tiny model, two steps each; the first try is killed while the second round
+    mines.
+    """
     base, prepared = nq_small_workdir
     folder = tmp_path_factory.mktemp("rounds")
     tiny.write(folder / "init")
@@ -50,9 +54,7 @@ def finished(
             max_question_tokens=16,
             max_passage_tokens=32,
         ),
-        train=TrainConfig(
-            batch_size=8, total_steps=2, learning_rate=1e-2, warmup_steps=1
-        ),
+        train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup_steps=1),
         encode=EncodeConfig(dtype="float32"),
         index=IndexConfig(kind="faiss", recall_queries=5),
         evaluate=EvaluateConfig(bootstrap_samples=20, examples=2),
@@ -83,9 +85,7 @@ def test_the_second_round_mines_with_the_first_ones_model(
     config, first = finished
     second = WorkDir(first.root, 2)
     index = open_index(first.inside("index"))
-    embedder = load_embedder(
-        "model", first, "question", model=config.model, dtype="float32"
-    )
+    embedder = load_embedder("model", first, "question", model=config.model, dtype="float32")
     before = list(store.open_questions(first, "train", mined=True))
     after = list(store.open_questions(second, "train", mined=True))
     _, rows_QK = index.search(embedder.encode([q.question for q in after]), WINDOW)

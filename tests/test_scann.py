@@ -9,8 +9,8 @@ import pytest
 
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index.exact import ExactIndex
-from dpr_jax.index.scann import ScannIndex
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.engines.scann_index import ScannIndex
 
 pytest.importorskip("scann")
 
@@ -19,9 +19,7 @@ def _clustered(count: int, width: int = 32) -> np.ndarray:
     """Unit vectors around a few dozen centres, as passages lie around subjects."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(40, width))
-    vectors_ND = centres[rng.integers(0, 40, count)] + 0.6 * rng.normal(
-        size=(count, width)
-    )
+    vectors_ND = centres[rng.integers(0, 40, count)] + 0.6 * rng.normal(size=(count, width))
     vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return vectors_ND.astype(np.float16)
 
@@ -82,9 +80,7 @@ def test_the_same_vectors_give_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         ScannIndex.build([_clustered(2000)], IndexConfig()).save(tmp_path / name)
         files = sorted((tmp_path / name).iterdir())
-        prints.append(
-            [(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files]
-        )
+        prints.append([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
     assert prints[0] == prints[1]
 
 
@@ -95,9 +91,7 @@ def test_a_moved_folder_loads(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     moved = ScannIndex.load(tmp_path / "b", index.settings)
     queries_QD = _clustered(4).astype(np.float32)
-    for got, wanted in zip(
-        moved.search(queries_QD, 20), index.search(queries_QD, 20), strict=True
-    ):
+    for got, wanted in zip(moved.search(queries_QD, 20), index.search(queries_QD, 20), strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 

@@ -1,4 +1,6 @@
-"""ScaNN's kernels for AVX2: they run where the processor has it, find what those for SSE4 find, and are left alone elsewhere."""
+"""ScaNN's kernels for AVX2: they run where the processor has it, find what those for SSE4 find, and
+are left alone elsewhere.
+"""
 
 import ctypes
 from collections.abc import Iterator
@@ -9,8 +11,8 @@ import pytest
 
 from dpr_jax import host
 from dpr_jax.config import IndexConfig
-from dpr_jax.index import simd
-from dpr_jax.index.scann import ScannIndex
+from dpr_jax.index.engines import simd
+from dpr_jax.index.engines.scann_index import ScannIndex
 
 scann = pytest.importorskip("scann")
 LIBRARY = scann.scann_ops_pybind.scann_pybind.__file__
@@ -35,9 +37,7 @@ def _vectors(count: int) -> np.ndarray:
 
 
 @needs_avx2
-def test_an_index_finds_the_same_with_either_kernels(
-    tmp_path: Path, flag: ctypes.c_bool
-) -> None:
+def test_an_index_finds_the_same_with_either_kernels(tmp_path: Path, flag: ctypes.c_bool) -> None:
     config = IndexConfig(leaves=40, leaves_to_search=12, reorder=100, soar_lambda=1.5)
     vectors_ND = _vectors(4000)
     flag.value = False

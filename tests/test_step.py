@@ -1,4 +1,6 @@
-"""The mapped step against one device: vectors from the towers, the loss and its gradient from loops in float64 NumPy."""
+"""The mapped step against one device: vectors from the towers, the loss and its gradient from loops
+in float64 NumPy.
+"""
 
 import dataclasses
 import itertools
@@ -37,7 +39,7 @@ from dpr_jax.training.step import (
     train_step,
 )
 
-# --- the gradient -------------------------------------------------------------------
+# --- the gradient ------------------------------------------------------------
 
 
 # every pair of values, and every triple of the last three; the others are slow
@@ -56,10 +58,7 @@ EVERY = itertools.product([1, 2, 4, 8], ["pmap", "shard_map"], *[[False, True]] 
 
 @pytest.mark.parametrize(
     ("count", "kind", "symmetric", "chunked"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN else pytest.mark.slow)
-        for case in EVERY
-    ],
+    [pytest.param(*case, marks=[] if case in CHOSEN else pytest.mark.slow) for case in EVERY],
 )
 def test_gradient_is_that_of_the_global_batch(
     count: int, kind: str, symmetric: bool, chunked: bool
@@ -69,9 +68,7 @@ def test_gradient_is_that_of_the_global_batch(
     chunk_size = 4 if chunked else 0
     settings = make_settings(symmetric=symmetric, chunk_size=chunk_size)
     wanted_loss, wanted = reference(make_params(), batch, settings)
-    found_loss, found, counted = mapped_gradient(
-        kind, count, make_params(), batch, settings
-    )
+    found_loss, found, counted = mapped_gradient(kind, count, make_params(), batch, settings)
     np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
     assert_close(found, wanted)
     if count > 1:
@@ -88,7 +85,9 @@ def test_gradient_is_that_of_the_global_batch(
 
 
 def test_gradient_with_every_option() -> None:
-    """Cut vectors, both directions, a learned temperature, answers masked and duplicates left in, layers and chunks computed again."""
+    """Cut vectors, both directions, a learned temperature, answers masked and duplicates left in,
+    layers and chunks computed again.
+    """
     rng = np.random.default_rng(1)
     count = QUESTIONS * PASSAGES
     batch = make_batch(rng)._replace(
@@ -114,17 +113,10 @@ def test_without_gathering_each_device_is_alone() -> None:
     """The mean over devices of what one device finds in its share, by its number of questions."""
     batch = make_batch(np.random.default_rng(0))
     settings = make_settings(symmetric=True, gather=False)
-    found_loss, found, counted = mapped_gradient(
-        "pmap", 4, make_params(), batch, settings
-    )
+    found_loss, found, counted = mapped_gradient("pmap", 4, make_params(), batch, settings)
     assert counted == {"all-reduce": 2, **dict.fromkeys(KINDS[1:], 0)}
-    shares = [
-        jax.tree.map(lambda leaf, i=i: np.split(leaf, 4)[i], batch) for i in range(4)
-    ]
-    alone = [
-        mapped_gradient("pmap", 1, make_params(), share, settings)[:2]
-        for share in shares
-    ]
+    shares = [jax.tree.map(lambda leaf, i=i: np.split(leaf, 4)[i], batch) for i in range(4)]
+    alone = [mapped_gradient("pmap", 1, make_params(), share, settings)[:2] for share in shares]
     weights = [share.weight_B.sum() / batch.weight_B.sum() for share in shares]
     wanted_loss, wanted = jax.tree.map(
         lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)),
@@ -182,9 +174,7 @@ def test_what_is_kept_for_the_backward_pass() -> None:
                 encoder, params, "question", tokens, None, chunk_size=chunk_size
             )
 
-        residuals = jax.eval_shape(
-            lambda params: jax.vjp(pull, params)[1], {"question": params}
-        )
+        residuals = jax.eval_shape(lambda params: jax.vjp(pull, params)[1], {"question": params})
         return sum(leaf.size for leaf in jax.tree.leaves(residuals)) - weights
 
     layer_input = tokens.ids_BL.size * SHAPE.hidden_size
@@ -210,9 +200,7 @@ def test_options_that_are_off_leave_no_instruction() -> None:
         total = jnp.sum(nll_B * share_B)
         return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
 
-    half = jax.tree.map(
-        lambda leaf: leaf[: len(leaf) // 2], make_batch(np.random.default_rng(0))
-    )
+    half = jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], make_batch(np.random.default_rng(0)))
     settings = make_settings(mask_duplicates=False)
 
     def ours(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -229,15 +217,13 @@ def test_options_that_are_off_leave_no_instruction() -> None:
     assert programs[0] == programs[1]
 
 
-# --- updates ------------------------------------------------------------------------
+# --- updates -----------------------------------------------------------------
 
 
 def test_updates_are_those_of_one_device_and_compile_once() -> None:
     settings, traces, results = make_settings(), [], []
 
-    def counted(
-        state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def counted(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         traces.append(1)
         return train_step(state, batch, settings=settings, axis=parallel.AXIS)
 
@@ -264,18 +250,14 @@ def test_dropout_differs_by_step_and_device_and_repeats_with_the_seed() -> None:
     params = make_params()
     batch = make_batch(np.random.default_rng(0))
     # the same rows on both devices: only dropout can tell them apart
-    half = jax.tree.map(
-        lambda leaf: np.concatenate([leaf[: len(leaf) // 2]] * 2), batch
-    )
+    half = jax.tree.map(lambda leaf: np.concatenate([leaf[: len(leaf) // 2]] * 2), batch)
     spmd = parallel.spmd("pmap", jax.devices()[:2])
 
     @spmd.map
     def vectors(step: jax.Array, shard: Batch) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(settings.seed), step)
         key = jax.random.fold_in(key, lax.axis_index(parallel.AXIS))
-        emb = dual_encoder.encode(
-            settings.encoder, params, "question", shard.question, key
-        )
+        emb = dual_encoder.encode(settings.encoder, params, "question", shard.question, key)
         # one number of one text: the sum of a vector is 0 after LayerNorm, but for rounding
         return lax.all_gather(emb[0, 0], parallel.AXIS)
 

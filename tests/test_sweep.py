@@ -19,11 +19,7 @@ def engine(settings: dict[str, int]) -> Point:
 
 def grid(knobs: dict[str, list[int]] = KNOBS) -> list[Point]:
     first, second = knobs
-    return [
-        engine({first: one, second: other})
-        for one in knobs[first]
-        for other in knobs[second]
-    ]
+    return [engine({first: one, second: other}) for one in knobs[first] for other in knobs[second]]
 
 
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95, 0.99])

@@ -1,4 +1,6 @@
-"""A teacher's scores: in every layout that has them, beside the right passages, through to the prepared data."""
+"""A teacher's scores: in every layout that has them, beside the right passages, through to the
+prepared data.
+"""
 
 import json
 from pathlib import Path
@@ -20,9 +22,7 @@ SCORED = {"pos_scores": [3.0], "neg_scores": [1.0, 7.0, -2.5]}
 def read(path: Path) -> dict[str, float]:
     """The scores of the first row, by text of the passage (its id where it has none of its own)."""
     row = next(iter(recognise.questions(path).read(None)))
-    texts = {
-        one.id: one.id if one.id.startswith("P") else one.text for one in row.passages
-    }
+    texts = {one.id: one.id if one.id.startswith("P") else one.text for one in row.passages}
     return {texts[id_]: score for id_, score in row.teacher_scores}
 
 

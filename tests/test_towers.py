@@ -1,4 +1,6 @@
-"""Which two towers belong together: one may be newer than the other, and only what the newer one made is made again."""
+"""Which two towers belong together: one may be newer than the other, and only what the newer one
+made is made again.
+"""
 
 import dataclasses
 import shutil
@@ -191,14 +193,10 @@ def test_towers_that_training_did_not_write_together(workdir: WorkDir) -> None:
     search(workdir)
 
 
-def test_towers_of_two_widths(
-    workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_towers_of_two_widths(workdir: WorkDir, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = BertShape(**{**tiny.SHAPE.__dict__, "hidden_size": 16})
     monkeypatch.setattr(tiny, "SHAPE", narrow)
-    monkeypatch.setattr(
-        tiny, "params", lambda seed, params=tiny.params: params(narrow, seed)
-    )
+    monkeypatch.setattr(tiny, "params", lambda seed, params=tiny.params: params(narrow, seed))
     write_tower(workdir, "question", seed=0)
     with pytest.raises(InputError, match="vectors of width 16, its passage encoder of"):
         pipeline.STAGES["retrieve"](CONFIG, workdir)

@@ -1,4 +1,6 @@
-"""The training stage: it learns, resumes bit for bit, refuses what does not belong, and exports what it trained."""
+"""The training stage: it learns, resumes bit for bit, refuses what does not belong, and exports
+what it trained.
+"""
 
 import dataclasses
 import json
@@ -25,9 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_programs")
 
 
 @pytest.fixture
-def run_dir(
-    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
-) -> tuple[Config, WorkDir]:
+def run_dir(tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]) -> tuple[Config, WorkDir]:
     """A work directory with prepared data and a config of a tiny model, eight devices."""
     config, prepared = nq_small_workdir
     tiny.write(tmp_path / "init")
@@ -64,9 +64,7 @@ def lines(workdir: WorkDir, key: str = "loss") -> dict[int, float]:
 
 
 def weights(workdir: WorkDir, side: str) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load_file(
-        workdir.model / f"{side}_encoder" / "model.safetensors"
-    )
+    return safetensors.numpy.load_file(workdir.model / f"{side}_encoder" / "model.safetensors")
 
 
 class Killed(Exception):
@@ -124,18 +122,14 @@ def test_finished_training_is_not_done_again_and_other_settings_are_refused(
     run_dir: tuple[Config, WorkDir], capfd: pytest.CaptureFixture[str]
 ) -> None:
     config, workdir = run_dir
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, total_steps=2)
-    )
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=2))
     loop.run(config, workdir)
     before = (workdir.model / "manifest.json").stat().st_mtime_ns
     loop.run(config, workdir)
     assert (workdir.model / "manifest.json").stat().st_mtime_ns == before
     assert "train: up to date" in capfd.readouterr().err
 
-    other = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, learning_rate=2e-3)
-    )
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=2e-3))
     with pytest.raises(InputError, match=r"train.learning_rate was 0.001, is 0.002"):
         loop.run(other, workdir)
     quieter = dataclasses.replace(
@@ -149,9 +143,7 @@ def test_finished_training_is_not_done_again_and_other_settings_are_refused(
     del settings["settings"]["train"]["gather"]
     artifacts.write_json(label, settings)
     loop.run(config, workdir)
-    alone = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, gather=False)
-    )
+    alone = dataclasses.replace(config, train=dataclasses.replace(config.train, gather=False))
     with pytest.raises(InputError, match=r"train.gather was True, is False"):
         loop.run(alone, workdir)
 
@@ -182,13 +174,9 @@ def test_a_loss_that_stays_far_too_high_ends_the_run_and_takes_no_checkpoint_wit
         return done, metrics | {"loss": loss}
 
     monkeypatch.setattr(loop, "train_step", exploding)
-    train = dataclasses.replace(
-        config.train, total_steps=30, checkpoint_every_steps=1, dropout=0.0
-    )
+    train = dataclasses.replace(config.train, total_steps=30, checkpoint_every_steps=1, dropout=0.0)
     config = dataclasses.replace(config, train=train)
-    ids = order.question_ids(
-        store.open_questions(workdir, "train", mined=True), config.seed, 15, 8
-    )
+    ids = order.question_ids(store.open_questions(workdir, "train", mined=True), config.seed, 15, 8)
     for _ in range(2):  # the same command again knows what was logged before
         with pytest.raises(InputError, match="diverged at step 15 ") as caught:
             loop.run(config, workdir)
@@ -214,9 +202,7 @@ def test_what_does_not_divide_is_refused(
         loop.run(dataclasses.replace(config, train=odd), workdir)
 
 
-def test_several_training_files_take_turns(
-    run_dir: tuple[Config, WorkDir], tmp_path: Path
-) -> None:
+def test_several_training_files_take_turns(run_dir: tuple[Config, WorkDir], tmp_path: Path) -> None:
     config, _ = run_dir
     rows = json.loads(Path(config.data.train).read_text("utf-8"))
     names = (str(tmp_path / "first.json"), str(tmp_path / "second.json"))
@@ -289,7 +275,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def change_a_byte_of_the_weights(step: Path) -> None:
-    """Changes what only a checksum of the arrays can tell: a byte in the middle of the largest file."""
+    """Changes what only a checksum of the arrays can tell: a byte in the middle of the largest
+    file.
+    """
     largest = max(
         (path for path in step.rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size,

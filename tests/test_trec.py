@@ -37,9 +37,7 @@ def test_ties_are_trec_evals(tmp_path: Path) -> None:
     assert [names[row] for row in order] == ["é", "b", "a", "9", "10"]
     for rank, row in enumerate(order, start=1):
         run = ir_measures.read_trec_run(str(tmp_path / "run.trec"))
-        found = ir_measures.calc_aggregate(
-            [ir_measures.RR], {"q1": {names[row]: 1}}, run
-        )
+        found = ir_measures.calc_aggregate([ir_measures.RR], {"q1": {names[row]: 1}}, run)
         assert found[ir_measures.RR] == pytest.approx(1 / rank)
 
 

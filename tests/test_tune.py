@@ -15,7 +15,9 @@ SHARDS = [np.eye(16, dtype=np.float16)[np.arange(400) % 16]]
 
 
 class Engine:
-    """Stands in for the fresh processes: with 80 leaves, blocks of 3 and a second partition it is fastest."""
+    """Stands in for the fresh processes: with 80 leaves, blocks of 3 and a second partition it is
+    fastest.
+    """
 
     def __init__(self) -> None:
         self.built: list[tuple[int, int, float]] = []
@@ -83,9 +85,7 @@ def test_walks_as_long_as_it_gets_faster(tmp_path: Path, engine: Engine) -> None
     assert {"recall_at_100", "queries_per_cpu_s", "build_s"} < tuned.tried[0].keys()
 
 
-def test_the_other_way_where_more_leaves_are_slower(
-    tmp_path: Path, engine: Engine
-) -> None:
+def test_the_other_way_where_more_leaves_are_slower(tmp_path: Path, engine: Engine) -> None:
     engine.start = 150
     tuned = run(
         tmp_path,
@@ -108,13 +108,9 @@ def test_what_is_set_by_hand_stays(tmp_path: Path, engine: Engine) -> None:
     assert tuned.settings["leaves_to_search"] == 40
 
 
-def test_a_target_out_of_reach_is_said_with_the_best(
-    tmp_path: Path, engine: Engine
-) -> None:
+def test_a_target_out_of_reach_is_said_with_the_best(tmp_path: Path, engine: Engine) -> None:
     config = IndexConfig(target_recall=0.9, leaves=50, leaves_to_search=5)
-    with pytest.raises(
-        InputError, match=r"0\.9 by .*leaves 50.*recall 0\.7943"
-    ) as error:
+    with pytest.raises(InputError, match=r"0\.9 by .*leaves 50.*recall 0\.7943") as error:
         run(tmp_path, config)
     assert "\n" not in str(error.value)
 

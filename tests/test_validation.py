@@ -14,18 +14,16 @@ def q(positives: tuple[int, ...], hard: tuple[int, ...] = ()) -> Question:
 
 def test_pool_holds_each_passage_once() -> None:
     questions = [q((3, 9), (1, 2, 5)), q((4,), (3, 1)), q((3,))]
-    rows = validation.pool_rows(
-        questions, hard_negatives=2, negatives=5, corpus_rows=10
-    )
+    rows = validation.pool_rows(questions, hard_negatives=2, negatives=5, corpus_rows=10)
     assert rows.tolist() == [1, 2, 3, 4]
-    rows = validation.pool_rows(
-        questions, hard_negatives=0, negatives=0, corpus_rows=10, spread=4
-    )
+    rows = validation.pool_rows(questions, hard_negatives=0, negatives=0, corpus_rows=10, spread=4)
     assert rows.tolist() == sorted({3, 4} | {0, 2, 5, 7})
 
 
 class Fixed:
-    """Stands for an Embedder: text n has vector `vectors[n]`, where n is the number that ends the text."""
+    """Stands for an Embedder: text n has vector `vectors[n]`, where n is the number that ends the
+    text.
+    """
 
     vectors = np.zeros((0, 2), np.float32)
     width = 2

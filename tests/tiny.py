@@ -1,4 +1,6 @@
-"""A BERT of random weights, small enough for tests, with the real tokenizer of the packaged encoder."""
+"""A BERT of random weights, small enough for tests, with the real tokenizer of the packaged
+encoder.
+"""
 
 import functools
 import json

@@ -1,10 +1,11 @@
-"""Cuts this folder's data set out of the full MedQuAD in DPR's layout; run again, it gives the same rows.
+"""Cuts this folder's data set out of the full MedQuAD in DPR's layout; run again, it gives the same
+rows.
 
   python data/quickstart/cut.py MEDQUAD_FOLDER [OUT_FOLDER]
 
-MEDQUAD_FOLDER holds passages.tsv, train.json, dev.json, queries.tsv and test.qrels. Whole subjects are drawn, so that the questions on
-one disease (its symptoms, its treatment, ...) stay together: telling those apart is the task. A subject belongs to one split only,
-however its name is spelled.
+MEDQUAD_FOLDER holds passages.tsv, train.json, dev.json, queries.tsv and test.qrels. Whole subjects
+are drawn, so that the questions on one disease (its symptoms, its treatment, ...) stay together:
+telling those apart is the task. A subject belongs to one split only, however its name is spelled.
 """
 
 import csv
@@ -36,9 +37,7 @@ def main(source: Path, out: Path) -> None:
         "dev": read_json(source / "dev.json"),
         "test": read_test(source / "queries.tsv", source / "test.qrels"),
     }
-    families = {
-        split: by_subject(questions, subject_of) for split, questions in full.items()
-    }
+    families = {split: by_subject(questions, subject_of) for split, questions in full.items()}
     owners = Counter(name for family in families.values() for name in family)
     for family in families.values():
         for name in [name for name in family if owners[name] > 1]:
@@ -76,9 +75,7 @@ def main(source: Path, out: Path) -> None:
         encoding="utf-8",
     )
     (out / "test.qrels").write_text(
-        "".join(
-            f"{row['id']} 0 {id_} 1\n" for row in chosen["test"] for id_ in row["gold"]
-        ),
+        "".join(f"{row['id']} 0 {id_} 1\n" for row in chosen["test"] for id_ in row["gold"]),
         encoding="utf-8",
     )
     counts = {split: len(questions) for split, questions in chosen.items()}
@@ -86,7 +83,9 @@ def main(source: Path, out: Path) -> None:
 
 
 def subject(title: str) -> str:
-    """One name for all spellings of a subject: lower case, words in order of the alphabet, no punctuation."""
+    """One name for all spellings of a subject: lower case, words in order of the alphabet, no
+    punctuation.
+    """
     return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
@@ -108,16 +107,14 @@ def read_test(queries: Path, qrels: Path) -> list[Question]:
     for line in qrels.read_text(encoding="utf-8").splitlines():
         question_id, _, passage_id, _ = line.split()
         gold[question_id].append(passage_id)
-    pairs = [
-        line.split("\t") for line in queries.read_text(encoding="utf-8").splitlines()
-    ]
+    pairs = [line.split("\t") for line in queries.read_text(encoding="utf-8").splitlines()]
     return [{"id": id_, "question": text, "gold": gold[id_]} for id_, text in pairs]
 
 
-def by_subject(
-    questions: list[Question], subject_of: dict[str, str]
-) -> dict[str, list[Question]]:
-    """Subject -> its questions; a question whose gold passages lie in several subjects is left out."""
+def by_subject(questions: list[Question], subject_of: dict[str, str]) -> dict[str, list[Question]]:
+    """Subject -> its questions; a question whose gold passages lie in several subjects is left
+    out.
+    """
     families = defaultdict(list)
     for question in questions:
         names = {subject_of[id_] for id_ in question["gold"]}
@@ -129,7 +126,9 @@ def by_subject(
 def draw(
     families: dict[str, list[Question]], total: int, smallest: int, rng: random.Random
 ) -> list[Question]:
-    """Whole families by chance until there are `total` questions; one that no longer fits is passed over."""
+    """Whole families by chance until there are `total` questions; one that no longer fits is passed
+    over.
+    """
     names = sorted(name for name in families if len(families[name]) >= smallest)
     rng.shuffle(names)
     chosen: list[Question] = []
@@ -142,9 +141,7 @@ def draw(
 
 def tsv(row: list[str]) -> str:
     """One line as DPR's corpus has it: quotes only around a field that needs them."""
-    fields = [
-        '"' + field.replace('"', '""') + '"' if '"' in field else field for field in row
-    ]
+    fields = ['"' + field.replace('"', '""') + '"' if '"' in field else field for field in row]
     assert not any("\t" in field or "\n" in field for field in row)
     return "\t".join(fields) + "\n"
 

@@ -2,14 +2,16 @@
 
 Only the passage's text counts, never its title. Two ways:
 
-- string: answer and text are brought to Unicode NFD and cut into tokens: a run of letters, numbers and marks, or any other single
-  character that is neither separator nor control. Tokens are lower-cased one by one (`str.lower`, no case folding). The answer is
-  found where its tokens stand in the text in one unbroken run.
-- regex: the answer is a pattern for the `regex` module, searched in the NFD text without regard to case, with ^ and $ at every
-  line. A pattern that does not compile finds nothing.
+- string: answer and text are brought to Unicode NFD and cut into tokens: a run of letters, numbers
+  and marks, or any other single character that is neither separator nor control. Tokens are
+  lower-cased one by one (`str.lower`, no case folding). The answer is found where its tokens stand
+  in the text in one unbroken run.
+- regex: the answer is a pattern for the `regex` module, searched in the NFD text without regard to
+  case, with ^ and $ at every line. A pattern that does not compile finds nothing.
 
-An answer without any token (empty, or blanks alone) is found in every text, the empty one too: the published rule has it so, since
-an empty run of tokens stands everywhere. Whoever reads answer files should refuse such rows.
+An answer without any token (empty, or blanks alone) is found in every text, the empty one too: the
+published rule has it so, since an empty run of tokens stands everywhere. Whoever reads answer files
+should refuse such rows.
 """
 
 import contextlib
@@ -39,9 +41,7 @@ def has_answer(
 
 
 @functools.lru_cache(maxsize=256)
-def matcher(
-    answers: tuple[str, ...], match: Literal["string", "regex"]
-) -> Callable[[str], bool]:
+def matcher(answers: tuple[str, ...], match: Literal["string", "regex"]) -> Callable[[str], bool]:
     """`has_answer` with the answers of one question prepared, to be asked about many texts."""
     if match == "regex":
         return _regex_matcher(answers)
@@ -57,18 +57,18 @@ def _string_matcher(answers: tuple[str, ...]) -> Callable[[str], bool]:
     wanted = [tokens(answer) for answer in answers]
     if not all(wanted):
         return lambda text: True
-    # A token holds no blank, so a run of tokens in a list is a substring of the list joined with blanks.
+    # A token holds no blank, so a run of tokens in a list is a substring of the list joined with
+    # blanks.
     runs = [(_joined(run), run) for run in wanted]
 
     def found(text: str) -> bool:
         text = _nfd(text)
-        # Most texts are refused without being cut into tokens: each token of an answer must be somewhere in them. Lower-casing the
-        # text as a whole equals doing it token by token, but for the sigma, which has two small forms.
+        # Most texts are refused without being cut into tokens: each token of an answer must be
+        # somewhere in them. Lower-casing the text as a whole equals doing it token by token, but
+        # for the sigma, which has two small forms.
         if _SIGMA not in text:
             lowered = text.lower()
-            likely = [
-                joined for joined, run in runs if all(token in lowered for token in run)
-            ]
+            likely = [joined for joined, run in runs if all(token in lowered for token in run)]
         else:
             likely = [joined for joined, _ in runs]
         if not likely:
@@ -82,7 +82,8 @@ def _string_matcher(answers: tuple[str, ...]) -> Callable[[str], bool]:
 def _regex_matcher(answers: tuple[str, ...]) -> Callable[[str], bool]:
     patterns = []
     for answer in answers:
-        # What the module raises for a pattern that is wrong, nested too deeply, or asks for flags that exclude ours.
+        # What the module raises for a pattern that is wrong, nested too deeply, or asks for flags
+        # that exclude ours.
         with contextlib.suppress(regex.error, RecursionError, ValueError):
             patterns.append(regex.compile(_nfd(answer), _PATTERN_FLAGS))
 

@@ -1,4 +1,6 @@
-"""Questions that are asked of a corpus: a prepared split, or a file of questions in any layout that `dpr prepare` reads."""
+"""Questions that are asked of a corpus: a prepared split, or a file of questions in any layout that
+`dpr prepare` reads.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ class Asked(NamedTuple):
 
     Attributes:
       name: the split, or the file's name without endings.
-      place: the folder that what is made of them belongs in; "" for the test questions, so that others never replace theirs.
+      place: the folder that what is made of them belongs in; "" for the test questions, so that
+        others never replace theirs.
       count: how many there are.
       read: starts to read them from the first one on.
       inputs: fingerprints, for the manifest.
@@ -33,7 +36,8 @@ def open_asked(workdir: WorkDir, *, split: str, file: str) -> Asked:
     """The questions of `file`, or of `split` where `file` is empty.
 
     Raises:
-      InputError: there are none, a file is of no known layout, a row of it is broken (file and line), or an id occurs twice.
+      InputError: there are none, a file is of no known layout, a row of it is broken (file and
+        line), or an id occurs twice.
     """
     return _of_file(Path(file)) if file else _of_split(workdir, split)
 
@@ -55,7 +59,8 @@ def _of_file(path: Path) -> Asked:
             if not row.unusable:
                 yield Question(row.id, row.question, row.answers, (), (), ())
 
-    # once through before anything is searched: what is wrong with the last line is better known now than after hours
+    # once through before anything is searched: what is wrong with the last line is better known now
+    # than after hours
     count = sum(1 for _ in read())
     if count == 0:
         raise InputError(f"{path} has no questions; give a file that holds some")

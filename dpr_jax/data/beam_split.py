@@ -1,8 +1,11 @@
-"""Documents to passages on Apache Beam: `dpr split`, the cutting of `dpr prepare` spread over many machines.
+"""Documents to passages on Apache Beam: `dpr split`, the cutting of `dpr prepare` spread over many
+machines.
 
-A file is the unit of work: one worker reads its documents one at a time and writes their passages as one shard. Nothing is shuffled and
-nothing collected but a line of counts a file, so memory does not grow with the corpus on any runner, and the order of the shards'
-names is the order of the passages. Files may lie wherever Beam reads (gs://, s3://, hdfs://).
+A file is the unit of work: one worker reads its documents one at a time and writes their passages
+  as one shard. Nothing is shuffled and
+nothing collected but a line of counts a file, so memory does not grow with the corpus on any
+runner, and the order of the shards' names is the order of the passages. Files may lie wherever Beam
+reads (gs://, s3://, hdfs://).
 """
 
 import contextlib
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import cut, documents, named
 from dpr_jax.data.raw import Passage
@@ -27,7 +30,8 @@ try:
     import apache_beam as beam
 except ImportError:
     raise InputError(
-        "dpr split needs Apache Beam; install it, in an environment of its own, with: pip install 'dpr_jax[beam]'"
+        "dpr split needs Apache Beam; install it, in an environment of its own, with: pip install"
+        " 'dpr_jax[beam]'"
     ) from None
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -38,7 +42,9 @@ RESULTS = "results.json"  # how the workers tell what they did
 
 
 class Document(NamedTuple):
-    """A file of documents: its place in the order, where it lies, and the id of its document where it is plain text."""
+    """A file of documents: its place in the order, where it lies, and the id of its document where
+    it is plain text.
+    """
 
     number: int
     path: str
@@ -46,20 +52,24 @@ class Document(NamedTuple):
 
 
 def run(config: Config, out: str, beam_options: list[str]) -> None:
-    """config.data.passages -> the folder `out`: shards of passages, which data.passages may name, and last their manifest.
+    """config.data.passages -> the folder `out`: shards of passages, which data.passages may name,
+    and last their manifest.
 
     Args:
-      config: what to cut and how, in its part `data`; for windows of tokens, `model.init` is the tokenizer.
+      config: what to cut and how, in its part `data`; for windows of tokens, `model.init` is the
+        tokenizer.
       out: on a file system that Beam knows; without passages that are finished.
       beam_options: Beam's own, such as --runner=DataflowRunner.
 
     Raises:
-      InputError: nothing to cut, a document cannot be read (file and line), Beam lacks an option, or `out` holds something else.
+      InputError: nothing to cut, a document cannot be read (file and line), Beam lacks an option,
+        or `out` holds something else.
     """
     data = config.data
     if not (data.split_words or data.split_tokens):
         raise InputError(
-            "data.split_words is 0; dpr split needs it, or data.split_tokens, to know how long passages are"
+            "data.split_words is 0; dpr split needs it, or data.split_tokens, to know how long"
+            " passages are"
         )
     options = _options(beam_options)
     files = _files(data.passages)
@@ -67,7 +77,7 @@ def run(config: Config, out: str, beam_options: list[str]) -> None:
     _clear(out)
 
     # --- every file becomes a shard, and a line of counts
-    logging.say(f"split: {len(files):,} files of {data.passages}")
+    console.say(f"split: {len(files):,} files of {data.passages}")
     pipeline = beam.Pipeline(options=options)
     _ = (
         pipeline
@@ -98,7 +108,7 @@ def run(config: Config, out: str, beam_options: list[str]) -> None:
     _write_json(manifest, f"{out}/{MANIFEST}")
     FileSystems.delete([f"{out}/{RESULTS}"])
     said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    logging.say(f"split: {said}; prepare them with --data.passages {out}")
+    console.say(f"split: {said}; prepare them with --data.passages {out}")
 
 
 class Cutting(beam.DoFn):
@@ -123,7 +133,8 @@ class Cutting(beam.DoFn):
         partial = f"{self._out}/{name}.partial-{uuid.uuid4().hex}"
         counts: Counter[str] = Counter()
         digest, size = hashlib.sha256(), 0
-        # a bundle may be tried twice, and at the same time: each writes a file of its own, with the same bytes
+        # a bundle may be tried twice, and at the same time: each writes a file of its own, with the
+        # same bytes
         try:
             with _create(partial) as file:
                 for passage in _passages(document, self._cut, counts):
@@ -144,9 +155,7 @@ class Cutting(beam.DoFn):
         return {"counts": counts, "files": {name: entry}}
 
 
-def _passages(
-    document: Document, how: cut.Cut, counts: Counter[str]
-) -> Iterator[Passage]:
+def _passages(document: Document, how: cut.Cut, counts: Counter[str]) -> Iterator[Passage]:
     """The passages of a file; messages name it as it is called, wherever it is read."""
     with _here(document.path) as file:
         try:
@@ -185,7 +194,8 @@ def _files(path: str) -> list[Document]:
         below = [str(file) for file in documents.below(Path(path))]
     if not below or not (path and (_is_far(path) or Path(path).exists())):
         raise InputError(
-            f"data.passages is {path!r}, where there is nothing; it must be a file or folder of documents"
+            f"data.passages is {path!r}, where there is nothing; it must be a file or folder of"
+            " documents"
         )
     top = PurePosixPath(path)
     return [
@@ -201,7 +211,8 @@ def _clear(out: str) -> None:
         name = PurePosixPath(path).name
         if name == MANIFEST:
             raise InputError(
-                f"--out {out} holds passages already ({MANIFEST} is there); give another folder, or remove it"
+                f"--out {out} holds passages already ({MANIFEST} is there); give another folder, or"
+                " remove it"
             )
         if not name.startswith(("passages-", RESULTS, MANIFEST)):
             raise InputError(
@@ -223,7 +234,9 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _options(flags: list[str]) -> PipelineOptions:
-    """Beam's options; it would pass over one that it does not know, and run everything on this machine."""
+    """Beam's options; it would pass over one that it does not know, and run everything on this
+    machine.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

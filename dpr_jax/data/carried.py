@@ -1,7 +1,8 @@
-"""Readers of files whose rows carry the texts of their passages: Tevatron, sentence-transformers, MS MARCO's triples, SQuAD.
+"""Readers of files whose rows carry the texts of their passages: Tevatron, sentence-transformers,
+MS MARCO's triples, SQuAD.
 
-The passages of such files make the corpus where no corpus file is named. Those without an id are known by their content, so that the
-same text is one passage wherever it stands.
+The passages of such files make the corpus where no corpus file is named. Those without an id are
+known by their content, so that the same text is one passage wherever it stands.
 """
 
 import re
@@ -28,12 +29,14 @@ _NEGATIVE = re.compile(r"neg(ative)?s?(_\d+)?")
 
 
 def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """Tevatron's {query_id, query, positive_passages, negative_passages}, whose passages are {docid, title, text}.
+    """Tevatron's {query_id, query, positive_passages, negative_passages}, whose passages are
+    {docid, title, text}.
 
     `pos_scores` and `neg_scores` beside them are a teacher's.
 
     Raises:
-      InputError: the file cannot be read, or a row lacks its id or question, a passage its text, or some passages a teacher's score.
+      InputError: the file cannot be read, or a row lacks its id or question, a passage its text, or
+        some passages a teacher's score.
     """
     for where, row in tables.read(path, on_read):
         positives = _objects(row, "positive_passages", where)
@@ -52,14 +55,17 @@ def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
 
 
 def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """(anchor, positive, negative, negative_2, ...) as sentence-transformers and FlagEmbedding have them.
+    """(anchor, positive, negative, negative_2, ...) as sentence-transformers and FlagEmbedding have
+    them.
 
-    The question is named anchor, query or question; the positive positive, pos, answer or passage; every column whose name begins with
-    neg is a negative. A value is a text or a list of texts; empty ones are no passages. The id of a question is its 0-based row. A
-    teacher's scores are read as data/teacher says.
+    The question is named anchor, query or question; the positive positive, pos, answer or passage;
+    every column whose name begins with neg is a negative. A value is a text or a list of texts;
+    empty ones are no passages. The id of a question is its 0-based row. A teacher's scores are read
+    as data/teacher says.
 
     Raises:
-      InputError: the file cannot be read, a row has no question, a value is neither text nor list of texts, or scores do not fit.
+      InputError: the file cannot be read, a row has no question, a value is neither text nor list
+        of texts, or scores do not fit.
     """
     for number, (where, row) in enumerate(tables.read(path, on_read)):
         names = [key for key in row if _NEGATIVE.fullmatch(key)]
@@ -73,13 +79,13 @@ def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestio
             positives=positives,
             negatives=negatives,
             where=where,
-            teacher_scores=teacher.beside_passages(*to_score)
-            or teacher.of_row(*to_score),
+            teacher_scores=teacher.beside_passages(*to_score) or teacher.of_row(*to_score),
         )
 
 
 def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """MS MARCO's `question TAB positive TAB negative`, texts without quoting; the id of a question is its 0-based line.
+    """MS MARCO's `question TAB positive TAB negative`, texts without quoting; the id of a question
+    is its 0-based line.
 
     Raises:
       InputError: a line without three columns, without question, or a file that cannot be read.
@@ -91,7 +97,8 @@ def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuest
             continue
         if len(columns) != 3:
             raise InputError(
-                f"{where}: {len(columns)} columns; a line is a question, a relevant passage, and an irrelevant one, separated by tabs"
+                f"{where}: {len(columns)} columns; a line is a question, a relevant passage, and an"
+                " irrelevant one, separated by tabs"
             )
         question, positive, negative = columns
         yield _carrying(
@@ -104,11 +111,12 @@ def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuest
         )
 
 
-# --- SQuAD --------------------------------------------------------------------------------------------------------------
+# --- SQuAD
 
 
 def read_squad(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """SQuAD v1.1 and v2; the gold passage of a question is its paragraph. Questions marked impossible are unusable.
+    """SQuAD v1.1 and v2; the gold passage of a question is its paragraph. Questions marked
+    impossible are unusable.
 
     Raises:
       InputError: the file cannot be read, or an article, paragraph or question lacks what it needs.
@@ -119,10 +127,9 @@ def read_squad(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestio
                 yield _squad_question(question, passage, where)
 
 
-def read_squad_passages(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[tuple[str, Passage]]:
-    """All paragraphs of a SQuAD file, also those without question; one that stands there twice is given once.
+def read_squad_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
+    """All paragraphs of a SQuAD file, also those without question; one that stands there twice is
+    given once.
 
     Raises:
       InputError: as `read_squad`.
@@ -135,9 +142,7 @@ def read_squad_passages(
                 yield where, passage
 
 
-def _articles(
-    path: Path, on_read: OnRead | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _articles(path: Path, on_read: OnRead | None) -> Iterator[tuple[str, dict[str, Any]]]:
     empty = True
     for number, (line, article) in enumerate(rows.json_objects(path, on_read, "data")):
         yield f"{path} article {number} (line {line})", article
@@ -161,9 +166,7 @@ def _paragraphs(
         yield passage, _dicts(paragraph, "qas", where)
 
 
-def _squad_question(
-    question: dict[str, Any], passage: Passage, where: str
-) -> RawQuestion:
+def _squad_question(question: dict[str, Any], passage: Passage, where: str) -> RawQuestion:
     id_ = one_word(question.get("id"), "question id", where)
     where = f"{where}, question {id_}"
     impossible = question.get("is_impossible") is True
@@ -179,7 +182,7 @@ def _squad_question(
     return row._replace(unusable="marked impossible" if impossible else "")
 
 
-# --- values of a row ----------------------------------------------------------------------------------------------------
+# --- values of a row
 
 
 def _carrying(
@@ -216,25 +219,18 @@ def _texts(value: Any, what: str, where: str) -> list[Passage | None]:
                 f"{where}: {what} must be a text or a list of texts, found {short(value)}"
             )
         passages.append(
-            raw.by_content("", encodable(text.strip(), where))
-            if text and text.strip()
-            else None
+            raw.by_content("", encodable(text.strip(), where)) if text and text.strip() else None
         )
     return passages
 
 
 def _objects(row: dict[str, Any], key: str, where: str) -> list[Passage]:
     objects = _dicts(row, key, where)
-    return [
-        raw.passage(value, f"{key}[{number}]", where)
-        for number, value in enumerate(objects)
-    ]
+    return [raw.passage(value, f"{key}[{number}]", where) for number, value in enumerate(objects)]
 
 
 def _dicts(row: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
     value = row.get(key) or []
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise InputError(
-            f"{where}: {key} must be a list of objects, found {short(value)}"
-        )
+        raise InputError(f"{where}: {key} must be a list of objects, found {short(value)}")
     return value

@@ -1,8 +1,9 @@
 """What came to the corpus, and what was taken out of it, since it was prepared.
 
-Each change is a folder of its own, changes/00001, 00002, ..., written whole and never altered: an addition holds a data set `corpus`, whose rows
-follow those before it; a removal holds rows. Training, mining and inspection know the corpus as it was prepared; what is searched is that
-corpus with its changes.
+Each change is a folder of its own, changes/00001, 00002, ..., written whole and never altered: an
+  addition holds a data set `corpus`, whose rows
+follow those before it; a removal holds rows. Training, mining and inspection know the corpus as it
+was prepared; what is searched is that corpus with its changes.
 """
 
 import dataclasses
@@ -17,12 +18,12 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import progress, say
 from dpr_jax.data import named, prepare, raw, rows, store
 from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.recognise import Source
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
-from dpr_jax.logging import progress, say
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.npy"
@@ -75,7 +76,9 @@ def read(workdir: WorkDir) -> Log:
         made_from = artifacts.read_json(folder / MANIFEST)["made_from"]
         if made_from["inputs"]["before"] != prints[-1]:
             raise InputError(
-                f"{folder} is a change to another corpus than {workdir.data / 'corpus'} with the changes before it; prepare the former files again, or delete {workdir.changes} and make the changes anew"
+                f"{folder} is a change to another corpus than {workdir.data / 'corpus'} with the"
+                f" changes before it; prepare the former files again, or delete {workdir.changes}"
+                " and make the changes anew"
             )
         here = artifacts.fingerprint(folder / MANIFEST)
         prints.append(hashlib.sha256(f"{prints[-1]} {here}".encode()).hexdigest())
@@ -101,10 +104,9 @@ def open_corpus(workdir: WorkDir, log: Log) -> Corpus:
     )
 
 
-def with_current(
-    question: Question, corpus: Corpus, passage_rows: dict[str, int]
-) -> Question:
-    """The question with gold passages that were replaced (taken out, and added under the same id) by what replaced them.
+def with_current(question: Question, corpus: Corpus, passage_rows: dict[str, int]) -> Question:
+    """The question with gold passages that were replaced (taken out, and added under the same id)
+    by what replaced them.
 
     Args:
       question: as it was prepared.
@@ -131,14 +133,13 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
       passages: a file or folder in any layout that data.passages may have.
 
     Raises:
-      InputError: the file is missing, of no known layout, or broken (file and line), or a passage's id is taken.
+      InputError: the file is missing, of no known layout, or broken (file and line), or a passage's
+        id is taken.
     """
     with rows.readable(passages):
         there = Path(passages).exists()
     if not there:
-        raise InputError(
-            f"{passages} does not exist; dpr index add takes a file of passages"
-        )
+        raise InputError(f"{passages} does not exist; dpr index add takes a file of passages")
     nothing = {f"{split}{end}": "" for split in named.SPLITS for end in ("", "_qrels")}
     data = dataclasses.replace(config.data, passages=passages, **nothing)
     documents: Counter[str] = Counter()
@@ -157,9 +158,7 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
         facts, files = prepare.write_corpus(source, folder)
         _refuse_taken(source, facts.table, corpus)
         origin = _origin(log, "add", settings, inputs)
-        artifacts.write_manifest(
-            folder / MANIFEST, origin, files, passages=facts.passages
-        )
+        artifacts.write_manifest(folder / MANIFEST, origin, files, passages=facts.passages)
     say(f"index add: {facts.passages:,} passages ({source.layout})")
 
 
@@ -171,7 +170,8 @@ def remove(workdir: WorkDir, ids: str) -> None:
       ids: a file with one passage id a line.
 
     Raises:
-      InputError: the file is missing or empty, a passage is not in the corpus (file and line), or none would be left.
+      InputError: the file is missing or empty, a passage is not in the corpus (file and line), or
+        none would be left.
     """
     path = Path(ids)
     log = read(workdir)
@@ -190,9 +190,7 @@ def remove(workdir: WorkDir, ids: str) -> None:
             advance()
     for id_, where in wanted.items():
         if id_ not in found:
-            raise InputError(
-                f"{where}: passage {id_!r} is not in the corpus; take the line out"
-            )
+            raise InputError(f"{where}: passage {id_!r} is not in the corpus; take the line out")
     if len(found) + len(gone) == len(corpus):
         raise InputError(f"{ids} names every passage; an index needs at least one")
     with artifacts.atomic_dir(_next(workdir, log)) as folder:
@@ -209,7 +207,9 @@ def _origin(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> dict
 
 
 def _is_last(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> bool:
-    """Whether the last change is just this one: what follows it may have been killed, and it is not made twice."""
+    """Whether the last change is just this one: what follows it may have been killed, and it is not
+    made twice.
+    """
     if not log.folders:
         return False
     origin = _origin(log.first(len(log.folders) - 1), verb, settings, inputs)
@@ -239,12 +239,11 @@ def _refuse_taken(source: Source, added: HashTable, corpus: Corpus) -> None:
         for start in range(0, len(corpus), store.ROWS_PER_READ):
             stop = min(start + store.ROWS_PER_READ, len(corpus))
             ids = [one.id for one in corpus.rows(range(start, stop))]
-            for row, id_, at in zip(
-                range(start, stop), ids, added.rows(ids), strict=True
-            ):
+            for row, id_, at in zip(range(start, stop), ids, added.rows(ids), strict=True):
                 if at != -1 and row not in gone:
                     where, _ = next(itertools.islice(source.read(None), at, None))
                     raise InputError(
-                        f"{where}: passage id {id_!r} is in the corpus already; remove it first to give it another text, or take the row out"
+                        f"{where}: passage id {id_!r} is in the corpus already; remove it first to"
+                        " give it another text, or take the row out"
                     )
             advance(stop - start)

@@ -1,4 +1,6 @@
-"""Readers of corpora besides DPR's own: objects with id, title and text in any table, and MS MARCO's collection."""
+"""Readers of corpora besides DPR's own: objects with id, title and text in any table, and MS
+MARCO's collection.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from dpr_jax.errors import InputError
 def read_passage_objects(
     path: Path, on_read: OnRead | None = None
 ) -> Iterator[tuple[str, Passage]]:
-    """{id, title, text}, under the names that BEIR, Tevatron, Pyserini and others give them; a passage without id is known by its content.
+    """{id, title, text}, under the names that BEIR, Tevatron, Pyserini and others give them; a
+    passage without id is known by its content.
 
     Raises:
       InputError: the file cannot be read, a row has no text, or an id is not one word.
@@ -21,13 +24,12 @@ def read_passage_objects(
         yield where, raw.passage(row, "the passage", where)
 
 
-def read_collection(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[tuple[str, Passage]]:
+def read_collection(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
     """MS MARCO's `id TAB text`, without header and without quoting.
 
     Raises:
-      InputError: a line without two columns, an id that is not one word, or a file that cannot be read.
+      InputError: a line without two columns, an id that is not one word, or a file that cannot be
+        read.
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"

@@ -1,4 +1,6 @@
-"""Documents to passages: disjoint blocks of words as in the paper (100 of them), or overlapping windows of tokens."""
+"""Documents to passages: disjoint blocks of words as in the paper (100 of them), or overlapping
+windows of tokens.
+"""
 
 import bisect
 import itertools
@@ -23,8 +25,8 @@ def into_passages(
       count: gets the documents, and those that have no text.
 
     Yields:
-      Where the document stands, and a passage; its id is the document's, a colon, and its place in the document, from 0. Words are
-      separated by one blank.
+      Where the document stands, and a passage; its id is the document's, a colon, and its place in
+      the document, from 0. Words are separated by one blank.
     """
     for where, document in documents:
         count["documents"] += 1
@@ -44,7 +46,9 @@ def by_words(words: list[str], *, length: int) -> list[list[str]]:
 def remembering(
     sizes_of: Callable[[Sequence[str]], list[int]],
 ) -> Callable[[Sequence[str]], list[int]]:
-    """`sizes_of`, asked once for each word: the words of a text are few, and one by one they are slow to tokenize."""
+    """`sizes_of`, asked once for each word: the words of a text are few, and one by one they are
+    slow to tokenize.
+    """
     known: dict[str, int] = {}
 
     def sizes(words: Sequence[str]) -> list[int]:
@@ -65,13 +69,15 @@ def by_tokens(
     length: int,
     stride: int,
 ) -> list[list[str]]:
-    """Windows of whole words that have at most `length` tokens together; a word that has more is a window of its own.
+    """Windows of whole words that have at most `length` tokens together; a word that has more is a
+    window of its own.
 
     Args:
       words: of a document, at least one.
       sizes_of: the number of tokens of each word.
       length: tokens of a window.
-      stride: a window begins at the first word that is so many tokens after the begin of the one before, or at that one's end.
+      stride: a window begins at the first word that is so many tokens after the begin of the one
+        before, or at that one's end.
     """
     # first_W[w] is the number of tokens before word w
     first_W = [0, *itertools.accumulate(sizes_of(words))]
@@ -79,7 +85,5 @@ def by_tokens(
     while end < len(words):
         end = max(begin + 1, bisect.bisect_right(first_W, first_W[begin] + length) - 1)
         windows.append(words[begin:end])
-        begin = min(
-            end, max(begin + 1, bisect.bisect_left(first_W, first_W[begin] + stride))
-        )
+        begin = min(end, max(begin + 1, bisect.bisect_left(first_W, first_W[begin] + stride)))
     return windows

@@ -1,4 +1,6 @@
-"""Raw documents to be split into passages: plain text files, WikiExtractor's output, or any corpus layout; a file or a folder of them."""
+"""Raw documents to be split into passages: plain text files, WikiExtractor's output, or any corpus
+layout; a file or a folder of them.
+"""
 
 import functools
 import html
@@ -34,7 +36,8 @@ def recognised(path: Path) -> Source:
 
 
 def below(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all files below a folder in the order of their names, hidden ones left out.
+    """The file itself, or all files below a folder in the order of their names, hidden ones left
+    out.
 
     Raises:
       InputError: there is none.
@@ -75,7 +78,8 @@ def recognised_file(file: Path, name: str) -> tuple[str, Reader]:
 def read_plain(
     path: Path, on_read: OnRead | None = None, *, id_: str
 ) -> Iterator[tuple[str, Passage]]:
-    """A text file as one document, whose title is the file's name without its ending; it is held in memory.
+    """A text file as one document, whose title is the file's name without its ending; it is held in
+    memory.
 
     Raises:
       InputError: the file cannot be read as UTF-8 text.
@@ -85,13 +89,13 @@ def read_plain(
     yield str(path), Passage(id_, title.rpartition(".")[0], text)
 
 
-def read_wiki(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[tuple[str, Passage]]:
-    """WikiExtractor's `<doc id= url= title=> ... </doc>`; the title's own line at the head of each text is left out.
+def read_wiki(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
+    """WikiExtractor's `<doc id= url= title=> ... </doc>`; the title's own line at the head of each
+    text is left out.
 
     Raises:
-      InputError: text outside of a document, a document that is not closed, or without id and title.
+      InputError: text outside of a document, a document that is not closed, or without id and
+        title.
     """
     where, id_, title = "", "", ""
     parts: list[str] = []

@@ -1,7 +1,8 @@
-"""Readers of files that name passages by id, one row at a time: DPR's downloads, and what TREC, BEIR and MS MARCO have for questions.
+"""Readers of files that name passages by id, one row at a time: DPR's downloads, and what TREC,
+BEIR and MS MARCO have for questions.
 
-Every reader says where a bad row is (file and line) and what the rule is. Texts are UTF-8, with or without a byte order mark; lines end
-in LF or CRLF.
+Every reader says where a bad row is (file and line) and what the rule is. Texts are UTF-8, with or
+without a byte order mark; lines end in LF or CRLF.
 """
 
 import ast
@@ -53,20 +54,18 @@ class Qrels(NamedTuple):
     where: dict[str, str]
 
 
-# --- passages and questions ---------------------------------------------------------------------------------------------
+# --- passages and questions
 
 
-def read_passages(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[tuple[str, Passage]]:
+def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
     """A corpus: TSV with the header `id, text, title`, quoted as CSV where a field needs it.
 
     Yields:
       File and line where the row begins, and the passage, its text without outer quotes.
 
     Raises:
-      InputError: wrong header or number of columns, an id that is empty or holds white space, a quote that is never closed, no
-        passage at all, or a file that cannot be read as UTF-8 text.
+      InputError: wrong header or number of columns, an id that is empty or holds white space, a
+        quote that is never closed, no passage at all, or a file that cannot be read as UTF-8 text.
     """
     table = rows.tsv(path, on_read)
     line, header = next(table, (1, []))
@@ -74,7 +73,8 @@ def read_passages(
         raise InputError(f"{path} is empty; a corpus begins with id, text, title")
     if header != ["id", "text", "title"]:
         raise InputError(
-            f"{path}:{line}: the first line must be the header id, text, title (tab-separated), found {short(header)}"
+            f"{path}:{line}: the first line must be the header id, text, title (tab-separated),"
+            f" found {short(header)}"
         )
     empty = True
     for line, row in table:
@@ -82,7 +82,8 @@ def read_passages(
             raise InputError(f"{path}:{line}: {tables.REPEATED_HEADER}")
         if len(row) != 3:
             raise InputError(
-                f"{path}:{line}: {len(row)} columns; a passage has 3 (id, text, title), separated by tabs"
+                f"{path}:{line}: {len(row)} columns; a passage has 3 (id, text, title), separated"
+                " by tabs"
             )
         where = f"{path}:{line}"
         id_, text, title = row
@@ -93,13 +94,16 @@ def read_passages(
 
 
 def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs, negative_ctxs}, a JSON list or one a line.
+    """DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs,
+    negative_ctxs}, a JSON list or one a line.
 
-    The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they have none. The id of a
-    question is its 0-based row. `pos_scores` and `neg_scores` are a teacher's, of positive_ctxs and hard_negative_ctxs.
+    The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they
+    have none. The id of a question is its 0-based row. `pos_scores` and `neg_scores` are a
+    teacher's, of positive_ctxs and hard_negative_ctxs.
 
     Raises:
-      InputError: truncated or broken JSON, a row without question, a passage with neither id nor text, or a value of the wrong type.
+      InputError: truncated or broken JSON, a row without question, a passage with neither id nor
+        text, or a value of the wrong type.
     """
     for number, (where, row) in enumerate(tables.read(path, on_read)):
         carried: list[Passage] = []
@@ -115,32 +119,32 @@ def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
             negatives=negatives,
             where=where,
             passages=tuple(carried),
-            teacher_scores=teacher.beside_passages(
-                row, positives, hard_negatives, where
-            ),
+            teacher_scores=teacher.beside_passages(row, positives, hard_negatives, where),
         )
 
 
-def read_question_answers(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[RawQuestion]:
-    """DPR's question/answers files: `question TAB ['answer', ...]`. The id of a question is its 0-based row.
+def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
+    """DPR's question/answers files: `question TAB ['answer', ...]`. The id of a question is its
+    0-based row.
 
     Raises:
-      InputError: wrong number of columns, an empty question, or a second column that is not a list of strings.
+      InputError: wrong number of columns, an empty question, or a second column that is not a list
+        of strings.
     """
     for number, (line, row) in enumerate(rows.tsv(path, on_read)):
         where = f"{path}:{line}"
         if len(row) != 2:
             raise InputError(
-                f"{where}: {len(row)} columns; a line is a question, a tab, and a list such as ['answer', 'another']"
+                f"{where}: {len(row)} columns; a line is a question, a tab, and a list such as"
+                " ['answer', 'another']"
             )
         try:
             with warnings.catch_warnings(action="ignore"):  # of \\d and the like
                 answers = ast.literal_eval(row[1].strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
-                f"{where}: the second column must be a list such as ['answer', 'another'], found {short(row[1])}"
+                f"{where}: the second column must be a list such as ['answer', 'another'], found"
+                f" {short(row[1])}"
             ) from None
         yield RawQuestion(
             id=str(number),
@@ -153,13 +157,12 @@ def read_question_answers(
         )
 
 
-def read_question_ids(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[RawQuestion]:
+def read_question_ids(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
     """`id TAB question`, without header and without quoting, as TREC and MS MARCO have it.
 
     Raises:
-      InputError: wrong number of columns, an id that is empty or holds white space, or an empty question.
+      InputError: wrong number of columns, an id that is empty or holds white space, or an empty
+        question.
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
@@ -171,13 +174,13 @@ def read_question_ids(
         yield _asked(one_word(id_, "question id", where), question, where)
 
 
-def read_question_objects(
-    path: Path, on_read: OnRead | None = None
-) -> Iterator[RawQuestion]:
-    """Objects that are questions alone: BEIR's queries.jsonl {_id, text}, Tevatron's {query_id, query}, {id, question}.
+def read_question_objects(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
+    """Objects that are questions alone: BEIR's queries.jsonl {_id, text}, Tevatron's {query_id,
+    query}, {id, question}.
 
     Raises:
-      InputError: the file cannot be read, an id is missing or not one word, or a question is missing.
+      InputError: the file cannot be read, an id is missing or not one word, or a question is
+        missing.
     """
     for where, row in tables.read(path, on_read):
         id_ = one_word(raw.first_of(row, QUESTION_ID_KEYS), "question id", where)
@@ -185,7 +188,8 @@ def read_question_objects(
 
 
 def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """TREC topics: <top> with <num> and <title>, closed or not; or <topic number="1"> with <query>, <question> or <title>.
+    """TREC topics: <top> with <num> and <title>, closed or not; or <topic number="1"> with <query>,
+    <question> or <title>.
 
     Raises:
       InputError: a topic has no number or no question, a topic is not closed, or there is none.
@@ -202,23 +206,23 @@ def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuesti
             yield _topic("".join(parts), f"{path}:{begun}")
             found, begun = True, 0
     if begun:
-        raise InputError(
-            f"{path}:{begun}: a topic is not closed; every <top> needs a </top>"
-        )
+        raise InputError(f"{path}:{begun}: a topic is not closed; every <top> needs a </top>")
     if not found:
         raise InputError(f"{path}: no topic; each stands between <top> and </top>")
 
 
-# --- judgements ---------------------------------------------------------------------------------------------------------
+# --- judgements
 
 
 def read_qrels(path: Path) -> Qrels:
-    """TREC's `question-id 0 passage-id relevance`, BEIR's three columns with a header, or MS MARCO's triples of ids.
+    """TREC's `question-id 0 passage-id relevance`, BEIR's three columns with a header, or MS
+    MARCO's triples of ids.
 
     A relevance above 0 makes the passage gold. A triple is `question-id positive negative`.
 
     Raises:
-      InputError: a line without three or four columns or unlike the lines before it, a relevance that is not a whole number, or no line.
+      InputError: a line without three or four columns or unlike the lines before it, a relevance
+        that is not a whole number, or no line.
     """
     qrels = Qrels({}, {}, {})
     layout, judged = "", False
@@ -258,18 +262,20 @@ def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, i
     """Question id, passage id, relevance."""
     if len(columns) != (4 if layout == "TREC" else 3):
         raise InputError(
-            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), found {short(columns)}"
+            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), found"
+            f" {short(columns)}"
         )
     if layout == "triples":
         return columns[0], columns[1], 1
     if not _WHOLE.fullmatch(columns[-1]):
         raise InputError(
-            f"{where}: the last column, relevance of a passage-id, must be a whole number, found {short(columns)}"
+            f"{where}: the last column, relevance of a passage-id, must be a whole number, found"
+            f" {short(columns)}"
         )
     return columns[0], columns[-2], int(columns[-1])
 
 
-# --- values of a row ----------------------------------------------------------------------------------------------------
+# --- values of a row
 
 
 def _asked(id_: str, question: Any, where: str) -> RawQuestion:
@@ -307,14 +313,13 @@ def _context_ids(
         id_ = context.get("passage_id", context.get("psg_id"))
         text = context.get("text")
         if isinstance(text, str) and text.strip():
-            carried.append(
-                raw.passage(context | {"text": text.strip('"')}, what, where)
-            )
+            carried.append(raw.passage(context | {"text": text.strip('"')}, what, where))
             ids.append(carried[-1].id)
         elif isinstance(id_, str | int) and not isinstance(id_, bool) and id_ != "":
             ids.append(str(id_))
         else:
             raise InputError(
-                f"{where}: {what} has no passage_id or psg_id; it must name a passage of the corpus, or carry its text"
+                f"{where}: {what} has no passage_id or psg_id; it must name a passage of the"
+                " corpus, or carry its text"
             )
     return tuple(ids)

@@ -1,4 +1,6 @@
-"""Questions of a TFDS data set, named `tfds:NAME#SPLIT`: question and answers (natural_questions_open, trivia_qa), or SQuAD's rows."""
+"""Questions of a TFDS data set, named `tfds:NAME#SPLIT`: question and answers
+(natural_questions_open, trivia_qa), or SQuAD's rows.
+"""
 
 import contextlib
 import io
@@ -9,12 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dpr_jax.console import console, say
 from dpr_jax.data import raw
 from dpr_jax.data.raw import RawQuestion, answer_texts, question_text, short
 from dpr_jax.data.recognise import Source
 from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
-from dpr_jax.logging import console, say
 
 PREFIX = "tfds:"
 TRIES = 5  # of a download; with TFDS's 10 it takes four minutes to find no network
@@ -22,13 +24,16 @@ REASON_CHARS = 160
 
 
 def questions(name: str) -> Source:
-    """The questions of one split, which TFDS has on this machine as array_record, or can download and write without TensorFlow.
+    """The questions of one split, which TFDS has on this machine as array_record, or can download
+    and write without TensorFlow.
 
     Args:
-      name: `tfds:NAME#SPLIT`, as in `tfds:squad/v2.0#validation`; SPLIT may be a slice, as in `train[:90%]`.
+      name: `tfds:NAME#SPLIT`, as in `tfds:squad/v2.0#validation`; SPLIT may be a slice, as in
+        `train[:90%]`.
 
     Raises:
-      InputError: the name lacks its split, TFDS knows no such data set or cannot get it, or its rows are no questions.
+      InputError: the name lacks its split, TFDS knows no such data set or cannot get it, or its
+        rows are no questions.
     """
     dataset, _, split = name.removeprefix(PREFIX).partition("#")
     if not dataset or not split:
@@ -49,7 +54,8 @@ def questions(name: str) -> Source:
 
 
 def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
-    # Builders are other people's code: they fail in ways of their own, on the network, on a missing TensorFlow, on an unknown split.
+    # Builders are other people's code: they fail in ways of their own, on the network, on a missing
+    # TensorFlow, on an unknown split.
     try:
         with _quietly():
             builder = tfds.builder(dataset, file_format="array_record")
@@ -59,14 +65,18 @@ def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
             return builder, builder.as_data_source(split)
     except Exception as error:
         raise InputError(
-            f"{PREFIX}{dataset}#{split} cannot be had ({type(error).__name__}: {_reason(error)}); check the name. TFDS downloads it the first time: where there is a network, or TensorFlow if it asks for that, write it with "
-            f"`tfds build {dataset} --file_format=array_record`, and set TFDS_DATA_DIR to its folder"
+            f"{PREFIX}{dataset}#{split} cannot be had ({type(error).__name__}: {_reason(error)});"
+            " check the name. TFDS downloads it the first time: where there is a network, or"
+            f" TensorFlow if it asks for that, write it with `tfds build {dataset}"
+            " --file_format=array_record`, and set TFDS_DATA_DIR to its folder"
         ) from error
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what TFDS prints, a warning for each try of a download, bars in log files, and four minutes of trying where there is no network."""
+    """Without what TFDS prints, a warning for each try of a download, bars in log files, and four
+    minutes of trying where there is no network.
+    """
     # not public, so not imported by those who name no TFDS data set
     from tensorflow_datasets.core.download import downloader
 

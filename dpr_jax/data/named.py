@@ -1,4 +1,6 @@
-"""What the settings of `data` name: recognised files and folders, documents to be cut, and the corpus that questions bring along."""
+"""What the settings of `data` name: recognised files and folders, documents to be cut, and the
+corpus that questions bring along.
+"""
 
 import functools
 import hashlib
@@ -19,7 +21,9 @@ SPLITS = ("train", "dev", "test")
 
 
 def questions(data: DataConfig) -> dict[str, str]:
-    """What is named for each split: train, dev, test; several training files are train/1, train/2, ..."""
+    """What is named for each split: train, dev, test; several training files are train/1, train/2,
+    ...
+    """
     train = data.train_files
     names = {f"train/{number}": name for number, name in enumerate(train, 1)}
     if len(train) == 1:
@@ -36,7 +40,8 @@ def split_of(key: str) -> str:
 def recognised(
     data: DataConfig, model: str, count: Counter[str]
 ) -> tuple[dict[str, Source], dict[str, Path]]:
-    """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys; all of them there.
+    """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys;
+    all of them there.
 
     Args:
       data: the settings.
@@ -79,10 +84,10 @@ def recognised(
     return sources, qrels
 
 
-def cut_settings(
-    data: DataConfig, model: str, sources: dict[str, Source]
-) -> dict[str, int | str]:
-    """What the passages of documents depend on besides the files' content; none where there is nothing to cut."""
+def cut_settings(data: DataConfig, model: str, sources: dict[str, Source]) -> dict[str, int | str]:
+    """What the passages of documents depend on besides the files' content; none where there is
+    nothing to cut.
+    """
     if data.split_words:
         settings: dict[str, int | str] = {"words": data.split_words}
     elif data.split_tokens:
@@ -121,11 +126,13 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
         there = bool(name) and Path(name).exists()
     if not there:
         raise InputError(
-            f"data.passages is {name!r}, which does not exist; with data.split_words or data.split_tokens it must be a file or folder of documents"
+            f"data.passages is {name!r}, which does not exist; with data.split_words or"
+            " data.split_tokens it must be a file or folder of documents"
         )
     if recognise.is_split(Path(name)):
         raise InputError(
-            f"data.passages {name} holds what dpr split cut; set data.split_words and data.split_tokens to 0"
+            f"data.passages {name} holds what dpr split cut; set data.split_words and"
+            " data.split_tokens to 0"
         )
     found = documents.recognised(Path(name))
     return found._replace(
@@ -138,14 +145,14 @@ def _existing(key: str, name: str) -> Path:
     with rows.readable(name):
         there = Path(name).is_file()
     if not there:
-        raise InputError(
-            f"{name} does not exist or is not a file; data.{key} must name one"
-        )
+        raise InputError(f"{name} does not exist or is not a file; data.{key} must name one")
     return Path(name)
 
 
 def carried(sources: dict[str, Source]) -> Source:
-    """The passages that the questions carry as a corpus, each once, in the order in which they come."""
+    """The passages that the questions carry as a corpus, each once, in the order in which they
+    come.
+    """
 
     def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
         texts: dict[int, int] = {}
@@ -158,7 +165,8 @@ def carried(sources: dict[str, Source]) -> Source:
                         yield row.where, passage
                     elif texts[id_] != text:
                         raise InputError(
-                            f"{row.where}: passage {passage.id!r} has another text than in an earlier row; name the corpus with data.passages"
+                            f"{row.where}: passage {passage.id!r} has another text than in an"
+                            " earlier row; name the corpus with data.passages"
                         )
 
     files = tuple(path for source in sources.values() for path in source.files)

@@ -7,7 +7,8 @@ import numpy as np
 
 
 class HashedTexts:
-    """Texts in the order they came, kept as 64-bit hashes: 8 bytes each, twice that once they are looked up.
+    """Texts in the order they came, kept as 64-bit hashes: 8 bytes each, twice that once they are
+    looked up.
 
     Two different texts of 21 million share a hash with a chance of 1 in 80,000.
     """

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import formats, named, raw, store
@@ -36,8 +36,8 @@ def run(config: Config, workdir: WorkDir) -> None:
     """Raw files -> workdir.data, all of it or nothing.
 
     Raises:
-      InputError: a file is missing, of no known layout, or broken (file and line), a passage id occurs twice, a gold passage is not in
-        the corpus, or a split has no usable question.
+      InputError: a file is missing, of no known layout, or broken (file and line), a passage id
+        occurs twice, a gold passage is not in the corpus, or a split has no usable question.
     """
     data = config.data
     documents: Counter[str] = Counter()
@@ -56,20 +56,21 @@ def run(config: Config, workdir: WorkDir) -> None:
         form=store.FORM,
     )
     if artifacts.is_fresh(workdir.data / "manifest.json", origin):
-        logging.say("prepare: up to date")
+        console.say("prepare: up to date")
         return
     names = {"passages": data.passages} | named.questions(data)
     for key, source in sources.items():
-        logging.say(f"prepare: {key}: {names[key]} is {source.layout}")
+        console.say(f"prepare: {key}: {names[key]} is {source.layout}")
 
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(workdir.data) as folder:
         corpus = sources.pop("passages", None) or named.carried(sources)
         facts, corpus_files = write_corpus(corpus, folder)
         if documents:
-            logging.say(f"prepare: corpus: cut {_report(documents)}")
-        logging.say(
-            f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat another's text, {facts.empty_texts:,} have none)"
+            console.say(f"prepare: corpus: cut {_report(documents)}")
+        console.say(
+            f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat"
+            f" another's text, {facts.empty_texts:,} have none)"
         )
 
         # --- the questions, which name passages by row
@@ -94,7 +95,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         question_files = store.write_questions(folder, splits) if splits else []
         kept: Counter[str] = Counter()
         for key, count in counts.items():
-            logging.say(f"prepare: {key}: {_report(count)}")
+            console.say(f"prepare: {key}: {_report(count)}")
             kept[named.split_of(key)] += count["kept"]
         _warn_of_overlap(asked)
         several = [key for key in sources if "/" in key]
@@ -109,7 +110,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
 
-# --- the corpus ---------------------------------------------------------------------------------------------------------
+# --- the corpus
 
 
 def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
@@ -130,7 +131,8 @@ def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]
         if not len(ids):
             names = ", ".join(str(path) for path in source.files)
             raise InputError(
-                f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not set to a file that has some"
+                f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not"
+                " set to a file that has some"
             )
 
     with _reading("prepare corpus", source) as on_read:
@@ -153,11 +155,12 @@ def _refuse_repeat(source: Source, first: int, second: int) -> None:
     assert id_ == other, f"{id_!r} and {other!r} have the same 64-bit hash; run again"
     first_line = first_where.replace(f"{source.files[0]}:", "line ")
     raise InputError(
-        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line}; ids must be unique"
+        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line}; ids must be"
+        " unique"
     )
 
 
-# --- the questions ------------------------------------------------------------------------------------------------------
+# --- the questions
 
 
 def _questions(
@@ -191,9 +194,7 @@ def _questions(
             yield question
     if not count["kept"]:
         name = named.questions(config.data)[key]
-        raise InputError(
-            f"{name} has no question to use as data.{split} ({_report(count)})"
-        )
+        raise InputError(f"{name} has no question to use as data.{split} ({_report(count)})")
 
 
 def _usable(
@@ -209,7 +210,9 @@ def _usable(
 def _drawn(
     rows: Iterable[RawQuestion], count: Counter[str], *, most: int, seed: int
 ) -> list[RawQuestion]:
-    """So many of the rows from all over their file, in its order; holds no more than these (reservoir sampling, Vitter, 1985)."""
+    """So many of the rows from all over their file, in its order; holds no more than these
+    (reservoir sampling, Vitter, 1985).
+    """
     rng = random.Random(seed)
     held: list[tuple[int, RawQuestion]] = []
     for number, row in enumerate(rows):
@@ -255,12 +258,15 @@ def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
 
 
 def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Question:
-    """Ids -> rows. Every gold passage must be in the corpus; negatives that are not (it may be a part of a larger one) are left out."""
+    """Ids -> rows. Every gold passage must be in the corpus; negatives that are not (it may be a
+    part of a larger one) are left out.
+    """
     positives = table.rows(row.positives)
     if -1 in positives:
         missing = row.positives[positives.index(-1)]
         raise InputError(
-            f"{row.where}: gold passage {missing!r} is not in the corpus; data.passages must hold every gold passage, or be empty where the questions carry their passages"
+            f"{row.where}: gold passage {missing!r} is not in the corpus; data.passages must hold"
+            " every gold passage, or be empty where the questions carry their passages"
         )
     gold = set(positives)
     negatives = []
@@ -286,7 +292,7 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
     )
 
 
-# --- what is said -------------------------------------------------------------------------------------------------------
+# --- what is said
 
 
 def _report(count: Counter[str]) -> str:
@@ -296,13 +302,16 @@ def _report(count: Counter[str]) -> str:
 
 
 def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
-    """Questions that are asked again elsewhere: what is learned by heart would be taken for skill."""
+    """Questions that are asked again elsewhere: what is learned by heart would be taken for
+    skill.
+    """
     for split, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
         if split in asked and other in asked:
             repeated = len(asked[split].rows_also_in(asked[other]))
             if repeated:
-                logging.say(
-                    f"prepare: WARNING: {repeated:,} of {len(asked[split]):,} {split} questions are also in {other}; `dpr inspect` lists them"
+                console.say(
+                    f"prepare: WARNING: {repeated:,} of {len(asked[split]):,} {split} questions are"
+                    f" also in {other}; `dpr inspect` lists them"
                 )
 
 
@@ -311,7 +320,7 @@ def _reading(title: str, source: Source) -> Iterator[OnRead]:
     """Progress in megabytes of the files; yields what is to be told the bytes read."""
     done_bytes = 0
     total_bytes = sum(path.stat().st_size for path in source.files)
-    with logging.progress(title, total_bytes // MEGABYTE, "MB") as advance:
+    with console.progress(title, total_bytes // MEGABYTE, "MB") as advance:
 
         def on_read(count: int) -> None:
             nonlocal done_bytes

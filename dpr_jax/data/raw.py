@@ -30,7 +30,8 @@ class RawQuestion(NamedTuple):
 
     Attributes:
       where: file and row, for messages.
-      passages: those that the row carries with their texts; they make the corpus where there is no corpus file.
+      passages: those that the row carries with their texts; they make the corpus where there is no
+        corpus file.
       unusable: why the row is no question to learn from or to ask, where its file says so.
       teacher_scores: (passage id, score) of those that a teacher scored.
     """
@@ -57,7 +58,8 @@ def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
     for row in questions:
         if row.id in seen:
             raise InputError(
-                f"{row.where}: question id {row.id!r} occurs twice, first at {seen[row.id]}; ids must be unique"
+                f"{row.where}: question id {row.id!r} occurs twice, first at {seen[row.id]}; ids"
+                " must be unique"
             )
         seen[row.id] = row.where
         yield row
@@ -81,9 +83,7 @@ def answer_texts(value: Any, where: str) -> tuple[str, ...]:
       InputError: it is no list of texts, or one of them is blank.
     """
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(
-            f"{where}: answers must be a list of texts, found {short(value)}"
-        )
+        raise InputError(f"{where}: answers must be a list of texts, found {short(value)}")
     if not all(item.strip() for item in value):
         raise InputError(
             f"{where}: an answer is empty and would be found in every passage; remove it"
@@ -101,13 +101,15 @@ def one_word(value: Any, what: str, where: str) -> str:
     id_ = str(value) if known else ""
     if id_.split() != [id_] or "\0" in id_:
         raise InputError(
-            f"{where}: {what} {short(value)} must be one word; run files and qrels separate ids by spaces"
+            f"{where}: {what} {short(value)} must be one word; run files and qrels separate ids by"
+            " spaces"
         )
     return encodable(id_, where)
 
 
 def passage(value: dict[str, Any], what: str, where: str) -> Passage:
-    """A passage that a row holds as an object {id, title, text}; one without id is known by its content.
+    """A passage that a row holds as an object {id, title, text}; one without id is known by its
+    content.
 
     Raises:
       InputError: the text is missing, the id is not one word, or a value is no text.
@@ -147,9 +149,7 @@ def encodable(text: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(
-            f"{where}: {short(text)} is not a valid Unicode text"
-        ) from None
+        raise InputError(f"{where}: {short(text)} is not a valid Unicode text") from None
     return text
 
 

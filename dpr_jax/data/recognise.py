@@ -1,4 +1,6 @@
-"""Which layout a raw file has, told by its name's ending and its first row, and the reader for it."""
+"""Which layout a raw file has, told by its name's ending and its first row, and the reader for
+it.
+"""
 
 import functools
 import hashlib
@@ -71,7 +73,8 @@ def questions(path: Path) -> Source:
     if _table(path) == "JSON":
         return _source("DPR JSON", path, formats.read_dpr_json)
     raise InputError(
-        f"{path}: not a known layout of questions; its first row has {_names(keys)}, but needs a question under one of {', '.join(formats.QUESTION_KEYS)} (see docs/data.md)"
+        f"{path}: not a known layout of questions; its first row has {_names(keys)}, but needs a"
+        f" question under one of {', '.join(formats.QUESTION_KEYS)} (see docs/data.md)"
     )
 
 
@@ -94,13 +97,15 @@ def passages(path: Path) -> Source:
     keys = _first_keys(path, head, "passages")
     if not keys & {*TEXT_KEYS}:
         raise InputError(
-            f"{path}: not a known layout of passages; its first row has {_names(keys)}, but needs a text under one of {', '.join(TEXT_KEYS)} (see docs/data.md)"
+            f"{path}: not a known layout of passages; its first row has {_names(keys)}, but needs a"
+            f" text under one of {', '.join(TEXT_KEYS)} (see docs/data.md)"
         )
     return _source(f"passages, {_table(path)}", path, corpora.read_passage_objects)
 
 
 def beir(folder: Path, role: str) -> dict[str, Path]:
-    """The files of a BEIR folder for one setting: the corpus for `passages`, questions and their qrels for train, dev or test.
+    """The files of a BEIR folder for one setting: the corpus for `passages`, questions and their
+    qrels for train, dev or test.
 
     Raises:
       InputError: one of them is not there.
@@ -143,7 +148,8 @@ def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{folder} is not a BEIR folder: it has no {names[0]}; BEIR has corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
+        f"{folder} is not a BEIR folder: it has no {names[0]}; BEIR has corpus.jsonl, queries.jsonl"
+        " and qrels/SPLIT.tsv"
     )
 
 
@@ -151,7 +157,7 @@ def _source(layout: str, path: Path, reader: Reader) -> Source:
     return Source(layout, (path,), functools.partial(reader, path))
 
 
-# --- the first row ------------------------------------------------------------------------------------------------------
+# --- the first row
 
 
 def _head(path: Path) -> str:
@@ -199,7 +205,8 @@ def _first_row(path: Path) -> dict[str, Any]:
 def _first_keys(path: Path, head: str, what: str) -> set[str]:
     if tables.ending(path) not in TABLES and head.lstrip()[0] not in "[{":
         raise InputError(
-            f"{path}: not a known layout of {what}; a file is JSON, or its name ends in {', '.join(TABLES)} (or that and .gz; see docs/data.md)"
+            f"{path}: not a known layout of {what}; a file is JSON, or its name ends in"
+            f" {', '.join(TABLES)} (or that and .gz; see docs/data.md)"
         )
     return {*_first_row(path)}
 

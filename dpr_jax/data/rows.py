@@ -1,4 +1,6 @@
-"""Rows of text files, plain, .gz or .bz2, streamed: lines, separated values, the objects of a JSON list. Errors name file and line."""
+"""Rows of text files, plain, .gz or .bz2, streamed: lines, separated values, the objects of a JSON
+list. Errors name file and line.
+"""
 
 import bz2
 import contextlib
@@ -20,9 +22,7 @@ CHUNK_CHARS = 1 << 20
 SEPARATED = {"\t": "tab", ",": "comma"}
 OBJECT_LIMIT_CHARS = 1 << 28  # a JSON object that has not ended by then never will
 CSV_FIELD_LIMIT = 2**31 - 1
-BYTE_ORDER_MARK = (
-    b"\xef\xbb\xbf"  # stands where a file begins, also one that was put after another
-)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # stands where a file begins, also one that was put after another
 END = "\0"  # follows the last line; found inside a field, a quote was left open
 
 
@@ -30,7 +30,8 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
     """Number and text of every line, with its line end.
 
     Raises:
-      InputError: the file cannot be read, its lines end in CR alone, or one is not UTF-8 or holds a NUL byte.
+      InputError: the file cannot be read, its lines end in CR alone, or one is not UTF-8 or holds a
+        NUL byte.
     """
     with _opened(path, on_read) as file:
         for number, raw in enumerate(file, 1):
@@ -65,7 +66,8 @@ def head(path: Path) -> str:
 def tsv(
     path: Path, on_read: OnRead | None = None, delimiter: str = "\t"
 ) -> Iterator[tuple[int, list[str]]]:
-    """First line and fields of every row that is not blank; a field in quotes (") may hold tabs, line ends and doubled quotes.
+    """First line and fields of every row that is not blank; a field in quotes (") may hold tabs,
+    line ends and doubled quotes.
 
     Raises:
       InputError: as `lines`, or a quote is opened and never closed.
@@ -90,7 +92,8 @@ def tsv(
             return
         if row and END in row[-1]:
             raise InputError(
-                f'{path}:{line}: a quote (") is opened and never closed; a field that begins with a quote must end with one'
+                f'{path}:{line}: a quote (") is opened and never closed; a field that begins with a'
+                " quote must end with one"
             )
         if row:
             yield line, row
@@ -99,7 +102,8 @@ def tsv(
 def json_objects(
     path: Path, on_read: OnRead | None = None, within: str = ""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """First line and value of every object in a file that is one JSON list of objects; holds one object at a time.
+    """First line and value of every object in a file that is one JSON list of objects; holds one
+    object at a time.
 
     Args:
       path: the file.
@@ -216,15 +220,14 @@ class _JsonText:
             more = self._file.read(max(CHUNK_CHARS, len(left)))
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{self._path} after line {self.line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+                f"{self._path} after line {self.line}: not UTF-8 ({error.reason}); save the file as"
+                " UTF-8"
             ) from None
         self._text, self._at = left + more, 0
         return more != ""
 
     def _refuse(self, found: str, rule: str) -> None:
-        what = (
-            f"found {found!r}" if found else "the file ends; it is empty or truncated"
-        )
+        what = f"found {found!r}" if found else "the file ends; it is empty or truncated"
         raise InputError(f"{self._path}:{self.line}: {rule}, but {what}")
 
 

@@ -1,8 +1,10 @@
 """The prepared data sets on disk: TFDS folders of array_record files, read without TensorFlow.
 
-`corpus` holds the passages (row i = i-th passage of the file), `questions` the questions, which name their passages by corpus row. They
-are written record by record and described with TFDS's metadata: its builders hold a split in memory or need TensorFlow above 1 GB, and 21
-million passages have 14; and the bytes they write differ from run to run, where a later stage must see that nothing changed.
+`corpus` holds the passages (row i = i-th passage of the file), `questions` the questions, which
+  name their passages by corpus row. They
+are written record by record and described with TFDS's metadata: its builders hold a split in memory
+or need TensorFlow above 1 GB, and 21 million passages have 14; and the bytes they write differ from
+run to run, where a later stage must see that nothing changed.
 """
 
 import contextlib
@@ -32,7 +34,8 @@ class Question(NamedTuple):
     """A question; its passages are rows of the corpus.
 
     Attributes:
-      teacher_scores: (row, score) of the passages that a teacher scored, by row so that they stay right whatever becomes of the lists.
+      teacher_scores: (row, score) of the passages that a teacher scored, by row so that they stay
+        right whatever becomes of the lists.
     """
 
     id: str
@@ -44,14 +47,15 @@ class Question(NamedTuple):
     teacher_scores: tuple[tuple[int, float], ...] = ()
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 class Corpus(Sequence[Passage]):
     """The passages, read from disk by row; cheap to pickle.
 
     Attributes:
-      removed_R: rows whose passages were taken out after all; they keep their place, so that no other row moves. int64, ascending.
+      removed_R: rows whose passages were taken out after all; they keep their place, so that no
+        other row moves. int64, ascending.
     """
 
     def __init__(self, *folders: Path, removed_R: np.ndarray = NO_ROWS) -> None:
@@ -97,7 +101,9 @@ class Corpus(Sequence[Passage]):
 
 
 class Questions(Sequence[Question]):
-    """The questions of one split, or some rows of it in a row, read from disk by row; cheap to pickle."""
+    """The questions of one split, or some rows of it in a row, read from disk by row; cheap to
+    pickle.
+    """
 
     def __init__(self, folder: Path, split: str, rows: range | None = None) -> None:
         self._folder, self._split = folder, split
@@ -141,39 +147,40 @@ def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questio
       mined: those with mined hard negatives (train and dev).
 
     Raises:
-      InputError: they are missing, damaged, of another version, or the config names no file for this split.
+      InputError: they are missing, damaged, of another version, or the config names no file for
+        this split.
     """
     folder = workdir.mined if mined else workdir.data
     stage = "dpr mine" if mined else "dpr prepare"
     facts = _check(folder / "manifest.json", "questions", stage)
     if (form := artifacts.form_of(facts)) != FORM:
         raise InputError(
-            f"{folder / 'questions'} was written by another version of dpr_jax, in form {form}; this one reads form {FORM}: run `{stage}` again"
+            f"{folder / 'questions'} was written by another version of dpr_jax, in form {form};"
+            f" this one reads form {FORM}: run `{stage}` again"
         )
     if split not in facts["questions"]:
         raise InputError(
-            f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])}; set data.{split} and run `{stage}`"
+            f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])};"
+            f" set data.{split} and run `{stage}`"
         )
     return Questions(folder / "questions", split)
 
 
 def train_sets(workdir: WorkDir) -> list[tuple[str, range]]:
-    """The files that the training questions are of, each with its rows; empty where there is one file.
+    """The files that the training questions are of, each with its rows; empty where there is one
+    file.
 
     Mining keeps the rows as they are.
     """
     listed = artifacts.read_json(workdir.data / "manifest.json").get("train_sets", [])
     ends = itertools.accumulate(count for _, count in listed)
     return [
-        (name, range(end - count, end))
-        for (name, count), end in zip(listed, ends, strict=True)
+        (name, range(end - count, end)) for (name, count), end in zip(listed, ends, strict=True)
     ]
 
 
 def _passage(record: dict[str, Any]) -> Passage:
-    return Passage(
-        record["id"].decode(), record["title"].decode(), record["text"].decode()
-    )
+    return Passage(record["id"].decode(), record["title"].decode(), record["text"].decode())
 
 
 def _question(record: dict[str, Any]) -> Question:
@@ -192,7 +199,9 @@ def _question(record: dict[str, Any]) -> Question:
 
 
 def _in_range(row: int, count: int) -> int:
-    """array_record raises another error, at which iteration would not stop, and takes no negative row."""
+    """array_record raises another error, at which iteration would not stop, and takes no negative
+    row.
+    """
     if not 0 <= row < count:
         raise IndexError(f"row {row} of {count}")
     return row
@@ -203,7 +212,9 @@ def _source(folder: Path, split: str) -> Any:
 
 
 def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
-    """Refuses what is missing or cut short; bits that flip in a file are found by array_record's own checksums."""
+    """Refuses what is missing or cut short; bits that flip in a file are found by array_record's
+    own checksums.
+    """
     if not manifest.exists():
         raise InputError(f"{manifest} does not exist; run `{stage}` first")
     facts = artifacts.read_json(manifest)
@@ -218,7 +229,7 @@ def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
     return facts
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing
 
 
 def write_corpus(folder: Path, passages: Iterable[Passage]) -> list[Path]:
@@ -305,7 +316,9 @@ def lists_of(features: tfds.features.FeaturesDict) -> dict[str, str]:
 
 
 def serialized(row: dict[str, Any], lists: dict[str, str]) -> bytes:
-    """A row as a tf.train.Example, in the bytes that TFDS's own serializer makes of it in five times the time."""
+    """A row as a tf.train.Example, in the bytes that TFDS's own serializer makes of it in five
+    times the time.
+    """
     example = tf_example_pb2.Example()
     for name, value in row.items():
         values = (value,) if isinstance(value, str) else value

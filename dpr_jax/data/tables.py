@@ -1,4 +1,6 @@
-"""Rows with named values, streamed as (file and row, {name: value}): JSON lists, JSON lines, CSV and TSV with a header, Parquet."""
+"""Rows with named values, streamed as (file and row, {name: value}): JSON lists, JSON lines, CSV
+and TSV with a header, Parquet.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 ROWS_PER_READ = 256
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-REPEATED_HEADER = "the header once more; where files were put one after the other, only the first may bring it"
+REPEATED_HEADER = (
+    "the header once more; where files were put one after the other, only the first may bring it"
+)
 
 
 def ending(path: Path) -> str:
@@ -24,10 +28,12 @@ def ending(path: Path) -> str:
 
 
 def read(path: Path, on_read: OnRead | None = None) -> Rows:
-    """The rows of a file, by its name's ending: .csv, .tsv, .parquet; anything else is JSON, one list or one object a line.
+    """The rows of a file, by its name's ending: .csv, .tsv, .parquet; anything else is JSON, one
+    list or one object a line.
 
     Raises:
-      InputError: the file cannot be read, is empty or broken, or a row has not the columns of the header.
+      InputError: the file cannot be read, is empty or broken, or a row has not the columns of the
+        header.
     """
     if ending(path) in DELIMITERS:
         return _separated(path, on_read, DELIMITERS[ending(path)])
@@ -54,7 +60,8 @@ def _json_lines(path: Path, on_read: OnRead | None) -> Rows:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{where}: broken JSON, or the file is truncated: {error}; every line must be one object, {{...}}"
+                f"{where}: broken JSON, or the file is truncated: {error}; every line must be one"
+                " object, {...}"
             ) from None
         if not isinstance(row, dict):
             raise InputError(
@@ -78,7 +85,8 @@ def _separated(path: Path, on_read: OnRead | None, delimiter: str) -> Rows:
             raise InputError(f"{path}:{line}: {REPEATED_HEADER}")
         if len(row) != len(names):
             raise InputError(
-                f"{path}:{line}: {len(row)} columns; the header names {len(names)} ({short(', '.join(names))})"
+                f"{path}:{line}: {len(row)} columns; the header names {len(names)}"
+                f" ({short(', '.join(names))})"
             )
         yield f"{path}:{line}", dict(zip(names, row, strict=True))
 
@@ -89,7 +97,8 @@ def _parquet(path: Path) -> Rows:
         from pyarrow import parquet
     except ImportError:
         raise InputError(
-            f"{path}: reading Parquet needs pyarrow; install it with: pip install 'dpr_jax[parquet]'"
+            f"{path}: reading Parquet needs pyarrow; install it with: pip install"
+            " 'dpr_jax[parquet]'"
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
@@ -102,5 +111,6 @@ def _parquet(path: Path) -> Rows:
         raise InputError(f"{path} does not exist") from None
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: not a Parquet file, truncated or damaged ({short(str(error))}); copy or download it again"
+            f"{path}: not a Parquet file, truncated or damaged ({short(str(error))}); copy or"
+            " download it again"
         ) from None

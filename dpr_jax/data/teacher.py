@@ -1,8 +1,12 @@
-"""A teacher's scores of a question's passages, as rows of files have them: what a cross-encoder said, for distillation.
+"""A teacher's scores of a question's passages, as rows of files have them: what a cross-encoder
+said, for distillation.
 
-Two forms are read. `pos_scores` and `neg_scores` are lists beside those of the passages (FlagEmbedding). `scores`, `score`, `labels` or
-`label` is one value for the whole row (sentence-transformers): a number is the margin of the positive over the only negative; a list
-holds a score of every passage, or a margin over every negative. A margin tells scores but for a constant, which no distillation needs.
+Two forms are read. `pos_scores` and `neg_scores` are lists beside those of the passages
+(FlagEmbedding). `scores`, `score`, `labels` or
+`label` is one value for the whole row (sentence-transformers): a number is the margin of the
+  positive over the only negative; a list
+holds a score of every passage, or a margin over every negative. A margin tells scores but for a
+constant, which no distillation needs.
 
 A context's own `score` in DPR's files is not read: there it is BM25's.
 """
@@ -33,7 +37,8 @@ def beside_passages(
 
     Args:
       row: of a file.
-      positives: ids of the row's positive passages as they stand there; None for one without text, which is no passage.
+      positives: ids of the row's positive passages as they stand there; None for one without text,
+        which is no passage.
       negatives: likewise.
       where: file and row.
 
@@ -47,7 +52,8 @@ def beside_passages(
             continue
         if len(scores) != len(ids):
             raise InputError(
-                f"{where}: {key} has {len(scores)} numbers for {len(ids)} passages; it must have one each, or be left out"
+                f"{where}: {key} has {len(scores)} numbers for {len(ids)} passages; it must have"
+                " one each, or be left out"
             )
         found += zip(ids, scores, strict=True)
     return tuple((id_, score) for id_, score in found if id_ is not None)
@@ -59,7 +65,8 @@ def of_row(
     negatives: Sequence[str | None],
     where: str,
 ) -> Scored:
-    """The scores under one of LABELS; none where a row has no such value, or no negative to set a score against.
+    """The scores under one of LABELS; none where a row has no such value, or no negative to set a
+    score against.
 
     Args:
       row: of a file.
@@ -68,7 +75,8 @@ def of_row(
       where: file and row.
 
     Raises:
-      InputError: the value is neither a number nor a list of numbers, or fits neither all passages nor all negatives.
+      InputError: the value is neither a number nor a list of numbers, or fits neither all passages
+        nor all negatives.
     """
     name = next((key for key in LABELS if row.get(key) is not None), "")
     if not name or not negatives:
@@ -79,8 +87,9 @@ def of_row(
         scores = [0.0, *(-margin for margin in scores)]
     if len(scores) != len(ids):
         raise InputError(
-            f"{where}: {name} has {len(scores)} numbers for {len(ids)} passages; a teacher gives a score to each, or the margin of a "
-            "single positive over each negative; name the column otherwise if it is something else"
+            f"{where}: {name} has {len(scores)} numbers for {len(ids)} passages; a teacher gives a"
+            " score to each, or the margin of a single positive over each negative; name the"
+            " column otherwise if it is something else"
         )
     pairs = zip(ids, scores, strict=True)
     return tuple((id_, score) for id_, score in pairs if id_ is not None)
@@ -103,7 +112,7 @@ def _numbers(value: Any, what: str, where: str) -> list[float]:
         plain = isinstance(number, int | float) and not isinstance(number, bool)
         if not plain or not abs(number) <= LARGEST:
             raise InputError(
-                f"{where}: {what} must be a teacher's score, a finite number, or a list of such, found {short(value)}; name the column "
-                "otherwise if it is something else"
+                f"{where}: {what} must be a teacher's score, a finite number, or a list of such,"
+                f" found {short(value)}; name the column otherwise if it is something else"
             )
     return [float(number) for number in numbers]

@@ -1,4 +1,6 @@
-"""The embeddings follow the corpus: vectors of the passages that were added to it, and the rows that were removed."""
+"""The embeddings follow the corpus: vectors of the passages that were added to it, and the rows
+that were removed.
+"""
 
 import hashlib
 import shutil
@@ -10,22 +12,25 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import progress, say
 from dpr_jax.data import changes, store
 from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
-from dpr_jax.logging import progress, say
 from dpr_jax.model.embed import Embedder, load_embedder
 
 FOLDER = "changes"
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Brings `<encode.out>/changes` up to date with the log of changes; the embeddings of the corpus as prepared stay as they are.
+    """Brings `<encode.out>/changes` up to date with the log of changes; the embeddings of the
+    corpus as prepared stay as they are.
 
-    The rows of an addition follow those before it, in shards of their own. A killed run goes on with the shard that it was at.
+    The rows of an addition follow those before it, in shards of their own. A killed run goes on
+    with the shard that it was at.
 
     Raises:
-      InputError: there are no embeddings of this corpus, or they were encoded by another model, or a vector is not finite.
+      InputError: there are no embeddings of this corpus, or they were encoded by another model, or
+        a vector is not finite.
     """
     settings = config.encode
     out = workdir.inside(settings.out)
@@ -49,7 +54,8 @@ def run(config: Config, workdir: WorkDir) -> None:
         return
     if facts["made_from"]["inputs"]["corpus"] != log.prints[0]:
         raise InputError(
-            f"{out} holds another corpus than {workdir.data / 'corpus'}; run `dpr encode` and `dpr index` first"
+            f"{out} holds another corpus than {workdir.data / 'corpus'}; run `dpr encode` and `dpr"
+            " index` first"
         )
 
     # --- the same model, in the same precision
@@ -63,7 +69,8 @@ def run(config: Config, workdir: WorkDir) -> None:
     )
     if facts["made_from"]["inputs"]["model"] != embedder.fingerprint:
         raise InputError(
-            f"{out} was encoded by another model than encode.model={settings.model}; give that model, or run `dpr encode` and `dpr index` first"
+            f"{out} was encoded by another model than encode.model={settings.model}; give that"
+            " model, or run `dpr encode` and `dpr index` first"
         )
 
     # --- one file a shard, named after all that it depends on
@@ -78,16 +85,10 @@ def run(config: Config, workdir: WorkDir) -> None:
         if number in additions:
             corpus = store.Corpus(additions[number])
             starts = range(0, len(corpus), settings.rows_per_shard)
-            rows = [
-                range(start, min(start + starts.step, len(corpus))) for start in starts
-            ]
-            files = [
-                folder / f"added-{number:05d}-{_hash(at, part)}.npy" for part in rows
-            ]
+            rows = [range(start, min(start + starts.step, len(corpus))) for start in starts]
+            files = [folder / f"added-{number:05d}-{_hash(at, part)}.npy" for part in rows]
             left = [
-                (file, part)
-                for file, part in zip(files, rows, strict=True)
-                if not file.exists()
+                (file, part) for file, part in zip(files, rows, strict=True) if not file.exists()
             ]
             total = sum(len(part) for _, part in left)
             with progress(f"encode change {number}", total, "passages") as advance:
@@ -104,9 +105,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         listed.append({"log": at, **entry})
 
     # --- all together
-    names = [
-        name for entry in listed for name in entry.get("added", entry.get("removed"))
-    ]
+    names = [name for entry in listed for name in entry.get("added", entry.get("removed"))]
     artifacts.write_manifest(
         manifest,
         origin,
@@ -129,7 +128,9 @@ def _vectors(embedder: Embedder, passages: list[Passage], first_row: int) -> np.
     if not finite_N.all():
         at = int(np.argmin(finite_N))
         raise InputError(
-            f"passage {passages[at].id!r} (row {first_row + at:,}) has a vector with NaN or values beyond float16's 65,504; the passage encoder's weights are unsound, train or export it again"
+            f"passage {passages[at].id!r} (row {first_row + at:,}) has a vector with NaN or values"
+            " beyond float16's 65,504; the passage encoder's weights are unsound, train or export"
+            " it again"
         )
     return emb_ND
 

@@ -11,10 +11,10 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import progress, say
 from dpr_jax.encoding.pace import Pace
 from dpr_jax.encoding.texts import Texts, open_texts
 from dpr_jax.errors import InputError
-from dpr_jax.logging import progress, say
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.model.tokenizer import Text, TokenRows
 
@@ -38,14 +38,17 @@ class Shard(NamedTuple):
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Encodes the corpus, or the questions of `encode.questions`: row i of the shards together is text i.
+    """Encodes the corpus, or the questions of `encode.questions`: row i of the shards together is
+    text i.
 
-    Shards grow in `<out>.building`, which takes the place of `<out>` when all are there; a killed run goes on with the shards it
-    lacks. Processes take every n-th shard on a shared file system and only meet at the barriers. Equal texts of a shard are computed
-    once. While the device computes one shard, a thread tokenizes the next, and another reads the one after it.
+    Shards grow in `<out>.building`, which takes the place of `<out>` when all are there; a killed
+    run goes on with the shards it lacks. Processes take every n-th shard on a shared file system
+    and only meet at the barriers. Equal texts of a shard are computed once. While the device
+    computes one shard, a thread tokenizes the next, and another reads the one after it.
 
     Raises:
-      InputError: no texts, no such model, or a vector that is not finite or does not fit float16 (by the id of its text).
+      InputError: no texts, no such model, or a vector that is not finite or does not fit float16
+        (by the id of its text).
     """
     settings = config.encode
     texts = open_texts(settings, workdir)
@@ -59,7 +62,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         dtype=settings.dtype,
     )
 
-    # --- is there anything to do? ---
+    # --- is there anything to do? --------------------------------------------
     origin = artifacts.made_from(
         "encode",
         {
@@ -85,7 +88,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         _start_or_resume(building, origin)
     parallel.barrier(f"encode: start {out.name}")
 
-    # --- this process's shards ---
+    # --- this process's shards -----------------------------------------------
     shard_rows = _shard_rows(texts.count, settings.rows_per_shard)
     files = [
         building / f"shard-{number:05d}-of-{len(shard_rows):05d}.npy"
@@ -94,24 +97,20 @@ def run(config: Config, workdir: WorkDir) -> None:
     mine = range(jax.process_index(), len(files), jax.process_count())
     shape = (embedder.width, texts.dtype)
     left = [
-        number
-        for number in mine
-        if not _is_whole(files[number], len(shard_rows[number]), *shape)
+        number for number in mine if not _is_whole(files[number], len(shard_rows[number]), *shape)
     ]
     if len(left) < len(mine):
         say(f"encode: {len(mine) - len(left)} of {len(mine)} shards are there already")
     total = sum(len(shard_rows[number]) for number in left)
     pace = Pace(embedder.shape, embedder.pooling)
-    ready = _ready(
-        embedder, texts, [(files[number], shard_rows[number]) for number in left]
-    )
+    ready = _ready(embedder, texts, [(files[number], shard_rows[number]) for number in left])
     with progress("encode", total, f"{texts.side}s") as advance:
         for shard in pace.waiting(parallel.ahead(ready)):
             _write(shard, embedder, texts, pace, advance)
     if left:
         say(f"encode: {pace.summary()}")
 
-    # --- all together ---
+    # --- all together --------------------------------------------------------
     parallel.barrier(f"encode: end {out.name}")
     if parallel.is_main():
         if texts.ids is not None:
@@ -130,7 +129,8 @@ def run(config: Config, workdir: WorkDir) -> None:
         artifacts.replace_dir(building, out)
         (out / "plan.json").unlink()
         say(
-            f"encode: {texts.count:,} {texts.side}s, width {embedder.width}, in {len(shard_rows)} shards ({out})"
+            f"encode: {texts.count:,} {texts.side}s, width {embedder.width}, in {len(shard_rows)}"
+            f" shards ({out})"
         )
     parallel.barrier(f"encode: done {out.name}")
 
@@ -182,7 +182,9 @@ def _write(
     pace: Pace,
     advance: Callable[..., None],
 ) -> None:
-    """Computes a shard's vectors straight into its memory-mapped file, which gets its name when it is complete."""
+    """Computes a shard's vectors straight into its memory-mapped file, which gets its name when it
+    is complete.
+    """
     # place u of the texts computed once is first seen at row first_U[u]
     _, first_U = np.unique(shard.place_N, return_index=True)
     shape = (len(shard.place_N), embedder.width)
@@ -196,14 +198,15 @@ def _write(
             if not finite_B.all():
                 row = int(rows_B[np.argmin(finite_B)])
                 raise InputError(
-                    f"{texts.side} {shard.ids[row]!r} (row {shard.first_row + row:,}) has a vector with NaN or values beyond {emb_BD.dtype.name}'s {np.finfo(texts.dtype).max:,.0f}; the {texts.side} encoder's weights are unsound, train or export it again"
+                    f"{texts.side} {shard.ids[row]!r} (row {shard.first_row + row:,}) has a vector"
+                    f" with NaN or values beyond {emb_BD.dtype.name}'s"
+                    f" {np.finfo(texts.dtype).max:,.0f}; the {texts.side} encoder's weights are"
+                    " unsound, train or export it again"
                 )
             emb_ND[rows_B] = emb_BD
             pace.add(shard.tokens.lengths_N[batch.rows_B], batch.slots)
             advance(len(rows_B), pace.note())
-        again_R = np.flatnonzero(
-            first_U[shard.place_N] != np.arange(len(shard.place_N))
-        )
+        again_R = np.flatnonzero(first_U[shard.place_N] != np.arange(len(shard.place_N)))
         if len(again_R):
             emb_ND[again_R] = emb_ND[first_U[shard.place_N[again_R]]]
             advance(len(again_R), pace.note())

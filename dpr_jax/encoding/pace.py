@@ -33,13 +33,17 @@ class Pace:
             yield item
 
     def add(self, lengths_B: np.ndarray, slots: int) -> None:
-        """One batch that is done: its texts' lengths in tokens, and the tokens computed, padding included."""
+        """One batch that is done: its texts' lengths in tokens, and the tokens computed, padding
+        included.
+        """
         self._tokens += int(lengths_B.sum())
         self._slots += slots
         self._flops += forward_flops(self._shape, lengths_B, self._pooling)
 
     def note(self) -> str:
-        """Real tokens a second, their share of those computed, and MFU where the peak of the device is known."""
+        """Real tokens a second, their share of those computed, and MFU where the peak of the device
+        is known.
+        """
         passed_s = max(time.monotonic() - self._began_s, 1e-9)
         said = f"{self._tokens / passed_s:,.0f} tokens/s, {self._tokens / self._slots:.1%} real"
         if self._peak:
@@ -49,6 +53,4 @@ class Pace:
     def summary(self) -> str:
         """The same, and how long the devices waited for texts."""
         passed_s = time.monotonic() - self._began_s
-        return (
-            f"{self.note()}, {self._waited_s:.1f} of {passed_s:.1f} s waiting for texts"
-        )
+        return f"{self.note()}, {self._waited_s:.1f} of {passed_s:.1f} s waiting for texts"

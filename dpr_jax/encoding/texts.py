@@ -27,7 +27,8 @@ class Texts(NamedTuple):
       count: how many there are.
       read: range of rows -> their ids and texts.
       dtype: of the vectors on disk.
-      ids: of all rows, where the vectors' folder should hold them; the corpus holds those of its passages.
+      ids: of all rows, where the vectors' folder should hold them; the corpus holds those of its
+        passages.
       settings: what the vectors depend on besides the model's settings, for the manifest.
       inputs: fingerprints, for the manifest.
     """
@@ -71,14 +72,14 @@ def _passages(settings: EncodeConfig, workdir: WorkDir) -> Texts:
         dtype=np.float16,
         ids=None,
         settings={},
-        inputs={
-            "corpus": artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
-        },
+        inputs={"corpus": artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")},
     )
 
 
 def _questions(settings: EncodeConfig, workdir: WorkDir) -> Texts:
-    """Their vectors are float32, as a search takes them, and lie beside the passages', in `<out>-<split or name of the file>`."""
+    """Their vectors are float32, as a search takes them, and lie beside the passages', in
+    `<out>-<split or name of the file>`.
+    """
     if settings.questions in SPLITS:
         asked = open_asked(workdir, split=settings.questions, file="")
         manifest = workdir.data / "manifest.json"

@@ -1,4 +1,6 @@
-"""`dpr compare RUN_A RUN_B`: two runs on the same questions, on stdout: what differs, whether chance could do it, what to read."""
+"""`dpr compare RUN_A RUN_B`: two runs on the same questions, on stdout: what differs, whether
+chance could do it, what to read.
+"""
 
 from pathlib import Path
 
@@ -18,7 +20,8 @@ SNIPPET_CHARS = 200
 
 
 def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
-    """Prints the metrics of both with their paired differences, wins and losses at each cutoff, and some of these to read.
+    """Prints the metrics of both with their paired differences, wins and losses at each cutoff, and
+    some of these to read.
 
     Args:
       config: cutoffs, resamplings, seed, and how many questions to show are those of `evaluate`.
@@ -51,7 +54,10 @@ def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
         shown = [example for example in choice.examples if example.why == why]
         right, wrong = (run_a, run_b) if why == "win" else (run_b, run_a)
         if shown:
-            title = f"\n{right} right and {wrong} wrong at rank 1: {len(shown)} of {count:,} questions, drawn by seed {config.seed}"
+            title = (
+                f"\n{right} right and {wrong} wrong at rank 1: {len(shown)} of {count:,} questions,"
+                f" drawn by seed {config.seed}"
+            )
             console.print(Text(title))
         for example in shown:
             console.print(_to_read(example))
@@ -68,11 +74,11 @@ def _file(workdir: WorkDir, name: str) -> Path:
     )
 
 
-def _metrics(
-    facts: dict, base: score.Scored, view: score.View, run_a: str, run_b: str
-) -> Table:
+def _metrics(facts: dict, base: score.Scored, view: score.View, run_a: str, run_b: str) -> Table:
     table = Table(
-        title=f"{TITLES[view.name]}, % of {facts['questions']:,} questions (MRR, nDCG, MAP times 100)",
+        title=(
+            f"{TITLES[view.name]}, % of {facts['questions']:,} questions (MRR, nDCG, MAP times 100)"
+        ),
         title_justify="left",
     )
     table.add_column("metric", no_wrap=True)

@@ -1,4 +1,6 @@
-"""The stage `dpr evaluate`: every run of the test questions -> metrics/NAME.json, a table, metrics/report.html."""
+"""The stage `dpr evaluate`: every run of the test questions -> metrics/NAME.json, a table,
+metrics/report.html.
+"""
 
 import json
 from pathlib import Path
@@ -7,12 +9,12 @@ from typing import Any
 from dpr_jax import artifacts
 from dpr_jax.config import Config
 from dpr_jax.config_file import to_dict
+from dpr_jax.console import say
 from dpr_jax.data import changes
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples
 from dpr_jax.evaluation.judged import judge, manifest_of
-from dpr_jax.logging import say
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
 FORMAT = 3  # of metrics/NAME.json and of the page; another one makes them anew
@@ -22,7 +24,8 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     """Evaluates every run in runs/, whoever wrote it, prints the table and writes the report.
 
     Raises:
-      InputError: there is no run; one is malformed, or of other data; the test questions have neither gold passages nor answers.
+      InputError: there is no run; one is malformed, or of other data; the test questions have
+        neither gold passages nor answers.
     """
     settings = config.evaluate
     manifest = workdir.metrics / "manifest.json"
@@ -62,13 +65,10 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         depth = max(map(len, ranked[name]))
         if depth < min(max(settings.cutoffs), len(corpus)):
             say(
-                f"evaluate: run {name} has at most {depth} passages a question; nothing is found beyond them"
+                f"evaluate: run {name} has at most {depth} passages a question; nothing is found"
+                " beyond them"
             )
-        others = [
-            other
-            for other in _compared_with(name, settings.baseline)
-            if other in ranked
-        ]
+        others = [other for other in _compared_with(name, settings.baseline) if other in ranked]
         facts: dict[str, Any] = {
             "run": name,
             "questions": len(questions),
@@ -85,9 +85,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
         summaries.append(facts)
     curves = {
         view.name: {
-            name: score.curve(
-                view, scored[name][view.name], max(settings.cutoffs), **chance
-            )
+            name: score.curve(view, scored[name][view.name], max(settings.cutoffs), **chance)
             for name in ranked
         }
         for view in views
@@ -143,7 +141,9 @@ def _run_files(folder: Path) -> dict[str, Path]:
 
 
 def _index_files(root: Path) -> list[Path]:
-    """The indexes of the work directory; those of the untrained encoder and of later rounds lie deeper."""
+    """The indexes of the work directory; those of the untrained encoder and of later rounds lie
+    deeper.
+    """
     patterns = ("*/index.json", "*/*/index.json", "rounds/*/*/index.json")
     files = sorted(file for pattern in patterns for file in root.glob(pattern))
     # one inside another is the part of it that was built anew
@@ -160,7 +160,9 @@ def _training_files(workdir: artifacts.WorkDir) -> dict[str, Path]:
 
 
 def _compared_with(name: str, baseline: str) -> list[str]:
-    """Each run is compared with the baseline, a trained encoder with its own start as well, a hybrid or a later round with the encoder that it builds on."""
+    """Each run is compared with the baseline, a trained encoder with its own start as well, a
+    hybrid or a later round with the encoder that it builds on.
+    """
     start = {"trained": "untrained", "hybrid": "trained", "round-2": "trained"}
     if name.startswith("round-") and name not in start:
         start[name] = f"round-{int(name.removeprefix('round-')) - 1}"
@@ -173,8 +175,9 @@ def _check_unchanged(run_file: Path, sha256: str) -> None:
     entry = manifest_of(run_file).get("files", {}).get(run_file.name)
     if entry and entry["sha256"] != sha256:
         raise InputError(
-            f"{run_file} is damaged or was changed: its checksum is not the one in {run_file.stem}.manifest.json; "
-            "delete that manifest and run `dpr retrieve` again, or keep the file as a run of your own without a manifest"
+            f"{run_file} is damaged or was changed: its checksum is not the one in"
+            f" {run_file.stem}.manifest.json; delete that manifest and run `dpr retrieve` again, or"
+            " keep the file as a run of your own without a manifest"
         )
 
 
@@ -183,9 +186,7 @@ def _json_by_line(facts: dict[str, Any]) -> str:
     lines = []
     for key, value in facts.items():
         if isinstance(value, dict):
-            inner = ",\n".join(
-                f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()
-            )
+            inner = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
             lines.append(f"  {json.dumps(key)}: {{\n{inner}\n  }}")
         else:
             lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")

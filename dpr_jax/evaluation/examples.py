@@ -1,4 +1,6 @@
-"""Questions of the report with their top passages side by side: drawn by rule and seed, wins and losses alike."""
+"""Questions of the report with their top passages side by side: drawn by rule and seed, wins and
+losses alike.
+"""
 
 import re
 from collections.abc import Sequence
@@ -81,8 +83,9 @@ def choose_examples(
     count: int,
     seed: int,
 ) -> Choice:
-    """Half of the questions shown are those where the run and the baseline differ at rank 1, wins and losses in their proportion
-    (each at least once, if there is room), half are drawn from all others.
+    """Half of the questions shown are those where the run and the baseline differ at rank 1, wins
+    and losses in their proportion (each at least once, if there is room), half are drawn from all
+    others.
 
     Args:
       questions: the test questions.
@@ -90,7 +93,8 @@ def choose_examples(
       ranked: run -> corpus rows of every question, best first.
       rank_Q: run -> rank of each question's first hit, 0: none.
       judged: rows of the questions that count.
-      baseline: the run to compare with; the other one is `trained`, or the last that is not the baseline.
+      baseline: the run to compare with; the other one is `trained`, or the last that is not the
+        baseline.
       match: how answers are looked for.
       count: how many questions to show.
       seed: of the draw.
@@ -112,16 +116,16 @@ def choose_examples(
     rest = np.setdiff1d(judged, [row for _, row in drawn])
     drawn += [("chance", row) for row in rng.permutation(rest)[: count - len(drawn)]]
     examples = [
-        _example(
-            int(row), why, questions[int(row)], corpus, ranked, rank_Q, match=match
-        )
+        _example(int(row), why, questions[int(row)], corpus, ranked, rank_Q, match=match)
         for why, row in drawn
     ]
     return Choice(run, baseline, len(wins), len(losses), examples)
 
 
 def _shares(wins: int, losses: int, room: int) -> tuple[int, int]:
-    """Splits the room between wins and losses in their proportion, each at least 1 if it occurs and there is room for both."""
+    """Splits the room between wins and losses in their proportion, each at least 1 if it occurs and
+    there is room for both.
+    """
     if not wins or not losses or room < 2:
         shown = min(room, max(wins, losses))
         return (shown, 0) if wins >= losses else (0, shown)
@@ -161,18 +165,16 @@ def _example(
 
 
 def _window(text: str, answers: tuple[str, ...]) -> tuple[list[tuple[str, bool]], bool]:
-    """A window of the text around its first literal answer, in pieces, and whether it is the whole text.
+    """A window of the text around its first literal answer, in pieces, and whether it is the whole
+    text.
 
-    The marks help reading; whether the passage counts is has_answer's business, which also sees answers written another way.
+    The marks help reading; whether the passage counts is has_answer's business, which also sees
+    answers written another way.
     """
     literal = "|".join(
-        re.escape(answer)
-        for answer in sorted(answers, key=len, reverse=True)
-        if answer.strip()
+        re.escape(answer) for answer in sorted(answers, key=len, reverse=True) if answer.strip()
     )
-    pattern = re.compile(
-        rf"(?<!\w)({literal})(?!\w)" if literal else r"(?!)", re.IGNORECASE
-    )
+    pattern = re.compile(rf"(?<!\w)({literal})(?!\w)" if literal else r"(?!)", re.IGNORECASE)
     first = pattern.search(text)
     start = max(0, first.start() - WINDOW_CHARS // 3) if first else 0
     if len(text) <= WINDOW_CHARS:
@@ -192,7 +194,9 @@ def _window(text: str, answers: tuple[str, ...]) -> tuple[list[tuple[str, bool]]
 
 
 def _at_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """Moves both ends to blanks nearby, so that words stay whole; a text without blanks is cut where it is."""
+    """Moves both ends to blanks nearby, so that words stay whole; a text without blanks is cut
+    where it is.
+    """
     if start:
         blank = text.find(" ", start, start + 40)
         start = blank + 1 if blank >= 0 else start

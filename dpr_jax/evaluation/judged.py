@@ -8,12 +8,12 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import EvaluateConfig
+from dpr_jax.console import progress
 from dpr_jax.data import changes
 from dpr_jax.data.store import Corpus, Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
 from dpr_jax.evaluation.trec import read_run
-from dpr_jax.logging import progress
 
 
 class Judged(NamedTuple):
@@ -34,9 +34,7 @@ class Judged(NamedTuple):
     scored: dict[str, dict[str, score.Scored]]
 
 
-def judge(
-    workdir: WorkDir, run_files: dict[str, Path], settings: EvaluateConfig
-) -> Judged:
+def judge(workdir: WorkDir, run_files: dict[str, Path], settings: EvaluateConfig) -> Judged:
     """Reads runs, whoever wrote them, and scores them.
 
     Args:
@@ -45,13 +43,15 @@ def judge(
       settings: cutoffs, and how answers are looked for.
 
     Raises:
-      InputError: no data, a run that is malformed or of other data or questions, or questions with neither gold passages nor answers.
+      InputError: no data, a run that is malformed or of other data or questions, or questions with
+        neither gold passages nor answers.
     """
     for file in run_files.values():
         asked = manifest_of(file).get("split", "test")
         if asked != "test":
             raise InputError(
-                f"{file} answers the questions of {asked!r}; only runs of the test questions are evaluated"
+                f"{file} answers the questions of {asked!r}; only runs of the test questions are"
+                " evaluated"
             )
     corpus = changes.open_corpus(workdir, changes.read(workdir))
     passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
@@ -72,8 +72,7 @@ def judge(
         for name, file in run_files.items():
             ranked[name] = read_run(file, question_rows, passage_rows)
             scored[name] = {
-                view.name: score.score(view, ranked[name], settings.cutoffs)
-                for view in views
+                view.name: score.score(view, ranked[name], settings.cutoffs) for view in views
             }
             advance(1, name)
     return Judged(questions, corpus, views, ranked, scored)

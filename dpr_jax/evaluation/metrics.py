@@ -1,8 +1,9 @@
 """Numbers of a run, with what chance could have made of them: pure functions of arrays.
 
-A run is `ranked`: one int64 array of corpus rows a question, best first. Each metric is one value a question, value_Q; its mean over
-the questions is the metric, a bootstrap over the questions its 95 % interval. Runs over the same questions are compared in pairs: the
-same resampling for both, so that what is hard for both does not count as uncertainty of their difference.
+A run is `ranked`: one int64 array of corpus rows a question, best first. Each metric is one value a
+question, value_Q; its mean over the questions is the metric, a bootstrap over the questions its 95
+% interval. Runs over the same questions are compared in pairs: the same resampling for both, so
+that what is hard for both does not count as uncertainty of their difference.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,7 +25,9 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired difference of two means with its 95 % bootstrap interval and p-value (sign-flip test, two-sided)."""
+    """A paired difference of two means with its 95 % bootstrap interval and p-value (sign-flip
+    test, two-sided).
+    """
 
     value: float
     low: float
@@ -32,17 +35,16 @@ class Difference(NamedTuple):
     p_value: float
 
 
-# --- one value a question -------------------------------------------------------------------------------------------------
+# --- one value a question
 
 
-def first_hits(
-    ranked: Sequence[np.ndarray], is_hit: Callable[[int, int], bool]
-) -> np.ndarray:
+def first_hits(ranked: Sequence[np.ndarray], is_hit: Callable[[int, int], bool]) -> np.ndarray:
     """The rank of the first hit of each question.
 
     Args:
       ranked: corpus rows a question, best first.
-      is_hit: (question's row, passage's row) -> whether the passage counts as found; asked only up to the first hit.
+      is_hit: (question's row, passage's row) -> whether the passage counts as found; asked only up
+        to the first hit.
 
     Returns:
       rank_Q, int64: 1 is the top; 0 where there is no hit.
@@ -57,12 +59,16 @@ def first_hits(
 
 
 def top_k(rank_Q: np.ndarray, k: int) -> np.ndarray:
-    """Whether the first hit is among the first k: value_Q in {0.0, 1.0}; its mean is top-k accuracy."""
+    """Whether the first hit is among the first k: value_Q in {0.0, 1.0}; its mean is top-k
+    accuracy.
+    """
     return ((rank_Q > 0) & (rank_Q <= k)).astype(np.float64)
 
 
 def reciprocal_rank(rank_Q: np.ndarray, cutoff: int) -> np.ndarray:
-    """1 / rank of the first hit, 0 when it is beyond the cutoff: value_Q in [0, 1]; its mean is MRR@cutoff."""
+    """1 / rank of the first hit, 0 when it is beyond the cutoff: value_Q in [0, 1]; its mean is
+    MRR@cutoff.
+    """
     return top_k(rank_Q, cutoff) / np.maximum(rank_Q, 1)
 
 
@@ -96,7 +102,7 @@ def graded(
     return values
 
 
-# --- what chance could have made of it ------------------------------------------------------------------------------------
+# --- what chance could have made of it
 
 
 def estimate(value_QM: np.ndarray, *, samples: int, seed: int) -> list[Estimate]:
@@ -109,18 +115,12 @@ def estimate(value_QM: np.ndarray, *, samples: int, seed: int) -> list[Estimate]
     """
     questions = len(value_QM)
     sums_SM = np.concatenate(
-        [
-            _draws(questions, rows, rng) @ value_QM
-            for rows, rng in _blocks(questions, samples, seed)
-        ]
+        [_draws(questions, rows, rng) @ value_QM for rows, rng in _blocks(questions, samples, seed)]
     )
     means_SM = sums_SM / questions  # divided last: sums of hits are exact
     low_M, high_M = np.quantile(means_SM, (0.025, 0.975), axis=0)
     means_M = value_QM.mean(axis=0)
-    return [
-        Estimate(*map(float, three))
-        for three in zip(means_M, low_M, high_M, strict=True)
-    ]
+    return [Estimate(*map(float, three)) for three in zip(means_M, low_M, high_M, strict=True)]
 
 
 def differences(
@@ -128,8 +128,9 @@ def differences(
 ) -> list[Difference]:
     """How much better a run is than the baseline on the same questions, for M metrics.
 
-    The interval is a bootstrap over questions of the paired difference. The p-value is the share of `samples` random flips of the
-    signs of the differences whose mean is as far from 0 as the one seen (the one seen counted in, so that it is never 0).
+    The interval is a bootstrap over questions of the paired difference. The p-value is the share of
+    `samples` random flips of the signs of the differences whose mean is as far from 0 as the one
+    seen (the one seen counted in, so that it is never 0).
 
     Args:
       value_QM: float64, the run's values.
@@ -145,15 +146,13 @@ def differences(
         sign_SQ = rng.integers(0, 2, (rows, len(delta_QM)), np.int8) * 2.0 - 1.0
         as_far_M += (abs(sign_SQ @ delta_QM) >= seen_M).sum(axis=0)
     p_values = as_far_M / (1 + samples)
-    return [
-        Difference(*mean, float(p)) for mean, p in zip(means, p_values, strict=True)
-    ]
+    return [Difference(*mean, float(p)) for mean, p in zip(means, p_values, strict=True)]
 
 
-def _blocks(
-    width: int, samples: int, seed: int
-) -> Iterator[tuple[int, np.random.Generator]]:
-    """Splits `samples` rows of `width` cells into blocks that fit in memory, all drawn from one generator."""
+def _blocks(width: int, samples: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
+    """Splits `samples` rows of `width` cells into blocks that fit in memory, all drawn from one
+    generator.
+    """
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS_AT_ONCE // width)
     for start in range(0, samples, at_once):

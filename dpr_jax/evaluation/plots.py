@@ -1,4 +1,6 @@
-"""The report's plots as inline SVG: text stays text, and ink takes the page's colour, light or dark."""
+"""The report's plots as inline SVG: text stays text, and ink takes the page's colour, light or
+dark.
+"""
 
 import html
 import io
@@ -15,7 +17,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from dpr_jax.evaluation.metrics import Estimate
 
-# Okabe and Ito's colours, told apart by colour-blind eyes, on white and on black; runs differ by marker too.
+# Okabe and Ito's colours, told apart by colour-blind eyes, on white and on black; runs differ by
+# marker too.
 COLOURS = ("#e69f00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7", "#d55e00")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -119,16 +122,15 @@ def training(lines: Sequence[dict[str, float]], run: str) -> list[str]:
                 )
             if judged:
                 steps, values = zip(*judged, strict=True)
-                axes.plot(
-                    steps, values, color=COLOURS[5], marker="D", label=validation_name
-                )
+                axes.plot(steps, values, color=COLOURS[5], marker="D", label=validation_name)
             axes.legend(loc="best", frameon=False)
             found.append(_svg(figure, f"Training of {run}: {title} over the steps"))
     return found
 
 
 def recall_and_speed(facts: dict[str, Any]) -> str:
-    """Recall against speed of all that was tried when an index was tuned, one colour a build, the setting that was kept in a ring.
+    """Recall against speed of all that was tried when an index was tuned, one colour a build, the
+    setting that was kept in a ring.
 
     Args:
       facts: an index.json with `tried` and `target_recall`.
@@ -139,9 +141,7 @@ def recall_and_speed(facts: dict[str, Any]) -> str:
     builds: dict[str, list[tuple[float, float]]] = {}
     for point in facts["tried"]:
         names = (
-            name
-            for name in ("leaves", "dimensions_per_block", "soar_lambda")
-            if name in point
+            name for name in ("leaves", "dimensions_per_block", "soar_lambda") if name in point
         )
         label = ", ".join(f"{name.replace('_', ' ')} {point[name]}" for name in names)
         found = (100 * point["recall_at_100"], point["queries_per_cpu_s"])
@@ -198,7 +198,9 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element that scales, takes the page's ink and font, and is read aloud by its title."""
+    """The figure as an <svg> element that scales, takes the page's ink and font, and is read aloud
+    by its title.
+    """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -39,7 +39,8 @@ def render(
       summaries: what metrics/NAME.json holds, in the order to show.
       curves: view -> run -> top-k accuracy for k = 1, 2, ...
       examples: questions with their passages.
-      training: run -> the lines of metrics.jsonl of the training before it; none: no training curves.
+      training: run -> the lines of metrics.jsonl of the training before it; none: no training
+        curves.
       indexes: folder -> its index.json.
       manifests: run -> its manifest; empty for a run of another tool.
     """
@@ -62,8 +63,7 @@ def render(
         compared=any(facts["compared_with"] for facts in summaries),
         colours={f["run"]: plots.colour(i) for i, f in enumerate(summaries)},
         accuracy_plots={
-            view: Markup(plots.accuracy_over_k(runs, cutoffs))
-            for view, runs in curves.items()
+            view: Markup(plots.accuracy_over_k(runs, cutoffs)) for view, runs in curves.items()
         },
         training_plots={
             run: [Markup(svg) for svg in plots.training(lines, run)]
@@ -95,7 +95,9 @@ def _last_validation(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _columns(metrics: dict[str, Any]) -> list[str]:
-    """The metrics the page has room for: of the recalls the last one; all of them are in NAME.json."""
+    """The metrics the page has room for: of the recalls the last one; all of them are in
+    NAME.json.
+    """
     recalls = [name for name in metrics if name.startswith("recall@")]
     return [name for name in metrics if name not in recalls[:-1]]
 

@@ -1,4 +1,6 @@
-"""One run under one view of what is right: ranks of first hits, values a question, and their summary."""
+"""One run under one view of what is right: ranks of first hits, values a question, and their
+summary.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -68,7 +70,8 @@ def views(
 
 
 def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Scored:
-    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10, MAP and recall at the cutoffs besides.
+    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10, MAP and recall at the
+    cutoffs besides.
 
     Args:
       view: what is right.
@@ -115,21 +118,16 @@ def summary(
     judged = set(view.judged.tolist())
     return {
         "questions": len(judged),
-        "metrics": _by_name(
-            scored, metrics.estimate(value_JM, samples=samples, seed=seed)
-        ),
+        "metrics": _by_name(scored, metrics.estimate(value_JM, samples=samples, seed=seed)),
         "difference": {
             other: _by_name(
                 scored,
-                metrics.differences(
-                    value_JM, _table(other_scored), samples=samples, seed=seed
-                ),
+                metrics.differences(value_JM, _table(other_scored), samples=samples, seed=seed),
             )
             for other, other_scored in compared_with.items()
         },
         "first_hit_rank": [
-            rank if row in judged else None
-            for row, rank in enumerate(scored.rank_Q.tolist())
+            rank if row in judged else None for row, rank in enumerate(scored.rank_Q.tolist())
         ],
     }
 

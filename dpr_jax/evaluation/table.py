@@ -11,7 +11,8 @@ _PIPE_WIDTH = 110  # where there is no terminal to ask
 
 
 def show(summaries: list[dict[str, Any]]) -> None:
-    """Prints the metrics of all runs and their differences from the baseline, in percent, for each view.
+    """Prints the metrics of all runs and their differences from the baseline, in percent, for each
+    view.
 
     Args:
       summaries: what metrics/NAME.json holds, in the order to show.
@@ -28,15 +29,15 @@ def show(summaries: list[dict[str, Any]]) -> None:
 def results_console() -> Console:
     """Stdout, as wide as the terminal."""
     console = Console(highlight=False)
-    return (
-        console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
-    )
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def verdict(difference: dict[str, float]) -> str:
-    """What a paired difference says: its 95 % interval leaves out 0, and so few random signs do as well that p is below 0.05.
+    """What a paired difference says: its 95 % interval leaves out 0, and so few random signs do as
+    well that p is below 0.05.
 
-    The interval alone is too sure of itself where few questions differ: of 5 wins and no loss it leaves out 0, at p = 0.06.
+    The interval alone is too sure of itself where few questions differ: of 5 wins and no loss it
+      leaves out 0, at p = 0.06.
     """
     if difference["p_value"] >= SIGNIFICANT:
         return "no clear difference"
@@ -78,9 +79,7 @@ def _differences(summaries: list[dict[str, Any]], view: str) -> Table:
         for other, found in facts[view]["difference"].items():
             cells = []
             for name in names:
-                value, low, high = (
-                    points(found[name][k]) for k in ("value", "low", "high")
-                )
+                value, low, high = (points(found[name][k]) for k in ("value", "low", "high"))
                 cells.append(f"{value} \\[{low}, {high}]\n{verdict(found[name])}")
             table.add_row(f"{facts['run']} against {other}", *cells)
     return table

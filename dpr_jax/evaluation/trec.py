@@ -16,8 +16,9 @@ def read_run(
 ) -> list[np.ndarray]:
     """Reads a run as passages in order, best first, for every question.
 
-    The order is trec_eval's, so that all numbers agree with it: by score as float32, ties by passage id backwards; the rank column
-    is not looked at. Lines of one question need not stand together.
+    The order is trec_eval's, so that all numbers agree with it: by score as float32, ties by
+    passage id backwards; the rank column is not looked at. Lines of one question need not stand
+    together.
 
     Args:
       path: the run file.
@@ -25,15 +26,15 @@ def read_run(
       passage_rows: passage id -> row of the corpus.
 
     Returns:
-      One int64 array of corpus rows a question, in the order of the question rows; empty for a question that the run lacks.
+      One int64 array of corpus rows a question, in the order of the question rows; empty for a
+      question that the run lacks.
 
     Raises:
-      InputError: a malformed line, a score that is no finite number, or an unknown question or passage, each with file and
-        line; a passage that is there twice for one question; no lines at all.
+      InputError: a malformed line, a score that is no finite number, or an unknown question or
+        passage, each with file and line; a passage that is there twice for one question; no lines
+        at all.
     """
-    found: list[tuple[array, array]] = [
-        (array("q"), array("d")) for _ in range(len(question_rows))
-    ]
+    found: list[tuple[array, array]] = [(array("q"), array("d")) for _ in range(len(question_rows))]
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
@@ -42,13 +43,14 @@ def read_run(
             fields = line.split()
             if len(fields) != 6:
                 raise InputError(
-                    f"{where}: {len(fields)} fields; a run line has six: question Q0 passage rank score tag"
+                    f"{where}: {len(fields)} fields; a run line has six: question Q0 passage rank"
+                    " score tag"
                 )
             question, passage, score = fields[0], fields[2], _score(fields[4], where)
             if question not in question_rows:
                 raise InputError(
-                    f"{where}: question {question!r} is not among the {len(question_rows):,} test questions; "
-                    "remove the run, or make it again from this data"
+                    f"{where}: question {question!r} is not among the {len(question_rows):,} test"
+                    " questions; remove the run, or make it again from this data"
                 )
             if passage not in passage_rows:
                 raise InputError(
@@ -66,7 +68,8 @@ def read_run(
         if len(set(rows)) < len(rows):
             twice, _ = Counter(rows).most_common(1)[0]
             raise InputError(
-                f"{path}: passage {passage_ids[twice]!r} is there twice for question {question!r}; a run has each once"
+                f"{path}: passage {passage_ids[twice]!r} is there twice for question {question!r};"
+                " a run has each once"
             )
     return [_in_order(rows, scores, passage_ids) for rows, scores in found]
 

@@ -1,8 +1,10 @@
-"""BM25 over words (bm25s): English stop words left out, English stemming (PyStemmer), passages as title and text.
+"""BM25 over words (bm25s): English stop words left out, English stemming (PyStemmer), passages as
+title and text.
 
 The score of a passage is the sum over the question's words, each as often as it occurs there, of
-log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * length / mean length)), Lucene's form of Robertson and Zaragoza (2009):
-N passages, n of them with the word, f times in this one, lengths in words that are indexed.
+log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * length / mean length)), Lucene's
+form of Robertson and Zaragoza (2009): N passages, n of them with the word, f times in this one,
+lengths in words that are indexed.
 """
 
 import os
@@ -14,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from dpr_jax import artifacts
+from dpr_jax.console import progress
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25_build
-from dpr_jax.logging import progress
 
 BLOCK_SCORES = 512
 
@@ -31,15 +33,16 @@ class Bm25:
     def search(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages a question; of equal scores the lower row is first.
 
-        Takes 4 bytes a passage for each CPU core, and the result: ask in batches where questions are many.
+        Takes 4 bytes a passage for each CPU core, and the result: ask in batches where questions
+          are many.
 
         Args:
           questions: texts.
           k: hits a question.
 
         Returns:
-          (scores float32 [Q, k], rows int64 [Q, k]). A passage without any word of the question is no hit: where there are fewer than k
-          hits, score -inf and row -1.
+          (scores float32 [Q, k], rows int64 [Q, k]). A passage without any word of the question is
+          no hit: where there are fewer than k hits, score -inf and row -1.
         """
         scores_QK = np.full((len(questions), k), -np.inf, np.float32)
         rows_QK = np.full((len(questions), k), -1, np.int64)

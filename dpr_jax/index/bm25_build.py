@@ -1,8 +1,10 @@
-"""Building a BM25 index in bounded memory: postings go through files, a block of passages at a time.
+"""Building a BM25 index in bounded memory: postings go through files, a block of passages at a
+time.
 
-bm25s' own `index` keeps every word of the corpus in memory, about 3 KB a passage of 100 words, and numbers words in an order that
-differs from process to process. This keeps the vocabulary, 4 bytes a passage and one block, and the same texts give the same bytes. What it writes
-is bm25s' layout: `bm25s.BM25.load(folder, mmap=True)` opens it.
+bm25s' own `index` keeps every word of the corpus in memory, about 3 KB a passage of 100 words, and
+numbers words in an order that differs from process to process. This keeps the vocabulary, 4 bytes a
+passage and one block, and the same texts give the same bytes. What it writes is bm25s' layout:
+`bm25s.BM25.load(folder, mmap=True)` opens it.
 """
 
 import itertools
@@ -62,7 +64,8 @@ def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
         blocks += 1
     if not vocabulary:
         raise InputError(
-            "no passage holds a word that BM25 can index (two or more letters, not a stop word); check the text column of data.passages"
+            "no passage holds a word that BM25 can index (two or more letters, not a stop word);"
+            " check the text column of data.passages"
         )
 
     # --- each posting's score, to its place
@@ -103,7 +106,9 @@ def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
 
 
 def tokenize(texts: list[str], *, return_ids: bool) -> Any:
-    """Stemmed words without stop words: bm25s' Tokenized of ids and vocabulary, or the words themselves, list[list[str]]."""
+    """Stemmed words without stop words: bm25s' Tokenized of ids and vocabulary, or the words
+    themselves, list[list[str]].
+    """
     return bm25s().tokenize(
         texts,
         stopwords="en",
@@ -114,17 +119,19 @@ def tokenize(texts: list[str], *, return_ids: bool) -> Any:
 
 
 def bm25s() -> ModuleType:
-    """The package, which computes with JAX when imported: the processes of a run must have joined before that."""
+    """The package, which computes with JAX when imported: the processes of a run must have joined
+    before that.
+    """
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
     return bm25s
 
 
-def _numbered(
-    block: list[str], vocabulary: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The words of a block by number, int64 [T], and how many each text has, int64 [B]; new words join the vocabulary."""
+def _numbered(block: list[str], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The words of a block by number, int64 [T], and how many each text has, int64 [B]; new words
+    join the vocabulary.
+    """
     found = tokenize(block, return_ids=True)
     # bm25s numbers the words of a block in the order of a set, another in each process
     for word in sorted(found.vocab.keys() - vocabulary.keys()):
@@ -132,9 +139,7 @@ def _numbered(
     number_of = np.zeros(len(found.vocab), np.int64)
     number_of[list(found.vocab.values())] = [vocabulary[word] for word in found.vocab]
     lengths_B = np.array([len(ids) for ids in found.ids], np.int64)
-    ids_T = np.fromiter(
-        itertools.chain.from_iterable(found.ids), np.int64, lengths_B.sum()
-    )
+    ids_T = np.fromiter(itertools.chain.from_iterable(found.ids), np.int64, lengths_B.sum())
     return number_of[ids_T], lengths_B
 
 

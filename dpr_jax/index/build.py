@@ -1,4 +1,6 @@
-"""The stage that builds the search index and measures, in a fresh process, how much of the exact result it finds."""
+"""The stage that builds the search index and measures, in a fresh process, how much of the exact
+result it finds.
+"""
 
 import dataclasses
 import shutil
@@ -7,20 +9,22 @@ from typing import Any
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, IndexConfig
+from dpr_jax.console import say
 from dpr_jax.errors import InputError
-from dpr_jax.index import certificate, defaults, embeddings, faiss, scann, worker
-from dpr_jax.index.engines import MANIFEST
+from dpr_jax.index import certificate, defaults, embeddings, worker
+from dpr_jax.index.engines import faiss_index, scann_index
 from dpr_jax.index.finished import up_to_date
+from dpr_jax.index.open import MANIFEST
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.reduction import Reduction
 from dpr_jax.index.sample import draw
 from dpr_jax.index.tune import tune
-from dpr_jax.logging import say
 
 SCANN_FROM_ROWS = 5000
 FORM = 2  # since `model` in index.json is the encoder of passages, without that of questions
-# What building takes at its peak, measured: before it has any vectors, and for each of their numbers. ScaNN holds three float32 copies (ours,
-# its own, and one while it trains or writes), FAISS one whose arrays double while they grow; the float16 shards are mapped.
+# What building takes at its peak, measured: before it has any vectors, and for each of their
+# numbers. ScaNN holds three float32 copies (ours, its own, and one while it trains or writes),
+# FAISS one whose arrays double while they grow; the float16 shards are mapped.
 PROCESS_MB = 350
 BYTES_A_NUMBER = {"scann": 14, "faiss": 10}
 
@@ -44,13 +48,14 @@ def run(config: Config, workdir: WorkDir) -> None:
     """Builds, moves, and certifies an index of the embeddings; index.json is written last.
 
     Raises:
-      InputError: no embeddings, a damaged or unsound shard, an engine that is not installed or that crashed.
+      InputError: no embeddings, a damaged or unsound shard, an engine that is not installed or that
+        crashed.
     """
     settings = config.index
     source = workdir.inside(settings.embeddings)
     out = workdir.inside(settings.out)
 
-    # --- is there anything to do? ---
+    # --- is there anything to do? --------------------------------------------
     artifacts.restore_dir(out)
     facts = artifacts.read_json(source / "manifest.json")
     count, dimension = facts["count"], facts["width"]
@@ -75,13 +80,11 @@ def run(config: Config, workdir: WorkDir) -> None:
         tuning=tuning,
     )
 
-    # --- build ---
+    # --- build ---------------------------------------------------------------
     say(f"index: {kind} ({why})")
     width = settings.dimensions or dimension
     say(f"index: {count:,} vectors of width {width}, {_memory(kind, count, width)}")
-    building, reduced = (
-        out.with_name(out.name + end) for end in (".building", ".reduced")
-    )
+    building, reduced = (out.with_name(out.name + end) for end in (".building", ".reduced"))
     for folder in (building, reduced):
         shutil.rmtree(folder, ignore_errors=True)
     building.mkdir(parents=True)
@@ -138,19 +141,23 @@ def run(config: Config, workdir: WorkDir) -> None:
         for folder in (building, reduced):
             shutil.rmtree(folder, ignore_errors=True)
     say(
-        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on {len(sample.certificate_QD)} {sample.origin}"
+        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on"
+        f" {len(sample.certificate_QD)} {sample.origin}"
         + (", none of them tuned on" if tuning else "")
     )
     if recall < settings.target_recall:
         say(
-            f"index: that is below index.target_recall {settings.target_recall:g}: the tuning queries had it; give a target that is {settings.target_recall - recall:.4f} higher if it must hold here"
+            f"index: that is below index.target_recall {settings.target_recall:g}: the tuning"
+            f" queries had it; give a target that is {settings.target_recall - recall:.4f} higher"
+            " if it must hold here"
         )
 
 
 def origin_of(
     settings: IndexConfig, count: int, vectors: str, questions: str = ""
 ) -> dict[str, Any]:
-    """What an index of `count` vectors with the fingerprint `vectors` is made from, for its manifest.
+    """What an index of `count` vectors with the fingerprint `vectors` is made from, for its
+    manifest.
 
     Args:
       questions: fingerprint of the question vectors that it is measured with; empty for none.
@@ -180,19 +187,20 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
     Raises:
       InputError: the one asked for is not installed.
     """
-    if asked == "scann" and not scann.available():
+    if asked == "scann" and not scann_index.available():
         raise InputError(
-            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind faiss"
+            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python"
+            " below 3.14) or give --index.kind faiss"
         )
     if asked != "auto":
         return asked, "as index.kind says"
     if count < SCANN_FROM_ROWS:
         return "exact", f"auto: fewer than {SCANN_FROM_ROWS:,} passages"
-    if scann.available():
+    if scann_index.available():
         enough = f"auto: {SCANN_FROM_ROWS:,} passages or more"
         return "scann", f"{enough}, scann is installed"
     without = "auto: scann is not installed (`pip install scann` on Linux)"
-    if faiss.available():
+    if faiss_index.available():
         return "faiss", without
     return "exact", f"{without}, nor is faiss (`pip install faiss-cpu`)"
 

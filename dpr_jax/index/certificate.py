@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpr_jax.index import worker
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.recall import RECALL_AT, recall
 from dpr_jax.index.removed import search_without
 from dpr_jax.index.sample import NOTHING
@@ -21,7 +21,8 @@ def measure(
     *,
     gone_R: np.ndarray = NOTHING,
 ) -> tuple[float, float]:
-    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process, and the queries it answers a second.
+    """Share of the exact top 100 that the index in `folder` finds, loaded in a fresh process, and
+    the queries it answers a second.
 
     Args:
       kind: of the engine.

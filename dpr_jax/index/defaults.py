@@ -5,7 +5,8 @@ import math
 
 from dpr_jax.config import IndexConfig
 
-# In a small corpus the best hundred passages lie in many small partitions: a quarter of 57 found 85 % of the best five, all of them 100 %.
+# In a small corpus the best hundred passages lie in many small partitions: a quarter of 57 found 85
+# % of the best five, all of them 100 %.
 SEARCHED_AT_LEAST = 100
 REORDER = 400
 EF_SEARCH = 200

@@ -10,7 +10,8 @@ from dpr_jax import artifacts
 from dpr_jax.errors import InputError
 
 READ_ROWS = 65536
-# ScaNN's tree build aborts the process near 1e20, where a float32 square overflows; float16 shards end at 65,504
+# ScaNN's tree build aborts the process near 1e20, where a float32 square overflows; float16 shards
+# end at 65,504
 LARGEST_VALUE = 1e9
 
 
@@ -24,27 +25,33 @@ def open_embeddings(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
       The shards in corpus order, memory-mapped, each float16 [rows, D]; and the manifest.
 
     Raises:
-      InputError: a shard is missing or damaged, by name, or the shards are not what the manifest says.
+      InputError: a shard is missing or damaged, by name, or the shards are not what the manifest
+        says.
     """
     manifest = artifacts.verify(folder / "manifest.json")
     shards = open_shards(folder)
     count = sum(len(shard) for shard in shards)
     if count != manifest["count"]:
         raise InputError(
-            f"{folder} holds {count:,} vectors, its manifest says {manifest['count']:,}; delete the folder and run encode again"
+            f"{folder} holds {count:,} vectors, its manifest says {manifest['count']:,}; delete the"
+            " folder and run encode again"
         )
     return shards, manifest
 
 
 def open_shards(folder: Path) -> list[np.ndarray]:
-    """The shards that a folder's manifest lists, memory-mapped, their checksums not computed again."""
+    """The shards that a folder's manifest lists, memory-mapped, their checksums not computed
+    again.
+    """
     names = sorted(artifacts.read_json(folder / "manifest.json")["files"])
     shards = [name for name in names if name.endswith(".npy")]
     return [np.load(folder / name, mmap_mode="r") for name in shards]
 
 
 def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
-    """Rows start..stop-1 of the corpus, out of however many shards they lie in: float16 [stop - start, D]."""
+    """Rows start..stop-1 of the corpus, out of however many shards they lie in: float16 [stop -
+    start, D].
+    """
     parts, offset = [shards[0][:0]], 0
     for shard in shards:
         if offset < stop and start < offset + len(shard):
@@ -67,7 +74,8 @@ def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]
     """The vectors in corpus order, a block at a time: (first row, float32 [rows, D]).
 
     Raises:
-      InputError: a row holds NaN, infinity or a huge number: such rows crash the engines or make them lie.
+      InputError: a row holds NaN, infinity or a huge number: such rows crash the engines or make
+        them lie.
     """
     count = sum(len(shard) for shard in shards)
     for start in range(0, count, READ_ROWS):
@@ -77,7 +85,8 @@ def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]
         if not good_B.all():
             row = start + int(np.argmin(good_B))
             raise InputError(
-                f"row {row:,} of the embeddings holds NaN, infinity or a number beyond {LARGEST_VALUE:.0e}; delete the embeddings and encode again with a sound model"
+                f"row {row:,} of the embeddings holds NaN, infinity or a number beyond"
+                f" {LARGEST_VALUE:.0e}; delete the embeddings and encode again with a sound model"
             )
         yield start, block_BD
 

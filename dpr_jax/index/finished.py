@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from dpr_jax import artifacts
-from dpr_jax.index.engines import MANIFEST
-from dpr_jax.logging import say
+from dpr_jax.console import say
+from dpr_jax.index.open import MANIFEST
 
 
 def up_to_date(out: Path, model: str) -> None:

@@ -9,17 +9,20 @@ def check_queries(queries_QD: np.ndarray, dimension: int) -> np.ndarray:
     """Returns the queries as contiguous float32 [Q, dimension].
 
     Raises:
-      InputError: the width is another, or a row is not finite (ScaNN would answer NaN, or not at all).
+      InputError: the width is another, or a row is not finite (ScaNN would answer NaN, or not at
+        all).
     """
     queries_QD = np.ascontiguousarray(queries_QD, np.float32)
     if queries_QD.ndim != 2 or queries_QD.shape[1] != dimension:
         raise InputError(
-            f"question vectors have shape {queries_QD.shape}, the index holds vectors of width {dimension}; encode questions with the model that encoded the passages"
+            f"question vectors have shape {queries_QD.shape}, the index holds vectors of width"
+            f" {dimension}; encode questions with the model that encoded the passages"
         )
     finite_Q = np.isfinite(queries_QD).all(axis=1)
     if not finite_Q.all():
         raise InputError(
-            f"question vector {int(np.argmin(finite_Q)):,} holds NaN or infinity; the question encoder's weights are unsound"
+            f"question vector {int(np.argmin(finite_Q)):,} holds NaN or infinity; the question"
+            " encoder's weights are unsound"
         )
     return queries_QD
 
@@ -46,9 +49,7 @@ def in_order(
     )
 
 
-def widen(
-    scores_QK: np.ndarray, rows_QK: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def widen(scores_QK: np.ndarray, rows_QK: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Fills up to k columns with missing hits, where the corpus has fewer than k passages."""
     short = ((0, 0), (0, k - scores_QK.shape[1]))
     return (

@@ -1,6 +1,8 @@
-"""A built index that followed its corpus: what was added since lies beside it, what was removed is left out.
+"""A built index that followed its corpus: what was added since lies beside it, what was removed is
+left out.
 
-Every engine alike: ScaNN and FAISS can take vectors in and out themselves, but write their whole index anew for it (docs/log.md).
+Every engine alike: ScaNN and FAISS can take vectors in and out themselves, but write their whole
+  index anew for it (docs/log.md).
 """
 
 from collections.abc import Callable
@@ -10,20 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpr_jax.index import hits
-from dpr_jax.index.engines import engine
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
+from dpr_jax.index.open import engine
 from dpr_jax.index.removed import Search, search_without
 
 
 class LayeredIndex:
-    """The engine that the index was built with, exact search over the rows added since, and neither finds a removed row.
+    """The engine that the index was built with, exact search over the rows added since, and neither
+    finds a removed row.
 
     Attributes:
       count: rows of the corpus, removed ones included.
-      dimension: width of the vectors in it; `engines.load` lays a reduction around it where questions are wider.
-      settings: what `load` needs again, to be kept by the caller: JSON values. kind, folder and settings of the built index; rows, the file
-        of its corpus rows, where it lacks some ("": it has the first ones); first_added, the row where the additions begin; added and
-        removed, the files of their vectors and of their rows.
+      dimension: width of the vectors in it; `engines.load` lays a reduction around it where
+        questions are wider.
+      settings: what `load` needs again, to be kept by the caller: JSON values. kind, folder and
+        settings of the built index; rows, the file of its corpus rows, where it lacks some ("": it
+        has the first ones); first_added, the row where the additions begin; added and removed, the
+        files of their vectors and of their rows.
     """
 
     def __init__(self, layers: list["Layer"], settings: dict[str, Any]) -> None:
@@ -36,9 +41,7 @@ class LayeredIndex:
         """Opens the layers in `folder`."""
         gone_R = rows_in([folder / name for name in settings["removed"]])
         first_added = settings["first_added"]
-        built = engine(settings["kind"]).load(
-            folder / settings["folder"], settings["settings"]
-        )
+        built = engine(settings["kind"]).load(folder / settings["folder"], settings["settings"])
         if settings["rows"]:
             rows_N = np.load(folder / settings["rows"], mmap_mode="r")
             layers = [_of_rows(built.search, rows_N, gone_R)]
@@ -61,9 +64,7 @@ class LayeredIndex:
             )
             rows_QK = np.where(at_QK < 0, -1, layer.to_corpus(at_QK))
             found.append((scores_QK, rows_QK))
-        scores, rows = (
-            np.concatenate(part, axis=1) for part in zip(*found, strict=True)
-        )
+        scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
         scores_QK, rows_QK = hits.in_order(scores, rows, rows < 0)
         return scores_QK[:, :k], rows_QK[:, :k]
 

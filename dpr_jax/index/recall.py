@@ -16,7 +16,8 @@ def recall(
 ) -> np.ndarray:
     """Share of the exact top K that was found, for each query.
 
-    A hit that scores as much as the exact last one is right, whichever row it is: a corpus with equal passages has more than one exact
+    A hit that scores as much as the exact last one is right, whichever row it is: a corpus with
+      equal passages has more than one exact
     answer.
 
     Args:

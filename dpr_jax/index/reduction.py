@@ -1,16 +1,21 @@
-"""Vectors made narrower before an index is built of them: a projection learned on the corpus (PCA), or the first numbers alone.
+"""Vectors made narrower before an index is built of them: a projection learned on the corpus (PCA),
+or the first numbers alone.
 
-An index puts passages in the order of q·x, so only that order has to survive. With the corpus' mean m and orthonormal columns P,
+An index puts passages in the order of q·x, so only that order has to survive. With the corpus' mean
+m and orthonormal columns P,
 
   q·x = q·m + q·(x - m)   is about   q·m + (Pᵀq)·(Pᵀ(x - m))
 
-Passages are centred and questions are not: q·m is the same for every passage of a question, so no dimension is spent on it, and adding it
-again gives back the scale of the scores. Centring the questions as well would take m·(x - m) away, another number for every passage,
-and so change the order. With all dimensions nothing changes but rounding; with fewer, P holds the directions in which passages differ
-most (Jolliffe, 2002, Principal Component Analysis). Lengths are left alone: what a projection loses of a unit vector is lost, not made up for.
+Passages are centred and questions are not: q·m is the same for every passage of a question, so no
+  dimension is spent on it, and adding it
+again gives back the scale of the scores. Centring the questions as well would take m·(x - m) away,
+another number for every passage, and so change the order. With all dimensions nothing changes but
+rounding; with fewer, P holds the directions in which passages differ most (Jolliffe, 2002,
+Principal Component Analysis). Lengths are left alone: what a projection loses of a unit vector is
+lost, not made up for.
 
-Cut vectors are those of Matryoshka training (Kusupati et al., 2022, arXiv 2205.13147), which scales them to unit length again where whole ones
-have it; so does this.
+Cut vectors are those of Matryoshka training (Kusupati et al., 2022, arXiv 2205.13147), which scales
+them to unit length again where whole ones have it; so does this.
 """
 
 import shutil
@@ -36,8 +41,9 @@ class Reduction(NamedTuple):
     """How passages and questions of width D become vectors of R numbers.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values. kind; width, that is D; dimensions, that is R; kept, of PCA,
-        the share of the corpus' variance; unit, of cut vectors, whether they are scaled to unit length.
+      settings: what `load` needs again, to be kept by the caller: JSON values. kind; width, that is
+        D; dimensions, that is R; kept, of PCA, the share of the corpus' variance; unit, of cut
+        vectors, whether they are scaled to unit length.
       matrix_DR: float32, orthonormal columns; empty where vectors are cut.
       mean_D: float32, of the passages; empty where vectors are cut.
     """
@@ -47,10 +53,9 @@ class Reduction(NamedTuple):
     mean_D: np.ndarray
 
     @classmethod
-    def learn(
-        cls, shards: list[np.ndarray], kind: Kind, dimensions: int
-    ) -> "Reduction":
-        """Learns on passages evenly spaced over the corpus, at most 100,000, a part of them in memory at a time.
+    def learn(cls, shards: list[np.ndarray], kind: Kind, dimensions: int) -> "Reduction":
+        """Learns on passages evenly spaced over the corpus, at most 100,000, a part of them in
+        memory at a time.
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
@@ -63,7 +68,8 @@ class Reduction(NamedTuple):
         count, width = sum(map(len, shards)), shards[0].shape[1]
         if not 0 < dimensions < width:
             raise InputError(
-                f"index.dimensions is {dimensions}; it must be smaller than the width of the vectors, which is {width}, or 0 for all"
+                f"index.dimensions is {dimensions}; it must be smaller than the width of the"
+                f" vectors, which is {width}, or 0 for all"
             )
         for _ in embeddings.checked_blocks(shards):
             pass
@@ -95,9 +101,7 @@ class Reduction(NamedTuple):
         """What it does, in words."""
         of = f"{self.dimensions} of {self.settings['width']} dimensions"
         if self.settings["kind"] == "pca":
-            return (
-                f"{of} by PCA, which hold {self.settings['kept']:.1%} of the variance"
-            )
+            return f"{of} by PCA, which hold {self.settings['kept']:.1%} of the variance"
         scaled = ", scaled to unit length" if self.settings["unit"] else ""
         return f"the first {of}{scaled}"
 
@@ -108,7 +112,9 @@ class Reduction(NamedTuple):
         return self._cut(emb_BD)
 
     def questions(self, queries_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [Q, D] -> (float32 [Q, R], float32 [Q] to be added to every score of a question)."""
+        """float32 [Q, D] -> (float32 [Q, R], float32 [Q] to be added to every score of a
+        question).
+        """
         if self.settings["kind"] == "pca":
             return queries_QD @ self.matrix_DR, queries_QD @ self.mean_D
         return self._cut(queries_QD), np.zeros(len(queries_QD), np.float32)
@@ -135,7 +141,8 @@ class Reduction(NamedTuple):
         return cls(settings, *(np.load(folder / name) for name in _FILES))
 
     def write(self, shards: list[np.ndarray], folder: Path) -> None:
-        """Writes the passages' vectors, made narrower, as embeddings in a folder of their own, and the reduction with them for `carry`.
+        """Writes the passages' vectors, made narrower, as embeddings in a folder of their own, and
+        the reduction with them for `carry`.
 
         Raises:
           InputError: a vector is not finite.
@@ -154,7 +161,8 @@ class Reduction(NamedTuple):
         )
 
     def write_shard(self, shards: list[np.ndarray], file: Path) -> None:
-        """Writes the passages' vectors, made narrower, into one .npy file, a block at a time: float16 [rows, R].
+        """Writes the passages' vectors, made narrower, into one .npy file, a block at a time:
+        float16 [rows, R].
 
         Raises:
           InputError: a vector is not finite, or is too large for float16 when it is narrower.
@@ -165,15 +173,17 @@ class Reduction(NamedTuple):
             narrow_BR = self.passages(block_BD)
             if np.abs(narrow_BR).max(initial=0) > np.finfo(np.float16).max:
                 raise InputError(
-                    f"row {start} or one of the {len(block_BD) - 1} after it has a number beyond float16's {np.finfo(np.float16).max} in "
-                    f"{self.dimensions} dimensions; set index.dimensions to 0"
+                    f"row {start} or one of the {len(block_BD) - 1} after it has a number beyond"
+                    f" float16's {np.finfo(np.float16).max} in {self.dimensions} dimensions; set"
+                    " index.dimensions to 0"
                 )
             emb_NR[start : start + len(block_BD)] = narrow_BR
         emb_NR.flush()
 
 
 def carry(vectors: Path, folder: Path) -> dict[str, Any]:
-    """Copies the reduction that embeddings were written with, if any, to the index that was built of them.
+    """Copies the reduction that embeddings were written with, if any, to the index that was built
+    of them.
 
     Returns:
       What belongs into the settings of the index: {"reduction": its settings}, or nothing.
@@ -200,7 +210,9 @@ class ReducedIndex:
         self._index, self._reduction = index, reduction
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits; see `ExactIndex.search`. Scores are about those of whole vectors, or of cut ones what training had."""
+        """The k best hits; see `ExactIndex.search`. Scores are about those of whole vectors, or of
+        cut ones what training had.
+        """
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         queries_QR, constant_Q = self._reduction.questions(queries_QD)
         scores_QK, rows_QK = self._index.search(queries_QR, k)
@@ -214,9 +226,7 @@ def _all_unit(shards: list[np.ndarray], rows_S: np.ndarray) -> bool:
     )
 
 
-def _moments(
-    shards: list[np.ndarray], rows_S: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments(shards: list[np.ndarray], rows_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] of the rows, in float64."""
     width = shards[0].shape[1]
     sum_D, square_DD = np.zeros(width), np.zeros((width, width))

@@ -1,6 +1,8 @@
-"""The stage that keeps an index of the corpus as it is now: it builds one, lays changes over the one there is, or builds it anew.
+"""The stage that keeps an index of the corpus as it is now: it builds one, lays changes over the
+one there is, or builds it anew.
 
-index.json says which files make the index, and takes effect by one rename: whatever was written before it, under names that are in
+index.json says which files make the index, and takes effect by one rename: whatever was written
+  before it, under names that are in
 no older index.json, is not yet part of the index, and what it no longer lists is deleted after it.
 """
 
@@ -16,18 +18,16 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.index import build, certificate, embeddings, sample
-from dpr_jax.index.engines import LAYERED, MANIFEST
 from dpr_jax.index.finished import delete_others, up_to_date
 from dpr_jax.index.layers import rows_in
+from dpr_jax.index.open import LAYERED, MANIFEST
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.reduction import Reduction
-from dpr_jax.logging import say
 
-REBALANCE_FROM = (
-    0.1  # share of the rows outside the partitions, from which it is worth it
-)
+REBALANCE_FROM = 0.1  # share of the rows outside the partitions, from which it is worth it
 OF_ONE_MANIFEST = ("made_from", "files", "versions", "checksum")
 
 
@@ -39,7 +39,8 @@ class Vectors(NamedTuple):
       facts: their manifest.
       fingerprint: of the embeddings of the corpus as it was prepared.
       questions: folder of the question vectors to measure with, if one is set.
-      changes: the changes in order, each with `log`, a hash of the corpus up to it, and the files `added` or `removed`.
+      changes: the changes in order, each with `log`, a hash of the corpus up to it, and the files
+        `added` or `removed`.
     """
 
     folder: Path
@@ -62,10 +63,12 @@ class Vectors(NamedTuple):
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """`dpr index`: builds an index, or brings the one there is up to date with the changes of the corpus.
+    """`dpr index`: builds an index, or brings the one there is up to date with the changes of the
+    corpus.
 
     Raises:
-      InputError: no embeddings, a damaged or unsound file, an engine that is not installed or that crashed.
+      InputError: no embeddings, a damaged or unsound file, an engine that is not installed or that
+        crashed.
     """
     vectors, out, facts = _open(config, workdir)
     if not vectors.changes:
@@ -86,7 +89,8 @@ def check(config: Config, workdir: WorkDir) -> None:
 
 
 def follow(config: Config, workdir: WorkDir) -> None:
-    """`dpr index add` and `remove`: lays the changes over the index there is, with whatever settings it was built.
+    """`dpr index add` and `remove`: lays the changes over the index there is, with whatever
+    settings it was built.
 
     Raises:
       InputError: there is no index, it is one of other embeddings, or a file is damaged.
@@ -96,7 +100,8 @@ def follow(config: Config, workdir: WorkDir) -> None:
 
 
 def rebalance(config: Config, workdir: WorkDir) -> None:
-    """`dpr index rebalance`: partitions and code books trained on the passages there are now, and no room for those removed.
+    """`dpr index rebalance`: partitions and code books trained on the passages there are now, and
+    no room for those removed.
 
     Raises:
       InputError: as for `run`.
@@ -108,9 +113,7 @@ def rebalance(config: Config, workdir: WorkDir) -> None:
         build.run(config, workdir)
 
 
-def _open(
-    config: Config, workdir: WorkDir
-) -> tuple[Vectors, Path, dict[str, Any] | None]:
+def _open(config: Config, workdir: WorkDir) -> tuple[Vectors, Path, dict[str, Any] | None]:
     """The embeddings, the folder of the index, and what its index.json says if there is one."""
     source = workdir.inside(config.index.embeddings)
     out = workdir.inside(config.index.out)
@@ -127,7 +130,8 @@ def _open(
         made_from = artifacts.read_json(changes)["made_from"]
         if made_from["inputs"]["embeddings"] != vectors.fingerprint:
             raise InputError(
-                f"{changes.parent} belongs to other embeddings than {source}; run `dpr encode` first"
+                f"{changes.parent} belongs to other embeddings than {source}; run `dpr encode`"
+                " first"
             )
     facts = artifacts.read_json(out / MANIFEST) if (out / MANIFEST).exists() else None
     return vectors, out, facts
@@ -137,29 +141,25 @@ def _of_these_embeddings(
     vectors: Vectors, out: Path, facts: dict[str, Any] | None
 ) -> dict[str, Any]:
     if facts is None or not _is_of(vectors, _built(facts)):
-        raise InputError(
-            f"{out} holds no index of {vectors.folder}; run `dpr index` first"
-        )
+        raise InputError(f"{out} holds no index of {vectors.folder}; run `dpr index` first")
     return facts
 
 
 def _verify(vectors: Vectors) -> None:
     artifacts.verify(vectors.folder / "manifest.json")
     changes = vectors.folder / "changes"
-    artifacts.verify(
-        changes / "manifest.json", f"delete {changes} and run `dpr encode` again"
-    )
+    artifacts.verify(changes / "manifest.json", f"delete {changes} and run `dpr encode` again")
 
 
-# --- what was built -----------------------------------------------------------------------------------------------------
+# --- what was built
 
 
 def _built(facts: dict[str, Any]) -> dict[str, Any]:
     """The part of an index that an engine built.
 
-    Its folder and files; rows, the file of its corpus rows; made_from, and count of the vectors it was built of; embeddings, their
-    fingerprint without changes; changes, how many are in it, and log, up to which; as_built, the fingerprint for who asks for the corpus
-    without its changes.
+    Its folder and files; rows, the file of its corpus rows; made_from, and count of the vectors it
+    was built of; embeddings, their fingerprint without changes; changes, how many are in it, and
+    log, up to which; as_built, the fingerprint for who asks for the corpus without its changes.
     """
     if "built" in facts:
         return facts["built"]
@@ -184,7 +184,9 @@ def _is_of(vectors: Vectors, built: dict[str, Any]) -> bool:
 
 
 def _was_built_so(config: Config, vectors: Vectors, facts: dict[str, Any]) -> bool:
-    """Whether building anew with these settings would give what is there, apart from later changes."""
+    """Whether building anew with these settings would give what is there, apart from later
+    changes.
+    """
     built = _built(facts)
     made_from = built["made_from"]
     vectors_built_of = made_from["inputs"]["embeddings"]
@@ -209,14 +211,17 @@ def _build_anew(
     out: Path,
     facts: dict[str, Any] | None,
 ) -> None:
-    """Builds the passages there are now into a folder of its own in `out`, and lays nothing over it."""
+    """Builds the passages there are now into a folder of its own in `out`, and lays nothing over
+    it.
+    """
     changes = len(vectors.changes)
     log = vectors.changes[-1]["log"]
     gone_R = rows_in(vectors.files("removed", 0, changes))
     shards = vectors.shards(changes)
     count = sum(len(shard) for shard in shards)
 
-    # the name says what it is built of, so that a killed run finds it again and another index is not touched
+    # the name says what it is built of, so that a killed run finds it again and another index is
+    # not touched
     origin = _origin_to_build(config, vectors, count - len(gone_R), vectors.fingerprint)
     key = hashlib.sha256(json.dumps([origin, log]).encode()).hexdigest()[:12]
     folder = out / f"built-{key}"
@@ -269,11 +274,7 @@ def _write_live(
         if len(here_R) < len(shard):
             files.append(folder / f"shard-{number:05d}.npy")
             np.save(files[-1], np.delete(shard, here_R, axis=0))
-    facts = {
-        name: value
-        for name, value in vectors.facts.items()
-        if name not in OF_ONE_MANIFEST
-    }
+    facts = {name: value for name, value in vectors.facts.items() if name not in OF_ONE_MANIFEST}
     facts["count"] = start - len(gone_R)
     origin = artifacts.made_from(
         "live rows",
@@ -283,7 +284,7 @@ def _write_live(
     artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)
 
 
-# --- what is laid over it -----------------------------------------------------------------------------------------------
+# --- what is laid over it
 
 
 def _lay(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) -> None:
@@ -328,12 +329,13 @@ def _origin(vectors: Vectors, built: dict[str, Any]) -> dict[str, Any]:
 
 
 def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) -> None:
-    """Certifies the built index with what is laid over it, writes index.json, and deletes what it does not list."""
+    """Certifies the built index with what is laid over it, writes index.json, and deletes what it
+    does not list.
+    """
     built = facts["built"]
     begin, end = built["changes"], len(vectors.changes)
     added, removed = (
-        [file.name for file in vectors.files(what, begin, end)]
-        for what in ("added", "removed")
+        [file.name for file in vectors.files(what, begin, end)] for what in ("added", "removed")
     )
     shards = vectors.shards(end)
     gone_R = rows_in(vectors.files("removed", 0, end))
@@ -386,12 +388,14 @@ def _switch(config: Config, vectors: Vectors, out: Path, facts: dict[str, Any]) 
     artifacts.write_manifest(out / MANIFEST, _origin(vectors, built), files, **kept)
     delete_others(out, files)
     say(
-        f"index: up to change {end}, {count - len(gone_R):,} passages; recall@{RECALL_AT} {recall:.4f} against exact search on {len(queries_QD)} {asked}"
+        f"index: up to change {end}, {count - len(gone_R):,} passages; recall@{RECALL_AT}"
+        f" {recall:.4f} against exact search on {len(queries_QD)} {asked}"
     )
     outside = rows_added + len(rows_in([out / name for name in removed]))
     if outside > REBALANCE_FROM * count:
         say(
-            f"index: {outside:,} of {count:,} rows came or went since the index was built; `dpr index rebalance` builds it anew"
+            f"index: {outside:,} of {count:,} rows came or went since the index was built; `dpr"
+            " index rebalance` builds it anew"
         )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from dpr_jax.index import hits
 
-# (queries float32 [Q, D], k) -> (scores float32 [Q, k], rows int64 [Q, k]), missing hits -inf and -1 at the end
+# (queries float32 [Q, D], k) -> (scores float32 [Q, k], rows int64 [Q, k]), missing hits -inf and
+# -1 at the end
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -15,7 +16,8 @@ def search_without(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best hits that are not in `gone_R`.
 
-    Twice as many are asked for as long as a question has too few, so that only a question whose best passages were all removed costs more.
+    Twice as many are asked for as long as a question has too few, so that only a question whose
+    best passages were all removed costs more.
 
     Args:
       search: of an engine.
@@ -25,7 +27,8 @@ def search_without(
       count: rows that the engine has.
 
     Returns:
-      (scores float32 [Q, k], rows int64 [Q, k]); where no k others are found, score -inf and row -1.
+      (scores float32 [Q, k], rows int64 [Q, k]); where no k others are found, score -inf and row
+      -1.
     """
     if not len(gone_R):
         return search(queries_QD, k)
@@ -37,13 +40,9 @@ def search_without(
     while len(left_Q):
         scores_LA, rows_LA = search(queries_QD[left_Q], asked)
         exhausted_L = rows_LA[:, -1] < 0
-        found = hits.in_order(
-            scores_LA, rows_LA, (rows_LA < 0) | np.isin(rows_LA, gone_R)
-        )
+        found = hits.in_order(scores_LA, rows_LA, (rows_LA < 0) | np.isin(rows_LA, gone_R))
         wide = min(k, asked)
-        scores_QK[left_Q, :wide], rows_QK[left_Q, :wide] = (
-            part[:, :wide] for part in found
-        )
+        scores_QK[left_Q, :wide], rows_QK[left_Q, :wide] = (part[:, :wide] for part in found)
         short_L = (found[1] >= 0).sum(axis=1) < k
         if asked == most:
             break

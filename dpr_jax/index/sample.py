@@ -34,13 +34,15 @@ def draw(
     certificate: int,
     tuning: bool,
 ) -> Sample:
-    """Takes queries evenly spaced over the question vectors, or over the corpus where there are none; no row is in both parts.
+    """Takes queries evenly spaced over the question vectors, or over the corpus where there are
+    none; no row is in both parts.
 
     Args:
       shards: the corpus.
       questions: folder of question vectors, as `dpr encode` leaves vectors; None for none.
       model: fingerprint of the encoder of the corpus.
-      certificate: queries to certify with; at most half of what there is, where some are wanted for tuning.
+      certificate: queries to certify with; at most half of what there is, where some are wanted for
+        tuning.
       tuning: whether there is something to tune.
 
     Raises:
@@ -51,19 +53,22 @@ def draw(
         pool, facts = embeddings.open_embeddings(questions)
         if (facts["model"], facts["width"]) != (model, shards[0].shape[1]):
             raise InputError(
-                f"index.queries names {questions}, whose vectors are of another model than the corpus'; encode the questions with the model that encoded the passages"
+                f"index.queries names {questions}, whose vectors are of another model than the"
+                " corpus'; encode the questions with the model that encoded the passages"
             )
         origin = f"question vectors in {questions.name}"
     count = sum(len(shard) for shard in pool)
     if count < 1 + tuning:
         raise InputError(
-            f"there are {count} {origin} to measure with; tuning takes some and the certificate others, so give --index.queries a folder with more"
+            f"there are {count} {origin} to measure with; tuning takes some and the certificate"
+            " others, so give --index.queries a folder with more"
         )
     rows_R = _spaced(count, certificate + (TUNING_QUERIES if tuning else 0))
     queries_RD = embeddings.pick_rows(pool, rows_R)
     if questions is not None and not np.isfinite(queries_RD).all():
         raise InputError(
-            f"{questions} holds NaN or infinity; delete it and encode the questions again with a sound model"
+            f"{questions} holds NaN or infinity; delete it and encode the questions again with a"
+            " sound model"
         )
     if not tuning:
         return Sample(queries_RD, queries_RD[:0], origin)
@@ -72,10 +77,10 @@ def draw(
     return Sample(queries_RD[held_out_R], queries_RD[~held_out_R], origin)
 
 
-def corpus_rows(
-    shards: list[np.ndarray], wanted: int, gone_R: np.ndarray
-) -> np.ndarray:
-    """At most `wanted` vectors of the corpus, evenly spaced over the rows that are not in `gone_R`: float32 [Q, D]."""
+def corpus_rows(shards: list[np.ndarray], wanted: int, gone_R: np.ndarray) -> np.ndarray:
+    """At most `wanted` vectors of the corpus, evenly spaced over the rows that are not in `gone_R`:
+    float32 [Q, D].
+    """
     live_N = np.delete(np.arange(sum(len(shard) for shard in shards)), gone_R)
     return embeddings.pick_rows(shards, live_N[_spaced(len(live_N), wanted)])
 

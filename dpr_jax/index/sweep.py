@@ -1,10 +1,13 @@
-"""Which search-time settings reach a wanted recall: few points measured, instead of a whole grid."""
+"""Which search-time settings reach a wanted recall: few points measured, instead of a whole
+grid.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-# A stride that adds less will not reach the target: what is missing was lost before, by quantization.
+# A stride that adds less will not reach the target: what is missing was lost before, by
+# quantization.
 SATURATED = 2e-4
 STRIDE = 8  # values passed over at first, on the way up
 FINALISTS, ROUNDS = 4, 3
@@ -18,8 +21,8 @@ class Point:
       settings: those that can change without a new build.
       recall: mean over the tuning queries.
       standard_error: of that mean.
-      queries_per_cpu_s: queries a second of processor time, all asked at once, best of several times. Other work on the machine
-        disturbs it less than the clock.
+      queries_per_cpu_s: queries a second of processor time, all asked at once, best of several
+        times. Other work on the machine disturbs it less than the clock.
     """
 
     settings: dict[str, int]
@@ -28,7 +31,9 @@ class Point:
     queries_per_cpu_s: float
 
     def reaches(self, target: float) -> bool:
-        """Whether it has the wanted recall by a standard error: the fastest of many would else be one that was lucky."""
+        """Whether it has the wanted recall by a standard error: the fastest of many would else be
+        one that was lucky.
+        """
         return self.recall - self.standard_error >= target
 
 
@@ -49,8 +54,9 @@ def sweep(
 ) -> list[Point]:
     """Measures points around the border at which the target is reached.
 
-    For each value of the second knob, from the largest down, the least value of the first is looked for that reaches the target; where a
-    smaller second value needs a larger first one, either may be faster.
+    For each value of the second knob, from the largest down, the least value of the first is looked
+    for that reaches the target; where a smaller second value needs a larger first one, either may
+    be faster.
 
     Args:
       measure: settings -> their point.
@@ -96,10 +102,9 @@ def _climb(at: Callable[[int], Point], values: list[int], target: float) -> int 
     return values[place]
 
 
-def settle(
-    points: list[Point], again: Callable[[Point], Point], target: float
-) -> list[Point]:
-    """Times the fastest points that reach the target again, in turn, so that a moment's load does not choose among them.
+def settle(points: list[Point], again: Callable[[Point], Point], target: float) -> list[Point]:
+    """Times the fastest points that reach the target again, in turn, so that a moment's load does
+    not choose among them.
 
     Args:
       again: a point -> the same, its speed the better of its own and of another measurement.
@@ -113,7 +118,9 @@ def settle(
 
 
 def best(points: list[Point], target: float) -> Point:
-    """The fastest point that reaches the target; where none does, the one with the largest recall."""
+    """The fastest point that reaches the target; where none does, the one with the largest
+    recall.
+    """
     reached = [point for point in points if point.reaches(target)]
     if reached:
         return max(reached, key=lambda point: point.queries_per_cpu_s)

@@ -1,8 +1,10 @@
 """Settings chosen by measuring: the fastest index that has a wanted recall against exact search.
 
-What takes a build (partitions, quantization) is tried by a walk, one setting after the other, a step at a time as long as that is faster. What
-takes none (how much of the index a query looks into) is measured by `sweep`. Recall is what it is; speeds are noisy, so they are those of
-processor time, a search is timed several times and the best counts, and of two indexes the faster one is found by asking them in turn.
+What takes a build (partitions, quantization) is tried by a walk, one setting after the other, a
+step at a time as long as that is faster. What takes none (how much of the index a query looks into)
+is measured by `sweep`. Recall is what it is; speeds are noisy, so they are those of processor time,
+a search is timed several times and the best counts, and of two indexes the faster one is found by
+asking them in turn.
 """
 
 import dataclasses
@@ -14,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpr_jax.config import IndexConfig
+from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.index import sweep, worker
-from dpr_jax.index.exact import ExactIndex
+from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.sweep import Point
-from dpr_jax.logging import say
 
 ROUNDS = 2  # two indexes are asked in turn
 REORDER_AT_MOST = 16  # times k
@@ -59,7 +61,8 @@ def tune(
     *,
     build_of: Path | None = None,
 ) -> Tuned:
-    """Builds indexes below `folder` and keeps the fastest that reaches config.target_recall; the others are deleted.
+    """Builds indexes below `folder` and keeps the fastest that reaches config.target_recall; the
+    others are deleted.
 
     Args:
       kind: of the engine.
@@ -79,9 +82,7 @@ def tune(
     exact_QK, _ = ExactIndex(shards).search(queries_QD, k)
     tried: list[dict[str, Any]] = []
 
-    def sweep_of(
-        place: Path, settings: dict[str, Any], knobs: dict[str, list[int]]
-    ) -> list[Point]:
+    def sweep_of(place: Path, settings: dict[str, Any], knobs: dict[str, list[int]]) -> list[Point]:
         return worker.sweep(
             kind,
             vectors,
@@ -97,19 +98,17 @@ def tune(
         place = folder / f"{len(tried)}"
         place.mkdir()
         start_s = time.perf_counter()
-        settings = worker.build(
-            kind, build_of or vectors, place, dataclasses.asdict(changed)
-        )
+        settings = worker.build(kind, build_of or vectors, place, dataclasses.asdict(changed))
         build_s = time.perf_counter() - start_s
         points = sweep_of(place, settings, search_knobs(settings, config, k, count))
         built = {name: settings[name] for name in _BUILT if name in settings}
         tried.extend(
-            {**built, "build_s": round(build_s, 1), **sweep.to_json(point)}
-            for point in points
+            {**built, "build_s": round(build_s, 1), **sweep.to_json(point)} for point in points
         )
         best = sweep.best(points, target)
         say(
-            f"index: {_words(built) or kind}, built in {build_s:,.0f} s: {_words(best.settings)}, {_found(best)}"
+            f"index: {_words(built) or kind}, built in {build_s:,.0f} s: {_words(best.settings)},"
+            f" {_found(best)}"
         )
         return _Built(changed, place, settings | best.settings, best)
 
@@ -131,22 +130,24 @@ def tune(
         for value in values:
             challenger = attempt(dataclasses.replace(champion.config, **{name: value}))
             better = wins(challenger, champion)
-            loser, champion = (
-                (champion, challenger) if better else (challenger, champion)
-            )
+            loser, champion = (champion, challenger) if better else (challenger, champion)
             shutil.rmtree(loser.folder)
             if not better:
                 break
     if not champion.best.reaches(target):
         wider = "raise --index.dimensions" if build_of else "give --index.kind exact"
         raise InputError(
-            f"no setting of {kind} reaches recall@{RECALL_AT} {target:g} by a standard error; the best, {_words(champion.settings)}, has {_found(champion.best)}: lower --index.target-recall, or {wider}"
+            f"no setting of {kind} reaches recall@{RECALL_AT} {target:g} by a standard error; the"
+            f" best, {_words(champion.settings)}, has {_found(champion.best)}: lower"
+            f" --index.target-recall, or {wider}"
         )
     return Tuned(champion.folder, champion.settings, tried)
 
 
 def _walks(settings: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Settings that take a build, and the values to try one after the other as long as each is better than the one before."""
+    """Settings that take a build, and the values to try one after the other as long as each is
+    better than the one before.
+    """
     walks: list[tuple[str, list[float]]] = []
     if "soar_lambda" in settings:
         walks.append(("soar_lambda", [SOAR_LAMBDA]))
@@ -178,7 +179,10 @@ def search_knobs(
 
 
 def _found(point: Point) -> str:
-    return f"recall {point.recall:.4f} ± {point.standard_error:.4f}, {point.queries_per_cpu_s:,.0f} queries a second of one core"
+    return (
+        f"recall {point.recall:.4f} ± {point.standard_error:.4f}, {point.queries_per_cpu_s:,.0f}"
+        " queries a second of one core"
+    )
 
 
 def _words(settings: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Engine work in a fresh process: building an index, and asking one that has just been moved.
 
-ScaNN is C++ that aborts where Python raises, does not start at all on old processors, and writes to stderr what only its authors
-understand. In a process of its own a crash is one line to the user, its memory is given back, and the answers prove that the files
+ScaNN is C++ that aborts where Python raises, does not start at all on old processors, and writes to
+stderr what only its authors understand. In a process of its own a crash is one line to the user,
+its memory is given back, and the answers prove that the files
 are complete: nothing in memory can stand in for them.
 """
 
@@ -23,7 +24,7 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, reduction
 from dpr_jax.index import sweep as sweeping
-from dpr_jax.index.engines import engine, load
+from dpr_jax.index.open import engine, load
 from dpr_jax.index.recall import recall
 from dpr_jax.index.sweep import Point
 
@@ -50,7 +51,8 @@ def ask(
     """Loads an index in a fresh process and searches it there, on the CPU.
 
     Returns:
-      rows int64 [Q, k], -1 where there is no hit; and how many queries it answers a second when all are asked at once.
+      rows int64 [Q, k], -1 where there is no hit; and how many queries it answers a second when all
+      are asked at once.
 
     Raises:
       InputError: the engine crashed.
@@ -75,7 +77,8 @@ def sweep(
     queries_QD: np.ndarray,
     exact_QK: np.ndarray,
 ) -> list[Point]:
-    """Loads an index in a fresh process and measures there what its search-time settings make of it; see `sweep.sweep`.
+    """Loads an index in a fresh process and measures there what its search-time settings make of
+    it; see `sweep.sweep`.
 
     Args:
       vectors: folder of the embeddings, whole, by which recall is measured.
@@ -107,7 +110,8 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         tempfile.TemporaryFile() as chatter,
         subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # never written to: it closes when this process dies, see _end_with_parent
+            # never written to: it closes when this process dies, see _end_with_parent
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=chatter,
             env=environment,
@@ -124,7 +128,8 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         raise InputError(output.splitlines()[-1])
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
     raise InputError(
-        f"the {job['kind']} engine failed in {job['folder']} ({how}: {' '.join(last_words)[-300:]}); try another engine, such as --index.kind exact"
+        f"the {job['kind']} engine failed in {job['folder']} ({how}:"
+        f" {' '.join(last_words)[-300:]}); try another engine, such as --index.kind exact"
     )
 
 
@@ -196,8 +201,7 @@ def _sweep(job: dict[str, Any]) -> dict[str, Any]:
     points = sweeping.sweep(measure, job["knobs"], job["target"])
     return {
         "points": [
-            dataclasses.asdict(point)
-            for point in sweeping.settle(points, again, job["target"])
+            dataclasses.asdict(point) for point in sweeping.settle(points, again, job["target"])
         ]
     }
 

@@ -62,7 +62,8 @@ def warnings(facts: dict[str, Any]) -> list[str]:
         ):
             if count:
                 said.append(
-                    f"{count:,} of {pair['of']:,} {pair['split']} questions ({percent(count / pair['of'])} %) {what}"
+                    f"{count:,} of {pair['of']:,} {pair['split']} questions"
+                    f" ({percent(count / pair['of'])} %) {what}"
                 )
     return said
 
@@ -86,9 +87,7 @@ def percent(value: float) -> str:
 
 
 def _lengths(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    splits = {
-        f"{name} questions": split["tokens"] for name, split in facts["splits"].items()
-    }
+    splits = {f"{name} questions": split["tokens"] for name, split in facts["splits"].items()}
     return {"passages": facts["corpus"]["tokens"], **splits}
 
 
@@ -101,10 +100,7 @@ def _splits(facts: dict[str, Any]) -> Table:
         checked = split["checked_for_answers"]
         table.add_row(
             name,
-            *(
-                f"{split[key]:,}"
-                for key in ("questions", "repeated", "with_gold", "with_answers")
-            ),
+            *(f"{split[key]:,}" for key in ("questions", "repeated", "with_gold", "with_answers")),
             f"{percent(split['answer_in_gold'] / checked)} %" if checked else "–",
             f"{split['hard_negatives']:.1f}",
         )

@@ -1,4 +1,6 @@
-"""What is counted in prepared data: lengths, repeats, answers in gold passages, and what test shares with train."""
+"""What is counted in prepared data: lengths, repeats, answers in gold passages, and what test
+shares with train.
+"""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ SizesOf = Callable[[Sequence[Any]], list[int]]  # texts, or (title, text) -> tok
 
 def evenly(count: int, sample: int = SAMPLE) -> list[int]:
     """At most `sample` rows of `count`, evenly apart."""
-    return np.unique(np.linspace(0, count - 1, min(count, sample)).round()).astype(int).tolist()  # fmt: skip
+    return np.unique(np.linspace(0, count - 1, min(count, sample)).round()).astype(int).tolist()
 
 
 def lengths(sizes: Sequence[int], limit: int) -> dict[str, Any]:
@@ -31,7 +33,8 @@ def lengths(sizes: Sequence[int], limit: int) -> dict[str, Any]:
       limit: where the encoder cuts a text.
 
     Returns:
-      `over_limit` is the share of texts that are cut; `bars` holds the shares of lengths in [0, width), [width, 2 width), ..., the last
+      `over_limit` is the share of texts that are cut; `bars` holds the shares of lengths in [0,
+        width), [width, 2 width), ..., the last
       of which is open above.
     """
     sizes_N = np.asarray(sizes)
@@ -100,7 +103,8 @@ def split(
     limit: int,
     match: Literal["string", "regex"],
 ) -> tuple[dict[str, Any], Asked]:
-    """Counts over all questions; lengths, and answers found in the text of a gold passage, over a sample.
+    """Counts over all questions; lengths, and answers found in the text of a gold passage, over a
+    sample.
 
     Args:
       questions: of one split.
@@ -135,15 +139,14 @@ def split(
     return facts, asked
 
 
-def _answered(
-    question: Question, passages: Corpus, match: Literal["string", "regex"]
-) -> bool:
+def _answered(question: Question, passages: Corpus, match: Literal["string", "regex"]) -> bool:
     texts = [passage.text for passage in passages.rows(question.positives)]
     return any(has_answer(question.answers, text, match=match) for text in texts)
 
 
 def overlap(questions: Questions, asked: Asked, seen: Asked) -> dict[str, Any]:
-    """What of a split was seen in another: questions but for case and punctuation, and gold passages.
+    """What of a split was seen in another: questions but for case and punctuation, and gold
+    passages.
 
     Args:
       questions: those of the split, for examples.

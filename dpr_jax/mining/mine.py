@@ -1,6 +1,7 @@
 """The stage that finds hard negatives: what ranks high for a question and is no answer to it.
 
-A passage that is gold, holds an answer, or repeats much of a gold passage is passed over: trained on as a negative, it would teach
+A passage that is gold, holds an answer, or repeats much of a gold passage is passed over: trained
+  on as a negative, it would teach
 the opposite of the truth.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, Teacher
 from dpr_jax.config_file import describe
@@ -25,27 +26,29 @@ QUESTIONS_AT_ONCE = 1024
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """workdir.data -> workdir.mined: the train and dev questions with their hard negatives replaced by mined ones.
+    """workdir.data -> workdir.mined: the train and dev questions with their hard negatives replaced
+    by mined ones.
 
     Memory does not grow with the questions: they pass through in batches.
 
     Raises:
-      InputError: the prepared data are missing or damaged; the dense source lacks its model or index, or these do not belong together.
+      InputError: the prepared data are missing or damaged; the dense source lacks its model or
+        index, or these do not belong together.
     """
     settings = config.mine
     data = workdir.data / "manifest.json"
     corpus = store.open_corpus(workdir)
     embedder = sources.question_tower(config, workdir)
 
-    # --- is there anything to do? ---
+    # --- is there anything to do? --------------------------------------------
     origin = _origin(config, *sources.depend_on(config, workdir, embedder))
     origin["inputs"]["data"] = artifacts.fingerprint(data)
     artifacts.restore_dir(workdir.mined)
     if artifacts.is_fresh(workdir.mined / "manifest.json", origin):
-        logging.say("mine: up to date")
+        console.say("mine: up to date")
         return
 
-    # --- search, and pick ---
+    # --- search, and pick ----------------------------------------------------
     searches = sources.open_sources(config, workdir, corpus, embedder)
     allowed = Rules(
         settings.depth,
@@ -59,7 +62,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         report = reports[split] = Report(split)
         teacher = settings.teacher if split == "train" else None
         questions = store.open_questions(workdir, split)
-        with logging.progress(f"mine {split}", len(questions), "questions") as advance:
+        with console.progress(f"mine {split}", len(questions), "questions") as advance:
             left = iter(questions)
             while batch := list(itertools.islice(left, QUESTIONS_AT_ONCE)):
                 proposed = _proposed(config, searches, batch, report.questions)
@@ -86,7 +89,9 @@ def run(config: Config, workdir: WorkDir) -> None:
 def _proposed(
     config: Config, searches: list[Search], batch: list[Question], first: int
 ) -> list[dict[int, bool]]:
-    """Each question's candidates in the order to try them, from `rules.candidates`; `first` is the number of the batch's first question."""
+    """Each question's candidates in the order to try them, from `rules.candidates`; `first` is the
+    number of the batch's first question.
+    """
     settings = config.mine
     asked = [question.question for question in batch]
     found = [search(asked, settings.window) for search in searches]
@@ -113,7 +118,9 @@ def _mine(
     teacher: Teacher | None,
     report: Report,
 ) -> Question:
-    """The question with mined hard negatives, and what the teacher says of them; without one, what the file said of the same passages."""
+    """The question with mined hard negatives, and what the teacher says of them; without one, what
+    the file said of the same passages.
+    """
 
     def passed_over(rule: str, row: int) -> None:
         report.pass_over(rule, question, row, passage_of)
@@ -152,7 +159,9 @@ def _origin(
 
 
 def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, bool]:
-    """The same in an order of chance that depends on the seed and the question's number alone: the first that pass are then a sample."""
+    """The same in an order of chance that depends on the seed and the question's number alone: the
+    first that pass are then a sample.
+    """
     rows = np.random.default_rng([seed, number]).permutation(list(candidates))
     return {row: candidates[row] for row in rows.tolist()}
 
@@ -160,7 +169,9 @@ def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, 
 def _passages(
     corpus: Corpus, batch: list[Question], proposed: list[Iterable[int]], ahead: int
 ) -> Callable[[int], Passage]:
-    """Passages by row: gold ones and the first `ahead` candidates of each question read at once, others when asked for."""
+    """Passages by row: gold ones and the first `ahead` candidates of each question read at once,
+    others when asked for.
+    """
     likely = {row for question in batch for row in question.positives}
     likely |= {row for rows in proposed for row in itertools.islice(rows, ahead)}
     in_order = sorted(likely)

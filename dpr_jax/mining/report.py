@@ -4,9 +4,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from dpr_jax.console import say
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
-from dpr_jax.logging import say
 
 PassageOf = Callable[[int], Passage]
 
@@ -27,9 +27,7 @@ class Report:
         self._samples_passed_over: dict[str, list[str]] = {}
         self._chance = random.Random(0)
 
-    def pass_over(
-        self, rule: str, question: Question, row: int, passage_of: PassageOf
-    ) -> None:
+    def pass_over(self, rule: str, question: Question, row: int, passage_of: PassageOf) -> None:
         """Counts a passage that is no hard negative."""
         self.passed_over[rule] += 1
         if rule == "gold":
@@ -39,9 +37,7 @@ class Report:
         if place < SAMPLES_A_RULE:
             samples[place] = _sample(question, {rule: [row]}, passage_of)
 
-    def keep(
-        self, question: Question, rows: Sequence[int], passage_of: PassageOf
-    ) -> None:
+    def keep(self, question: Question, rows: Sequence[int], passage_of: PassageOf) -> None:
         """Counts a question's hard negatives."""
         self.questions += 1
         self.kept += len(rows)
@@ -64,15 +60,19 @@ class Report:
         """Says the counts, and the samples if asked for."""
         rules = ", ".join(f"{n:,} {rule}" for rule, n in self.passed_over.items())
         say(
-            f"mine: {self._split}: {self.questions:,} questions, {self.kept:,} hard negatives ({self.kept / self.questions:.1f} each); passed over: {rules or 'none'}"
+            f"mine: {self._split}: {self.questions:,} questions, {self.kept:,} hard negatives"
+            f" ({self.kept / self.questions:.1f} each); passed over: {rules or 'none'}"
         )
         if self.without_any:
             say(
-                f"mine: {self._split}: warning: {self.without_any:,} questions have no hard negative; a larger mine.window may find some"
+                f"mine: {self._split}: warning: {self.without_any:,} questions have no hard"
+                " negative; a larger mine.window may find some"
             )
         if self.without_teacher:
             say(
-                f"mine: {self._split}: warning: of {self.without_teacher:,} questions the teacher's scores are of other negatives than the mined ones; for train.distillation set mine.teacher, or mine.enabled to False"
+                f"mine: {self._split}: warning: of {self.without_teacher:,} questions the teacher's"
+                " scores are of other negatives than the mined ones; for train.distillation set"
+                " mine.teacher, or mine.enabled to False"
             )
         if samples:
             groups = [self._samples_kept, *self._samples_passed_over.values()]
@@ -80,13 +80,13 @@ class Report:
             say("\n".join(["mine: to read:", *shown]))
 
     def _place(self, count: int, size: int) -> int:
-        """The place of the count-th of many in a sample of `size` that each is to be in with the same chance; from `size` on: not in it."""
+        """The place of the count-th of many in a sample of `size` that each is to be in with the
+        same chance; from `size` on: not in it.
+        """
         return count - 1 if count <= size else self._chance.randrange(count)
 
 
-def _sample(
-    question: Question, shown: dict[str, Sequence[int]], passage_of: PassageOf
-) -> str:
+def _sample(question: Question, shown: dict[str, Sequence[int]], passage_of: PassageOf) -> str:
     lines = [f"  {question.question}  [{'; '.join(question.answers)}]"]
     for what, rows in ({"gold": question.positives[:1]} | shown).items():
         lines += [f"    {what}: {_start(passage_of(row))}" for row in rows]

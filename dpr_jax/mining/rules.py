@@ -1,4 +1,6 @@
-"""What may be a hard negative: the rules, as functions of a question and the passages that rank high for it."""
+"""What may be a hard negative: the rules, as functions of a question and the passages that rank
+high for it.
+"""
 
 import itertools
 import re
@@ -23,7 +25,8 @@ class Rules(NamedTuple):
     Attributes:
       depth: how many to keep.
       match: how an answer is looked for in a text.
-      near_duplicate: share of common word runs from which on a passage counts as a copy of a gold passage, in (0, 1].
+      near_duplicate: share of common word runs from which on a passage counts as a copy of a gold
+        passage, in (0, 1].
       filter: the user's own judgement.
     """
 
@@ -34,7 +37,9 @@ class Rules(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What one source found for one question, best first: scores float32 [K], corpus rows int64 [K], -1 where there is none."""
+    """What one source found for one question, best first: scores float32 [K], corpus rows int64
+    [K], -1 where there is none.
+    """
 
     scores_K: np.ndarray
     rows_K: np.ndarray
@@ -48,10 +53,12 @@ def candidates(
     absolute_margin: float | None,
     relative_margin: float | None,
 ) -> dict[int, bool]:
-    """The rows that several rankings propose, each one's best in turn, with whether one of them scores it too near the gold passage.
+    """The rows that several rankings propose, each one's best in turn, with whether one of them
+    scores it too near the gold passage.
 
-    The margin is that of NV-Retriever (Moreira et al., 2024, arXiv 2407.15831): what scores about as high as the gold passage is often
-    another answer. A gold passage that a ranking does not hold scores at most what its last row does, so nothing of it is far enough.
+    The margin is that of NV-Retriever (Moreira et al., 2024, arXiv 2407.15831): what scores about
+    as high as the gold passage is often another answer. A gold passage that a ranking does not hold
+    scores at most what its last row does, so nothing of it is far enough.
 
     Args:
       rankings: one a source.
@@ -74,9 +81,7 @@ def candidates(
     return found
 
 
-def _limit(
-    ranking: Ranking, gold: int, absolute: float | None, relative: float | None
-) -> float:
+def _limit(ranking: Ranking, gold: int, absolute: float | None, relative: float | None) -> float:
     """The highest score that is far enough below the gold passage's."""
     if absolute is None and relative is None:
         return np.inf
@@ -98,7 +103,8 @@ def hard_negatives(
 
     Args:
       question: with its gold rows and answers.
-      candidates: corpus rows in the order to try them, with whether the score is too near the gold passage's.
+      candidates: corpus rows in the order to try them, with whether the score is too near the gold
+        passage's.
       passage_of: the passage of a row.
       rules: see there.
       passed_over: told the rule and the row of each candidate that is none.
@@ -142,21 +148,21 @@ def _allowed(
 
 
 def word_runs(text: str) -> frozenset[tuple[str, ...]]:
-    """Every run of five words of a text, without case and punctuation; the whole of a shorter one."""
+    """Every run of five words of a text, without case and punctuation; the whole of a shorter
+    one.
+    """
     words = _WORD.findall(text.casefold())
     length = min(RUN_WORDS, len(words))
     starts = range(len(words) - length + 1)
     return frozenset(tuple(words[start : start + length]) for start in starts)
 
 
-def near_copy(
-    text: str, gold_runs: Sequence[frozenset[tuple[str, ...]]], share: float
-) -> bool:
-    """Whether a text and a gold passage have at least this share of the shorter one's word runs in common."""
+def near_copy(text: str, gold_runs: Sequence[frozenset[tuple[str, ...]]], share: float) -> bool:
+    """Whether a text and a gold passage have at least this share of the shorter one's word runs in
+    common.
+    """
     runs = word_runs(text)
-    return any(
-        len(runs & gold) >= share * min(len(runs), len(gold)) for gold in gold_runs
-    )
+    return any(len(runs & gold) >= share * min(len(runs), len(gold)) for gold in gold_runs)
 
 
 def teacher_scores(
@@ -174,7 +180,8 @@ def teacher_scores(
     number = np.issubdtype(found.dtype, np.floating) or found.dtype.kind in "iu"
     if found.shape != (len(rows),) or not number or not np.isfinite(found).all():
         raise InputError(
-            f"mine.teacher gave {found.dtype}{list(found.shape)} for the {len(rows)} passages of question {question.id!r}; it must give one finite number each"
+            f"mine.teacher gave {found.dtype}{list(found.shape)} for the {len(rows)} passages of"
+            f" question {question.id!r}; it must give one finite number each"
         )
     return tuple(zip(rows, found.astype(float).tolist(), strict=True))
 
@@ -184,7 +191,8 @@ def _judge(keep: Filter, question: Question, passages: list[Passage]) -> np.ndar
     mask = _ask(keep, "mine.filter", question, passages)
     if mask.shape != (len(passages),) or mask.dtype != bool:
         raise InputError(
-            f"mine.filter gave {mask.dtype}{list(mask.shape)} for the {len(passages)} passages of question {question.id!r}; it must give one True or False each"
+            f"mine.filter gave {mask.dtype}{list(mask.shape)} for the {len(passages)} passages of"
+            f" question {question.id!r}; it must give one True or False each"
         )
     return mask
 

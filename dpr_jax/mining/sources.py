@@ -11,11 +11,12 @@ from dpr_jax.config import Config
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
-from dpr_jax.index.engines import fingerprint_as_built, open_index
+from dpr_jax.index.open import fingerprint_as_built, open_index
 from dpr_jax.index.removed import search_without
 from dpr_jax.model.embed import Embedder, load_embedder
 
-# (questions, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first, missing hits with row -1 at the end
+# (questions, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first, missing hits with row -1
+# at the end
 Search = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -62,9 +63,11 @@ def open_sources(
       InputError: no index, or one of another model or corpus.
     """
     return [
-        _words(config, workdir, corpus)
-        if source == "bm25"
-        else _dense(config, workdir, corpus, embedder)
+        (
+            _words(config, workdir, corpus)
+            if source == "bm25"
+            else _dense(config, workdir, corpus, embedder)
+        )
         for source in config.mine.sources
     ]
 
@@ -80,9 +83,7 @@ def _words(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
     ).search
 
 
-def _dense(
-    config: Config, workdir: WorkDir, corpus: Corpus, embedder: Embedder
-) -> Search:
+def _dense(config: Config, workdir: WorkDir, corpus: Corpus, embedder: Embedder) -> Search:
     folder = workdir.inside(config.mine.index)
     index = open_index(folder)
     if (index.passage_fingerprint, index.prepared_count) != (
@@ -90,7 +91,9 @@ def _dense(
         len(corpus),
     ):
         raise InputError(
-            f"{folder} holds {index.count:,} passages encoded by another model than the passage encoder of mine.model={config.mine.model}, or of another corpus; run encode and index again"
+            f"{folder} holds {index.count:,} passages encoded by another model than the passage"
+            f" encoder of mine.model={config.mine.model}, or of another corpus; run encode and"
+            " index again"
         )
     added_R = np.arange(len(corpus), index.count)  # training knows none of these
 

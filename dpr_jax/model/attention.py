@@ -1,8 +1,10 @@
-"""Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no attention weights for the backward pass.
+"""Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no
+attention weights for the backward pass.
 
-The backward pass computes them again from the queries, the keys, and each softmax's maximum and sum, as FlashAttention does (Dao et al., 2022,
-arXiv 2205.14135). On a CPU one row follows another where the attention weights of all would not stay in the caches; otherwise all rows are
-computed at once.
+The backward pass computes them again from the queries, the keys, and each softmax's maximum and
+sum, as FlashAttention does (Dao et al., 2022, arXiv 2205.14135). On a CPU one row follows another
+where the attention weights of all would not stay in the caches; otherwise all rows are computed at
+once.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -19,7 +21,8 @@ from jax import lax
 from dpr_jax.model import dropout
 
 UNSEEN = -1e30  # score of a token that is not seen
-CACHED_BYTES = 26e6  # of a CPU: what is computed at once of all rows' attention weights, measured (docs/log.md)
+# of a CPU: what is computed at once of all rows' attention weights, measured (docs/log.md)
+CACHED_BYTES = 26e6
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
@@ -39,9 +42,11 @@ def attention(
       q_BLHK: queries; their dtype is that of the matrix products, the softmax is float32.
       k_BMHK: keys, of the same dtype.
       v_BMHK: values, of the same dtype.
-      mask_BLM: bool, which tokens (last axis) each token sees; [B, 1, M] where all of a row see the same.
+      mask_BLM: bool, which tokens (last axis) each token sees; [B, 1, M] where all of a row see the
+        same.
       dropout_rate: of the attention weights, in [0, 1).
-      dropout_key: dropout on, with the bits that `dropout.random_bits` gives for [B, H, L, M], fewer than 2**32; None runs without.
+      dropout_key: dropout on, with the bits that `dropout.random_bits` gives for [B, H, L, M],
+        fewer than 2**32; None runs without.
 
     Returns:
       [B, L, H, K] of the values' dtype; the mean of all values for a token that sees none.
@@ -83,16 +88,12 @@ def _forward(
     return y_BLHK, (key, mask_BLM, inputs, y_BLHK, top_BHL1, sum_BHL1)
 
 
-def _backward(
-    rate: float, kept: tuple, dy_BLHK: jax.Array
-) -> tuple[None, None, Inputs]:
+def _backward(rate: float, kept: tuple, dy_BLHK: jax.Array) -> tuple[None, None, Inputs]:
     """The gradients of queries, keys and values."""
     # else XLA finds the same products in the forward pass, and keeps what they gave
     key, mask_BLM, inputs, *results = lax.optimization_barrier(kept)
 
-    def row(
-        number: jax.Array, mask_LM: jax.Array, inputs: Inputs, *results: jax.Array
-    ) -> Inputs:
+    def row(number: jax.Array, mask_LM: jax.Array, inputs: Inputs, *results: jax.Array) -> Inputs:
         q_HLK, k_HMK, v_HMK = map(_heads_first, inputs)
         y_LHK, top_HL1, sum_HL1, dy_LHK = results
         y_HLK, dy_HLK = map(_heads_first, (y_LHK, dy_LHK))
@@ -122,7 +123,9 @@ _attention.defvjp(_forward, _backward)
 def _each_row(
     arrays: int, row: Callable, mask_BLM: jax.Array, inputs: Inputs, *more: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """`row` of every row's number and its part of what is given; it computes so many arrays of attention weights."""
+    """`row` of every row's number and its part of what is given; it computes so many arrays of
+    attention weights.
+    """
     (rows, length, heads, _), seen = inputs[0].shape, inputs[1].shape[1]
     given = (jnp.arange(rows, dtype=np.uint32), mask_BLM, inputs, *more)
     size = arrays * rows * heads * length * seen * np.dtype(np.float32).itemsize
@@ -154,9 +157,7 @@ def _keep(
     return dropout.keep(key, shape, rate=rate, start=number * math.prod(shape))
 
 
-def _product(
-    left: jax.Array, right: jax.Array, contracted: tuple[int, int]
-) -> jax.Array:
+def _product(left: jax.Array, right: jax.Array, contracted: tuple[int, int]) -> jax.Array:
     """Matrix products in every head, over one axis of each side, in float32."""
     axes = (contracted[:1], contracted[1:]), ((0,), (0,))
     return lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
 """BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled.
 
-Module names follow Hugging Face's checkpoint names, so that model/hf.py needs no table. Shape letters: B rows, L tokens, D width,
-H heads, K width of a head, F width of the feed-forward layer.
+Module names follow Hugging Face's checkpoint names, so that model/hf.py needs no table. Shape
+letters: B rows, L tokens, D width, H heads, K width of a head, F width of the feed-forward layer.
 """
 
 import dataclasses
@@ -20,7 +20,9 @@ from dpr_jax.model.product import times_weights
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """GELU (Hendrycks and Gimpel, 2016, arXiv 1606.08415) by erf as in BERT, which costs less than jax.nn.gelu's erfc."""
+    """GELU (Hendrycks and Gimpel, 2016, arXiv 1606.08415) by erf as in BERT, which costs less than
+    jax.nn.gelu's erfc.
+    """
     # in float32: 1 + erf loses the digits of the negative side
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * np.float32(np.sqrt(0.5))))).astype(x.dtype)
@@ -50,7 +52,8 @@ class BertShape:
 
 
 class Wanted(NamedTuple):
-    """The tokens of each row whose last states are asked for; the last layer then leaves out what only the others need.
+    """The tokens of each row whose last states are asked for; the last layer then leaves out what
+    only the others need.
 
     Attributes:
       pick_BSL: bool, a single True at the token that each of the S is; none at an empty place.
@@ -69,8 +72,10 @@ class Bert(nn.Module):
     Attributes:
       shape: the architecture.
       dropout: rate for hidden states and attention weights.
-      dtype: compute precision of matrix products; weights are float32, LayerNorm and softmax are computed in float32.
-      frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings, 1 + n the first n layers too.
+      dtype: compute precision of matrix products; weights are float32, LayerNorm and softmax are
+        computed in float32.
+      frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings,
+        1 + n the first n layers too.
       remat: keep only each layer's input for the backward pass, which computes the layer again.
     """
 
@@ -94,13 +99,16 @@ class Bert(nn.Module):
 
         Args:
           ids_BL: int32 token ids.
-          mask_BLL: bool, which tokens (last axis) each token sees; [B, 1, L] where all of a row see the same.
-          positions_BL: int32 position of each token in its text; [1, L] where it is the same in every row.
+          mask_BLL: bool, which tokens (last axis) each token sees; [B, 1, L] where all of a row see
+            the same.
+          positions_BL: int32 position of each token in its text; [1, L] where it is the same in
+            every row.
           wanted: the tokens that are needed; None for all.
           train: dropout on; needs the rng "dropout".
 
         Returns:
-          float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and at empty places are meaningless.
+          float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and
+          at empty places are meaningless.
         """
         x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
             ids_BL, positions_BL, train=train
@@ -127,9 +135,7 @@ class Embeddings(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool
-    ) -> jax.Array:
+    def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool) -> jax.Array:
         shape, init = self.shape, nn.initializers.normal(0.02)
         embed = functools.partial(nn.Embed, features=shape.hidden_size)
         word = embed(shape.vocab_size, embedding_init=init, name="word_embeddings")
@@ -138,9 +144,7 @@ class Embeddings(nn.Module):
             embedding_init=init,
             name="position_embeddings",
         )
-        kind = embed(
-            shape.type_vocab_size, embedding_init=init, name="token_type_embeddings"
-        )
+        kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
         x_BLD = word(ids_BL) + position(positions_BL)
         x_BLD += kind(jnp.zeros((), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
@@ -197,12 +201,8 @@ class Layer(nn.Module):
             dropout_rate=self.dropout,
             dropout_key=dropout.key(train=train),
         )
-        y_BLD = dense(shape.hidden_size, name="attention_output")(
-            y_BLHK.reshape(x_BLD.shape)
-        )
-        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(
-            x_BLD + drop(y_BLD)
-        )
+        y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
+        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))
 
         h_BLF = dense(shape.intermediate_size, name="intermediate")(x_BLD)
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)

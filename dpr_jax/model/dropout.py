@@ -1,8 +1,10 @@
-"""Dropout (Srivastava et al., 2014) that costs a few percent of a training step and keeps no mask in memory.
+"""Dropout (Srivastava et al., 2014) that costs a few percent of a training step and keeps no mask
+in memory.
 
-The random bits are those of `jax.random.bits` (Threefry-2x32 with 20 rounds, Salmon et al., 2011, over the number of each element), to the
-bit. JAX's own comes as a loop over rounds on a CPU, each of which writes all bits to memory. Written out, the rounds fuse with what is
-done to the activations, in the forward pass and again in the backward pass.
+The random bits are those of `jax.random.bits` (Threefry-2x32 with 20 rounds, Salmon et al., 2011,
+over the number of each element), to the bit. JAX's own comes as a loop over rounds on a CPU, each
+of which writes all bits to memory. Written out, the rounds fuse with what is done to the
+activations, in the forward pass and again in the backward pass.
 """
 
 import math
@@ -43,19 +45,20 @@ class Dropout(nn.Module):
 def keep(
     key: jax.Array, shape: tuple[int, ...], *, rate: float, start: jax.Array | int = 0
 ) -> jax.Array:
-    """bool [shape], False with probability `rate`; the other arguments are those of `random_bits`."""
+    """bool [shape], False with probability `rate`; the other arguments are those of
+    `random_bits`.
+    """
     return random_bits(key, shape, start) >= np.uint32(round(rate * 2**32))
 
 
-def random_bits(
-    key: jax.Array, shape: tuple[int, ...], start: jax.Array | int = 0
-) -> jax.Array:
+def random_bits(key: jax.Array, shape: tuple[int, ...], start: jax.Array | int = 0) -> jax.Array:
     """uint32 [shape], what jax.random.bits gives for the same key.
 
     Args:
       key: a scalar of jax.random.key, of the implementation "threefry2x32".
       shape: of these bits.
-      start: uint32, how many of a larger array come before them; that array has fewer than 2**32 elements.
+      start: uint32, how many of a larger array come before them; that array has fewer than 2**32
+        elements.
     """
     assert math.prod(shape) < 2**32, shape
     first, second = jax.random.key_data(key)

@@ -1,4 +1,6 @@
-"""The two towers: token ids to one vector a text (Karpukhin et al., 2020, arXiv 2004.04906, section 3.1)."""
+"""The two towers: token ids to one vector a text (Karpukhin et al., 2020, arXiv 2004.04906, section
+3.1).
+"""
 
 from typing import Any, Literal, NamedTuple
 
@@ -69,7 +71,8 @@ class Encoder(nn.Module):
 
     Attributes:
       shape: BERT's architecture.
-      pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean" the mean over real tokens.
+      pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
+        the mean over real tokens.
       normalize: scale to unit length.
       dropout: rate, used when training.
       dtype: compute precision of BERT; pooling and the vectors are float32.
@@ -87,7 +90,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
-        """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places; they mean nothing where there is no text."""
+        """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places;
+        they mean nothing where there is no text.
+        """
         bert = Bert(
             self.shape,
             self.dropout,

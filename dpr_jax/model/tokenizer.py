@@ -29,7 +29,8 @@ class TokenRows(NamedTuple):
     starts_N: np.ndarray
 
     def padded(self, rows: np.ndarray, count: int, length: int) -> Tokens:
-        """Some of the texts as a batch [count, length]; rows that are left over are a single token 0.
+        """Some of the texts as a batch [count, length]; rows that are left over are a single token
+        0.
 
         Args:
           rows: which texts, at most `count`, none longer than `length`.
@@ -44,13 +45,16 @@ class TokenRows(NamedTuple):
 
 
 class Tokenizer:
-    """[CLS] question [SEP], [CLS] title [SEP] text [SEP], or [CLS] text [SEP] for a passage without title.
+    """[CLS] question [SEP], [CLS] title [SEP] text [SEP], or [CLS] text [SEP] for a passage without
+    title.
 
     A pair that is too long loses tokens from the longer part; [CLS] and [SEP] always stay.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int) -> None:
-        """Takes the library's tokenizer (which is changed) and the longest row in tokens, special tokens included."""
+        """Takes the library's tokenizer (which is changed) and the longest row in tokens, special
+        tokens included.
+        """
         backend.no_padding()
         backend.enable_truncation(max_tokens, strategy="longest_first")
         self._backend = backend
@@ -58,9 +62,7 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[Text]) -> list[list[int]]:
         """Token ids of each text (or title, text pair), unpadded."""
-        single = [
-            text if isinstance(text, str) or text[0] else text[1] for text in texts
-        ]
+        single = [text if isinstance(text, str) or text[0] else text[1] for text in texts]
         return [row.ids for row in self._backend.encode_batch_fast(single)]
 
     def rows(self, texts: Sequence[Text]) -> TokenRows:
@@ -77,7 +79,9 @@ class Tokenizer:
         return [len(row.ids) for row in rows]
 
     def __call__(self, texts: Sequence[Text], length: int) -> Tokens:
-        """A batch padded to `length` tokens, which is at least `max_tokens` or every text's length."""
+        """A batch padded to `length` tokens, which is at least `max_tokens` or every text's
+        length.
+        """
         return pad(self.ids(texts), length)
 
 
@@ -100,9 +104,7 @@ def load(folder: Path, max_tokens: int) -> Tokenizer:
         if fast.exists():
             return Tokenizer(tokenizers.Tokenizer.from_file(str(fast)), max_tokens)
         if vocab.exists():
-            backend = tokenizers.BertWordPieceTokenizer(
-                str(vocab), lowercase=_lowercase(folder)
-            )
+            backend = tokenizers.BertWordPieceTokenizer(str(vocab), lowercase=_lowercase(folder))
             return Tokenizer(backend._tokenizer, max_tokens)
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"tokenizer in {folder} does not load: {error}") from error

@@ -1,7 +1,8 @@
 """Two rankings of the same questions made one: pure functions of arrays.
 
-A ranking is `(scores, rows)`: float32 [Q, N] and int64 [Q, N], best first; where it has fewer than N hits, score -inf and row -1 at the end.
-The fused one has this form too. Equal scores are ordered by row, the lower first.
+A ranking is `(scores, rows)`: float32 [Q, N] and int64 [Q, N], best first; where it has fewer than
+N hits, score -inf and row -1 at the end. The fused one has this form too. Equal scores are ordered
+by row, the lower first.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +16,11 @@ STEPS_AROUND = 8  # weights tried on each side of the even one, each sqrt(2) of 
 
 
 def linear(bm25: Ranking, dense: Ranking, *, weight: float, k: int) -> Ranking:
-    """BM25 + weight * similarity over the union of both rankings (Karpukhin et al., 2020, arXiv 2004.04906, section 5).
+    """BM25 + weight * similarity over the union of both rankings (Karpukhin et al., 2020, arXiv
+    2004.04906, section 5).
 
-    A passage that is in one ranking only gets the lowest score of the other one (0 where that one is empty).
+    A passage that is in one ranking only gets the lowest score of the other one (0 where that one
+    is empty).
 
     Args:
       bm25: ranking by words.
@@ -42,7 +45,8 @@ def linear(bm25: Ranking, dense: Ranking, *, weight: float, k: int) -> Ranking:
 
 
 def reciprocal_rank(rankings: Sequence[Ranking], *, k: int) -> Ranking:
-    """The sum over the rankings of 1 / (60 + rank); one that lacks a passage adds nothing (Cormack et al., 2009, SIGIR).
+    """The sum over the rankings of 1 / (60 + rank); one that lacks a passage adds nothing (Cormack
+    et al., 2009, SIGIR).
 
     Args:
       rankings: of the same questions.
@@ -63,9 +67,11 @@ def reciprocal_rank(rankings: Sequence[Ranking], *, k: int) -> Ranking:
 
 
 def weights_to_try(bm25: Ranking, dense: Ranking) -> list[float]:
-    """Weights from a 16th to 16 times the even one, at which both rankings' scores spread alike; ascending.
+    """Weights from a 16th to 16 times the even one, at which both rankings' scores spread alike;
+    ascending.
 
-    BM25 scores are in the tens and similarities may be in the tenths, so that no fixed list would do.
+    BM25 scores are in the tens and similarities may be in the tenths, so that no fixed list would
+    do.
     """
     spread = [_spread(ranking) for ranking in (bm25, dense)]
     even = spread[0] / spread[1] if all(spread) else 1.0
@@ -92,7 +98,9 @@ def _fuse(
     score: Callable[[list[Ranking], np.ndarray], np.ndarray],
     k: int,
 ) -> Ranking:
-    """The best k of each question by `score`, which gets its lists (one a ranking) and all rows that are in them, ascending."""
+    """The best k of each question by `score`, which gets its lists (one a ranking) and all rows
+    that are in them, ascending.
+    """
     count = len(rankings[0][1])
     scores_QK = np.full((count, k), -np.inf, np.float32)
     rows_QK = np.full((count, k), -1, np.int64)
@@ -116,6 +124,4 @@ def _found(ranking: Ranking, question: int) -> Ranking:
 def _spread(ranking: Ranking) -> float:
     """The mean over questions of the standard deviation of a list's scores."""
     lists = [_found(ranking, question)[0] for question in range(len(ranking[0]))]
-    return float(
-        np.mean([scores_F.std() for scores_F in lists if len(scores_F)] or [0.0])
-    )
+    return float(np.mean([scores_F.std() for scores_F in lists if len(scores_F)] or [0.0]))

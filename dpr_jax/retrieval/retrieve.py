@@ -9,38 +9,41 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import progress, say
 from dpr_jax.data.answers import has_answer
 from dpr_jax.data.asked import open_asked
 from dpr_jax.data.changes import open_corpus
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
-from dpr_jax.logging import progress, say
 from dpr_jax.retrieval import search
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Answers every question of a split or a file with its best passages: NAME.trec, NAME.json, NAME.manifest.json.
+    """Answers every question of a split or a file with its best passages: NAME.trec, NAME.json,
+    NAME.manifest.json.
 
-    They lie in runs/ for the test questions, else in runs/dev/ or runs/<name of the file>/. A killed run goes on with the batch that it
-    was at.
+    They lie in runs/ for the test questions, else in runs/dev/ or runs/<name of the file>/. A
+    killed run goes on with the batch that it was at.
 
     Raises:
-      InputError: no questions, no model or index, an index that another model's vectors are in, or a bad run name.
+      InputError: no questions, no model or index, an index that another model's vectors are in, or
+        a bad run name.
     """
     settings = config.retrieve
     name = settings.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise InputError(
-            f"retrieve.name is {name!r}; it names files, so it must begin with a letter or digit and hold only letters, digits, '.', '_' and '-'"
+            f"retrieve.name is {name!r}; it names files, so it must begin with a letter or digit"
+            " and hold only letters, digits, '.', '_' and '-'"
         )
     corpus = open_corpus(workdir, search.searched(config, workdir))
     asked = open_asked(workdir, split=settings.split, file=settings.questions)
     folder = workdir.runs / asked.place
     embedder = search.question_tower(config, workdir)
 
-    # --- is there anything to do? ---
+    # --- is there anything to do? --------------------------------------------
     manifest = folder / f"{name}.manifest.json"
     found_by, inputs = search.depends_on(config, workdir, embedder)
     origin = artifacts.made_from(
@@ -58,7 +61,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         return
     way = search.open_search(config, workdir, corpus, embedder)
 
-    # --- search, and write as we go ---
+    # --- search, and write as we go ------------------------------------------
     with (
         RunFiles(folder, name, origin) as files,
         progress(f"retrieve {name}", asked.count - files.done, "questions") as advance,
@@ -92,11 +95,12 @@ def run(config: Config, workdir: WorkDir) -> None:
 def _found(
     way: search.Search, questions: Iterator[Question], batch_size: int, k: int
 ) -> Iterator[tuple[list[Question], Ranking]]:
-    """Batches with what was found: while one is written, the next is searched, and the one after that encoded."""
+    """Batches with what was found: while one is written, the next is searched, and the one after
+    that encoded.
+    """
     batches = iter(lambda: list(itertools.islice(questions, batch_size)), [])
     encoded = parallel.ahead(
-        (batch, way.encode([question.question for question in batch]))
-        for batch in batches
+        (batch, way.encode([question.question for question in batch])) for batch in batches
     )
     return parallel.ahead((batch, way.find(queries, k)) for batch, queries in encoded)
 

@@ -13,7 +13,9 @@ from dpr_jax.retrieval import search
 
 
 class Found(NamedTuple):
-    """A passage and its score; scores of one search compare with each other, not with those of another way to search."""
+    """A passage and its score; scores of one search compare with each other, not with those of
+    another way to search.
+    """
 
     id: str
     title: str
@@ -22,7 +24,8 @@ class Found(NamedTuple):
 
 
 class Retriever:
-    """Questions to passages, by what a work directory holds: data/, model/, and index/ unless it searches by words alone.
+    """Questions to passages, by what a work directory holds: data/, model/, and index/ unless it
+    searches by words alone.
 
     >>> from dpr_jax import Retriever
     >>> retriever = Retriever.load("runs/rivers")
@@ -36,20 +39,24 @@ class Retriever:
 
     @classmethod
     def load(cls, folder: str | Path, config: Config | None = None) -> "Retriever":
-        """Opens a work directory for searching; the files of the index are checked against their checksums.
+        """Opens a work directory for searching; the files of the index are checked against their
+        checksums.
 
         Args:
           folder: the work directory.
-          config: its config, where another than the default is wanted of: `retrieve.kind` (dense, bm25, hybrid), `retrieve.model` and
-            `retrieve.index` (which encoder and index), `bm25`, `encode.dtype`.
+          config: its config, where another than the default is wanted of: `retrieve.kind` (dense,
+            bm25, hybrid), `retrieve.model` and `retrieve.index` (which encoder and index), `bm25`,
+            `encode.dtype`.
 
         Raises:
-          InputError: the folder is no work directory, or what is needed is missing, damaged, or does not belong together.
+          InputError: the folder is no work directory, or what is needed is missing, damaged, or
+            does not belong together.
         """
         workdir = WorkDir(Path(folder).absolute())
         if not (workdir.root / "workdir.json").exists():
             raise InputError(
-                f"{folder} is not a work directory (no workdir.json); give the --workdir of a finished run"
+                f"{folder} is not a work directory (no workdir.json); give the --workdir of a"
+                " finished run"
             )
         config = config or Config()
         corpus = open_corpus(workdir, search.searched(config, workdir))
@@ -64,7 +71,8 @@ class Retriever:
           k: passages a question; fewer come back where no more are found.
 
         Raises:
-          InputError: `questions` is one text instead of a list, one of them is empty, or k is below 1.
+          InputError: `questions` is one text instead of a list, one of them is empty, or k is below
+            1.
         """
         if isinstance(questions, str) or not all(text.strip() for text in questions):
             raise InputError(

@@ -26,7 +26,8 @@ class Hit(NamedTuple):
 def falling(scores_K: np.ndarray) -> np.ndarray:
     """Scores as float32 that fall strictly, each changed as little as possible.
 
-    trec_eval and its kin read scores as float32, sort by them, and break ties by passage id, not by rank: equal scores would come out
+    trec_eval and its kin read scores as float32, sort by them, and break ties by passage id, not by
+      rank: equal scores would come out
     in another order than the one written.
 
     Args:
@@ -42,8 +43,9 @@ def falling(scores_K: np.ndarray) -> np.ndarray:
 class RunFiles:
     """NAME.trec and NAME.json of a run while they grow, never held in memory; a context manager.
 
-    They have `.partial` names until the end. NAME.partial says how many questions are safely in them, and with how many bytes: what a
-    killed process wrote after that is cut off, and the next one with the same `origin` goes on from there.
+    They have `.partial` names until the end. NAME.partial says how many questions are safely in
+    them, and with how many bytes: what a killed process wrote after that is cut off, and the next
+    one with the same `origin` goes on from there.
 
     Attributes:
       done: questions that are written.
@@ -57,9 +59,7 @@ class RunFiles:
         self._partial = [path.with_name(path.name + ".partial") for path in self._paths]
         self._plan = folder / f"{name}.partial"
         self.done, sizes = self._begun()
-        self._files = [
-            _cut(path, size) for path, size in zip(self._partial, sizes, strict=True)
-        ]
+        self._files = [_cut(path, size) for path, size in zip(self._partial, sizes, strict=True)]
 
     def __enter__(self) -> Self:
         return self
@@ -124,17 +124,18 @@ def _cut(path: Path, size: int) -> BinaryIO:
 
 
 def _trec(question: Question, hits: Sequence[Hit], tag: str) -> str:
-    """`question Q0 passage rank score tag` lines; ranks start at 1, nine digits give each float32 back exactly."""
+    """`question Q0 passage rank score tag` lines; ranks start at 1, nine digits give each float32
+    back exactly.
+    """
     lines = []
     for rank, hit in enumerate(hits, start=1):
         for owner, value in (("question", question.id), ("passage", hit.passage.id)):
             if len(value.split()) != 1:
                 raise InputError(
-                    f"{owner} id {value!r} is empty or holds white space, which a TREC run cannot hold; rename it in the data"
+                    f"{owner} id {value!r} is empty or holds white space, which a TREC run cannot"
+                    " hold; rename it in the data"
                 )
-        lines.append(
-            f"{question.id} Q0 {hit.passage.id} {rank} {hit.score:.9g} {tag}\n"
-        )
+        lines.append(f"{question.id} Q0 {hit.passage.id} {rank} {hit.score:.9g} {tag}\n")
     return "".join(lines)
 
 

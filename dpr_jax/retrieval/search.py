@@ -13,7 +13,7 @@ from dpr_jax.data.changes import Log
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
-from dpr_jax.index.engines import MANIFEST, changes_in, open_index
+from dpr_jax.index.open import MANIFEST, changes_in, open_index
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.retrieval import fusion, weight
 from dpr_jax.retrieval.fusion import Ranking
@@ -24,7 +24,8 @@ class Search(NamedTuple):
 
     Attributes:
       encode: questions -> queries.
-      find: (queries, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; missing hits have score -inf and row -1, at the end.
+      find: (queries, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; missing hits
+        have score -inf and row -1, at the end.
       facts: what the manifest of a run should say of it.
     """
 
@@ -56,7 +57,8 @@ def depends_on(
 
 
 def searched(config: Config, workdir: WorkDir) -> Log:
-    """The changes of the corpus that a search knows: those that the index has, or all where words are all that counts.
+    """The changes of the corpus that a search knows: those that the index has, or all where words
+    are all that counts.
 
     Raises:
       InputError: there is no index, or it has other changes than the corpus.
@@ -69,7 +71,8 @@ def searched(config: Config, workdir: WorkDir) -> Log:
     here = log.first(count)
     if count and (len(log.folders) < count or here.fingerprint != fingerprint):
         raise InputError(
-            f"{folder} has other changes of the corpus than {workdir.changes}; run `dpr encode` and `dpr index`"
+            f"{folder} has other changes of the corpus than {workdir.changes}; run `dpr encode` and"
+            " `dpr index`"
         )
     return here
 
@@ -101,16 +104,15 @@ def open_search(
       embedder: from `question_tower`.
 
     Raises:
-      InputError: no index, one of another model or corpus, or no dev questions to find the weight of a hybrid with.
+      InputError: no index, one of another model or corpus, or no dev questions to find the weight
+        of a hybrid with.
     """
     if embedder is None:
         return _words(config, workdir, corpus)
     dense = _dense(config, workdir, corpus, embedder)
     if config.retrieve.kind == "dense":
         return dense
-    return _hybrid(
-        config, workdir, corpus, embedder, _words(config, workdir, corpus), dense
-    )
+    return _hybrid(config, workdir, corpus, embedder, _words(config, workdir, corpus), dense)
 
 
 def _words(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
@@ -134,19 +136,20 @@ def _words(config: Config, workdir: WorkDir, corpus: Corpus) -> Search:
     return Search(lambda questions: questions, find, {})
 
 
-def _dense(
-    config: Config, workdir: WorkDir, corpus: Corpus, embedder: Embedder
-) -> Search:
+def _dense(config: Config, workdir: WorkDir, corpus: Corpus, embedder: Embedder) -> Search:
     """The question tower and the index, after checking that they belong together."""
     folder = workdir.inside(config.retrieve.index)
     index = open_index(folder)
     if index.passage_fingerprint != embedder.passage_fingerprint:
         raise InputError(
-            f"{folder} holds passages that another model encoded than the passage encoder of retrieve.model={config.retrieve.model}; run encode and index with that model, or give the model that the index was built with"
+            f"{folder} holds passages that another model encoded than the passage encoder of"
+            f" retrieve.model={config.retrieve.model}; run encode and index with that model, or"
+            " give the model that the index was built with"
         )
     if index.count != len(corpus):
         raise InputError(
-            f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run encode and index again"
+            f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run encode and"
+            " index again"
         )
     if index.on_devices:
         # Both steps run on the accelerators; from two threads they could wait for each other there.

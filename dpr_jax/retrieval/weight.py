@@ -1,4 +1,6 @@
-"""The weight of similarity against BM25 in a hybrid, found on the dev questions and on them alone."""
+"""The weight of similarity against BM25 in a hybrid, found on the dev questions and on them
+alone.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -8,9 +10,9 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.artifacts import WorkDir
+from dpr_jax.console import progress, say
 from dpr_jax.data.store import Question, open_questions
 from dpr_jax.errors import InputError
-from dpr_jax.logging import progress, say
 from dpr_jax.retrieval import fusion
 from dpr_jax.retrieval.fusion import Ranking
 
@@ -28,7 +30,8 @@ def tuned(
 ) -> float:
     """The weight with the best mean reciprocal rank of the dev questions' gold passages.
 
-    It is written to runs/NAME.weight.json with all that were tried, and read from there as long as nothing changed that it depends on.
+    It is written to runs/NAME.weight.json with all that were tried, and read from there as long as
+    nothing changed that it depends on.
 
     Args:
       name: of the run.
@@ -64,9 +67,7 @@ def tuned(
         _, rows_QK = fusion.linear(*rankings, weight=weight, k=CUTOFF)
         tried[weight] = fusion.mean_reciprocal_rank(rows_QK, gold)
     best = max(tried, key=tried.__getitem__)
-    alone = [
-        fusion.mean_reciprocal_rank(rows[:, :CUTOFF], gold) for _, rows in rankings
-    ]
+    alone = [fusion.mean_reciprocal_rank(rows[:, :CUTOFF], gold) for _, rows in rankings]
     artifacts.write_manifest(
         file,
         origin,
@@ -80,7 +81,8 @@ def tuned(
         },
     )
     say(
-        f"retrieve: weight {best:g}, MRR@{CUTOFF} {tried[best]:.4f} on {len(questions):,} dev questions (BM25 {alone[0]:.4f}, dense {alone[1]:.4f})"
+        f"retrieve: weight {best:g}, MRR@{CUTOFF} {tried[best]:.4f} on {len(questions):,} dev"
+        f" questions (BM25 {alone[0]:.4f}, dense {alone[1]:.4f})"
     )
     return best
 
@@ -90,7 +92,8 @@ def _dev_questions(workdir: WorkDir) -> list[Question]:
         dev = open_questions(workdir, "dev")
     except InputError as error:
         raise InputError(
-            f"the weight of a hybrid is found on the dev questions, which are not there ({error}); give --retrieve.fusion-weight, or --retrieve.fusion rrf"
+            f"the weight of a hybrid is found on the dev questions, which are not there ({error});"
+            " give --retrieve.fusion-weight, or --retrieve.fusion rrf"
         ) from None
     return list(itertools.islice(dev, DEV_QUESTIONS))
 

@@ -1,6 +1,7 @@
 """Training rows in a seeded order, joined with the corpus and tokenized (grain).
 
-The global batch of step n depends on the seed and n alone, not on the number of processes: process k of K reads rows k, k + K, ... of
+The global batch of step n depends on the seed and n alone, not on the number of processes: process
+  k of K reads rows k, k + K, ... of
 one global order. The position in the data is the step number.
 """
 
@@ -11,7 +12,7 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
-from dpr_jax import logging
+from dpr_jax import console
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
@@ -26,7 +27,9 @@ READ_AHEAD = 4  # batches tokenized ahead of the device
 
 
 class Draw(NamedTuple):
-    """One training row: a question and the corpus rows drawn for it, the positive first; a teacher's scores by row."""
+    """One training row: a question and the corpus rows drawn for it, the positive first; a
+    teacher's scores by row.
+    """
 
     question: str
     answers: tuple[str, ...]
@@ -44,7 +47,8 @@ def draw(
 ) -> Draw:
     """Chooses one positive and `hard_negatives` hard negatives, as DPR does.
 
-    Hard negatives are drawn anew at each visit; where they do not suffice, other negatives; then dummies.
+    Hard negatives are drawn anew at each visit; where they do not suffice, other negatives; then
+    dummies.
     """
     positive = question.positives[0]
     if shuffle_positives:
@@ -72,7 +76,8 @@ def collate(
     most_positives: int,
     teacher: bool = False,
 ) -> Batch:
-    """Joins rows with the corpus and tokenizes them to fixed lengths; keeps the first `most_positives` positives of each question.
+    """Joins rows with the corpus and tokenizes them to fixed lengths; keeps the first
+    `most_positives` positives of each question.
 
     With `teacher` the batch has the teacher's scores.
     """
@@ -81,8 +86,7 @@ def collate(
     known = sorted({*rows, *itertools.chain(*positives)} - {NO_PASSAGE})
     passages = dict(zip(known, corpus.rows(known), strict=True))
     texts = [
-        ("", "") if row == NO_PASSAGE else (passages[row].title, passages[row].text)
-        for row in rows
+        ("", "") if row == NO_PASSAGE else (passages[row].title, passages[row].text) for row in rows
     ]
     keys = {row: text_key(passage.text) for row, passage in passages.items()}
     keys |= {NO_PASSAGE: NO_PASSAGE}
@@ -104,10 +108,10 @@ def collate(
 
 
 def teacher_scores(draws: Sequence[Draw]) -> np.ndarray:
-    """What a teacher said of the passages of each row: float32 [B, G], NaN where it said nothing."""
-    scores = [
-        [one.teacher_scores.get(row, np.nan) for row in one.rows] for one in draws
-    ]
+    """What a teacher said of the passages of each row: float32 [B, G], NaN where it said
+    nothing.
+    """
+    scores = [[one.teacher_scores.get(row, np.nan) for row in one.rows] for one in draws]
     return np.array(scores, np.float32)
 
 
@@ -118,7 +122,8 @@ def with_answers(
     corpus: Corpus,
     match: Literal["string", "regex"],
 ) -> Batch:
-    """Adds to this process's batch which passages of the global one hold an answer to its questions.
+    """Adds to this process's batch which passages of the global one hold an answer to its
+    questions.
 
     Args:
       batch: collated from `draws[mine]`.
@@ -153,12 +158,11 @@ def check_teacher(questions: Sequence[Question]) -> None:
         taught += bool(scored & {*one.positives} and scored & negatives)
     if not taught:
         raise InputError(
-            "train.distillation is set, but no training question has a teacher's score of a positive and of a negative; give a file "
-            "with pos_scores and neg_scores (docs/data.md) and mine.enabled = False, or a function mine.teacher that scores what is mined"
+            "train.distillation is set, but no training question has a teacher's score of a"
+            " positive and of a negative; give a file with pos_scores and neg_scores (docs/data.md)"
+            " and mine.enabled = False, or a function mine.teacher that scores what is mined"
         )
-    logging.say(
-        f"train: a teacher scored passages of {taught:,} of {len(questions):,} questions"
-    )
+    console.say(f"train: a teacher scored passages of {taught:,} of {len(questions):,} questions")
 
 
 def stream(
@@ -197,7 +201,8 @@ def stream(
       teacher: they have a teacher's scores of every question's own passages.
       seed: of the order and of the draws.
       first_step: number of batches already used.
-      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); 0 pads every text.
+      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); 0 pads
+        every text.
       chunk_size: as in TrainConfig; read where texts are packed.
       process_index: which process this is.
       process_count: of how many; divides batch_size.
@@ -205,19 +210,21 @@ def stream(
       mixed: files that take turns, each with batches of its own questions (training/order.py).
 
     Raises:
-      InputError: fewer questions than one batch holds, a batch of one question without any negative, no answers to mask,
-        or no teacher's scores to learn from.
+      InputError: fewer questions than one batch holds, a batch of one question without any
+        negative, no answers to mask, or no teacher's scores to learn from.
     """
     if len(questions) < batch_size:
         raise InputError(
-            f"train.batch_size is {batch_size}, but there are only {len(questions)} training questions; make it smaller"
+            f"train.batch_size is {batch_size}, but there are only {len(questions)} training"
+            " questions; make it smaller"
         )
     if batch_size == 1:
         for one in questions:
             if not (one.hard_negatives or one.negatives):
                 raise InputError(
-                    f"question {one.id!r} has no negative passage and, with a train.batch_size of 1, no other question's: "
-                    "its loss is 0 and teaches nothing; make the batch larger"
+                    f"question {one.id!r} has no negative passage and, with a train.batch_size of"
+                    " 1, no other question's: its loss is 0 and teaches nothing; make the batch"
+                    " larger"
                 )
     if mask_answers != "off" and not any(one.answers for one in questions):
         raise InputError(

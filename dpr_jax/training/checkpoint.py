@@ -1,6 +1,7 @@
 """Checkpoints: train state and data position through Orbax, and the settings they belong to.
 
-Weights are written as whole host arrays, so a checkpoint restores on any number of devices and processes.
+Weights are written as whole host arrays, so a checkpoint restores on any number of devices and
+processes.
 """
 
 import concurrent.futures
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from dpr_jax import artifacts, logging, parallel
+from dpr_jax import artifacts, console, parallel
 from dpr_jax.errors import InputError
 from dpr_jax.training.progress import Progress
 from dpr_jax.training.step import TrainState
@@ -28,9 +29,7 @@ class _LatestAndBest(PreservationPolicy):
 
     best_step = 0
 
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         latest = {one.step for one in checkpoints[-KEEP_LATEST:]}
         return [one.step in latest | {self.best_step} for one in checkpoints]
 
@@ -87,8 +86,9 @@ class Checkpoints:
                 refused[step] = error
                 continue
             for damaged, error in refused.items():
-                logging.say(
-                    f"train: {error}; it is now {self._set_aside(damaged)}, going on from step {step}"
+                console.say(
+                    f"train: {error}; it is now {self._set_aside(damaged)}, going on from step"
+                    f" {step}"
                 )
             return found
         for error in refused.values():
@@ -124,14 +124,10 @@ class Checkpoints:
             ] == _checksum(state)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"checkpoint {path} cannot be read ({reason[:200]})"
-            ) from error
+            raise InputError(f"checkpoint {path} cannot be read ({reason[:200]})") from error
         _check_dtypes(state, template, path)
         if not sound:
-            raise InputError(
-                f"checkpoint {path} is damaged: its content is not what was written"
-            )
+            raise InputError(f"checkpoint {path} is damaged: its content is not what was written")
         return state, progress
 
     def wait(self) -> None:
@@ -159,9 +155,7 @@ class Checkpoints:
 
 def hollow(state: TrainState) -> TrainState:
     """Arrays of the same shapes and dtypes that take no memory: a template to restore into."""
-    return jax.tree.map(
-        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), state
-    )
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), state)
 
 
 def _checksum(state: TrainState) -> int:
@@ -179,8 +173,8 @@ def _check_dtypes(state: TrainState, template: TrainState, path: Path) -> None:
         found, wanted = np.asarray(found), np.asarray(wanted)
         if found.dtype != wanted.dtype or found.shape != wanted.shape:
             raise InputError(
-                f"checkpoint {path} holds {found.dtype}{found.shape} where the model has {wanted.dtype}{wanted.shape}: "
-                "it is of another model"
+                f"checkpoint {path} holds {found.dtype}{found.shape} where the model has"
+                f" {wanted.dtype}{wanted.shape}: it is of another model"
             )
 
     jax.tree.map(check, state, template)
@@ -198,7 +192,8 @@ def claim(
     Args:
       folder: checkpoints/.
       origin: from artifacts.made_from.
-      defaults: of each part of the settings; one that is newer than the folder counts as having had its default.
+      defaults: of each part of the settings; one that is newer than the folder counts as having had
+        its default.
       write: whether this process writes the label of a new folder.
 
     Raises:
@@ -227,9 +222,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         return [
             line
             for name in names
-            for line in _differences(
-                old.get(name), new.get(name), f"{key}.{name}" if key else name
-            )
+            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     shown = key.removeprefix("settings.")
     return [] if old == new else [f"{shown} was {old!r}, is {new!r}"]

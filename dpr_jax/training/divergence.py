@@ -1,8 +1,9 @@
 """When a run is lost: a loss that is no number, or one that stays far above all it was.
 
-The rule for the second looks at the logged losses alone. A loss of log(candidates) is that of guessing; a run that was better, or began
-above it and came down, and then stands at several times the larger of the two for several logs in a row, does not come back. One bad batch
-is not enough, nor is a start with large scores, since both are measured against what the run itself has shown.
+The rule for the second looks at the logged losses alone. A loss of log(candidates) is that of
+guessing; a run that was better, or began above it and came down, and then stands at several times
+the larger of the two for several logs in a row, does not come back. One bad batch is not enough,
+nor is a start with large scores, since both are measured against what the run itself has shown.
 """
 
 import math
@@ -15,10 +16,12 @@ FACTOR = 3.0  # what is too high, in multiples of the median and of guessing
 
 
 def losses_in_doubt(losses: Sequence[float], candidates: int) -> int:
-    """How many of the last logged losses in a row are far too high: 0 for none, IN_A_ROW when the run is lost.
+    """How many of the last logged losses in a row are far too high: 0 for none, IN_A_ROW when the
+    run is lost.
 
     Args:
-      losses: logged so far, oldest first, all finite; those of a run that was killed and goes on included.
+      losses: logged so far, oldest first, all finite; those of a run that was killed and goes on
+        included.
       candidates: passages in the global batch.
     """
     before = losses[:-IN_A_ROW][-WINDOW:]

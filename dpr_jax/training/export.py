@@ -1,6 +1,8 @@
-"""The last checkpoint as an encoder folder that any later stage, and any other library, can open."""
+"""The last checkpoint as an encoder folder that any later stage, and any other library, can
+open.
+"""
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.model import hf
 from dpr_jax.model.bert import BertShape
@@ -43,4 +45,4 @@ def export(
             )
         files = [path for path in folder.rglob("*") if path.is_file()]
         artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)
-    logging.say(f"train: wrote {workdir.model}")
+    console.say(f"train: wrote {workdir.model}")

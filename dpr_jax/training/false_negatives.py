@@ -1,4 +1,6 @@
-"""Which passages of a batch are no negatives of a question although they are not its own: found on the host, masked on the device."""
+"""Which passages of a batch are no negatives of a question although they are not its own: found on
+the host, masked on the device.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -13,7 +15,8 @@ from dpr_jax.data.answers import has_answer, tokens
 def text_key(text: str) -> int:
     """A number for a passage's text, the same for texts that differ in case and white space alone.
 
-    It has 31 bits, which a device can compare. Two different texts share one with a chance of 1 in 2 billion: in a batch of 128 questions with
+    It has 31 bits, which a device can compare. Two different texts share one with a chance of 1 in
+      2 billion: in a batch of 128 questions with
     256 passages, one negative too few in 65,000 batches.
     """
     plain = " ".join(text.casefold().split())
@@ -29,7 +32,8 @@ def holds_answer(
 ) -> np.ndarray:
     """Which texts contain an answer to which question, by the rule of data/answers.
 
-    Strings are looked up rather than searched, run of tokens by run of tokens, so that the time grows with the texts alone: 0.1 ms each.
+    Strings are looked up rather than searched, run of tokens by run of tokens, so that the time
+      grows with the texts alone: 0.1 ms each.
 
     Args:
       answers: of B questions.
@@ -40,9 +44,7 @@ def holds_answer(
       bool [B, P].
     """
     if match == "regex":
-        found = [
-            [has_answer(one, text, match=match) for text in texts] for one in answers
-        ]
+        found = [[has_answer(one, text, match=match) for text in texts] for one in answers]
         return np.array(found, bool).reshape(len(answers), len(texts))
     holds_BP = np.zeros((len(answers), len(texts)), bool)
     askers: dict[tuple[str, ...], list[int]] = defaultdict(list)

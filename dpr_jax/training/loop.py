@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpr_jax import artifacts, logging, parallel
+from dpr_jax import artifacts, console, parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
@@ -42,12 +42,13 @@ from dpr_jax.training.step import (
 def run(config: Config, workdir: WorkDir) -> None:
     """Trains both towers, resuming where a killed run was, and exports the result.
 
-    Runs on every process. Leaves checkpoints/ (Orbax steps, metrics.jsonl, tensorboard/) and model/.
+    Runs on every process. Leaves checkpoints/ (Orbax steps, metrics.jsonl, tensorboard/) and
+    model/.
 
     Raises:
       InputError: data or model missing, or checkpoints of other settings in the way.
     """
-    # --- what the result depends on -------------------------------------------------
+    # --- what the result depends on ------------------------------------------
     side_settings = {side: embed.default_settings(config.model, side) for side in SIDES}
     folders = {side: hf.resolve(config.model.init, side) for side in SIDES}
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
@@ -59,25 +60,21 @@ def run(config: Config, workdir: WorkDir) -> None:
         write=parallel.is_main(),
     )
     if artifacts.is_fresh(workdir.model / "manifest.json", origin.model):
-        logging.say("train: up to date")
+        console.say("train: up to date")
         return
     train, mined = config.train, config.mine.enabled
     setup.check_division(train.batch_size)
 
-    # --- data -----------------------------------------------------------------------
+    # --- data ----------------------------------------------------------------
     corpus = store.open_corpus(workdir)
     questions = store.open_questions(workdir, "train", mined=mined)
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
-    dev = (
-        list(store.open_questions(workdir, "dev", mined=mined))
-        if config.data.dev
-        else []
-    )
+    dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
         tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
     )
 
-    # --- model ----------------------------------------------------------------------
+    # --- model ---------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
     frozen = setup.frozen_levels(train, shape.num_hidden_layers)
     setup.check_widths(train.matryoshka_widths, shape.hidden_size)
@@ -116,11 +113,9 @@ def run(config: Config, workdir: WorkDir) -> None:
     )
     if train.learn_temperature:
         params[LOG_TEMPERATURE] = np.array(math.log(train.temperature), np.float32)
-    state = TrainState(
-        np.zeros((), np.int32), params, jax.device_get(adamw.init(params))
-    )
+    state = TrainState(np.zeros((), np.int32), params, jax.device_get(adamw.init(params)))
 
-    # --- where a killed run was -----------------------------------------------------
+    # --- where a killed run was ----------------------------------------------
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
         stack.callback(checkpoints.close)
@@ -128,12 +123,12 @@ def run(config: Config, workdir: WorkDir) -> None:
         saved = checkpoints.latest(state)
         if saved:
             state, progress = saved
-            logging.say(f"train: resuming after step {int(state.step)}")
+            console.say(f"train: resuming after step {int(state.step)}")
         first_step = int(state.step)
         record = Record(workdir.checkpoints, first_step=first_step)
         stack.callback(record.close)
 
-        # --- the mapped step ------------------------------------------------------------
+        # --- the mapped step -------------------------------------------------
         spmd = parallel.spmd(train.spmd)
         settings = StepSettings(
             encoder,
@@ -186,13 +181,14 @@ def run(config: Config, workdir: WorkDir) -> None:
             devices=jax.local_device_count(),
             mixed=mixed,
         )
-        logging.say(
-            f"train: {len(questions):,} questions, {train.total_steps:,} steps of {train.batch_size} questions and "
-            f"{train.batch_size * (1 + train.hard_negatives)} passages on {jax.device_count()} device(s) "
-            f"of {jax.process_count()} process(es), {train.spmd}"
+        console.say(
+            f"train: {len(questions):,} questions, {train.total_steps:,} steps of"
+            f" {train.batch_size} questions and {train.batch_size * (1 + train.hard_negatives)}"
+            f" passages on {jax.device_count()} device(s) of {jax.process_count()} process(es),"
+            f" {train.spmd}"
         )
 
-        # --- updates --------------------------------------------------------------------
+        # --- updates ---------------------------------------------------------
         meter = speed.Meter()
         trace = speed.Trace(
             workdir.checkpoints / "profile", after=first_step, steps=train.profile_steps
@@ -207,13 +203,11 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
 
         def lost(step: int, why: str) -> InputError:
-            ids = order.question_ids(
-                questions, config.seed, step, train.batch_size, mixed
-            )
+            ids = order.question_ids(questions, config.seed, step, train.batch_size, mixed)
             return InputError(
-                f"training diverged at step {step} ({why}) on the questions with ids {ids}; the checkpoints "
-                f"before it are kept in {workdir.checkpoints}; try a lower train.learning_rate or train.clip_norm in "
-                "another --workdir"
+                f"training diverged at step {step} ({why}) on the questions with ids {ids}; the"
+                f" checkpoints before it are kept in {workdir.checkpoints}; try a lower"
+                " train.learning_rate or train.clip_norm in another --workdir"
             )
 
         def finish(step: int, metrics: dict[str, jax.Array], work: speed.Work) -> str:
@@ -230,9 +224,7 @@ def run(config: Config, workdir: WorkDir) -> None:
                 record.write(step, values)
                 losses.append(values["loss"])
                 if in_doubt() == divergence.IN_A_ROW:
-                    shown = ", ".join(
-                        f"{x:.3g}" for x in losses[-divergence.IN_A_ROW :]
-                    )
+                    shown = ", ".join(f"{x:.3g}" for x in losses[-divergence.IN_A_ROW :])
                     raise lost(step, f"the last logged losses are {shown}")
             return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f}"
 
@@ -241,9 +233,9 @@ def run(config: Config, workdir: WorkDir) -> None:
             judged = validate(params, temperature=temperature)
             named = judged._asdict()
             record.write(step, {f"validation_{name}": v for name, v in named.items()})
-            logging.say(
-                f"train: step {step}: validation NLL {judged.nll:.4f}, accuracy {judged.accuracy:.3f}, "
-                f"average rank {judged.average_rank:.2f} of {judged.pool}"
+            console.say(
+                f"train: step {step}: validation NLL {judged.nll:.4f}, accuracy"
+                f" {judged.accuracy:.3f}, average rank {judged.average_rank:.2f} of {judged.pool}"
             )
             return named
 
@@ -253,7 +245,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         remaining = train.total_steps - first_step
         waiting: tuple[int, dict[str, jax.Array], speed.Work] | None = None
         step = first_step
-        advance = stack.enter_context(logging.progress("train", remaining, "steps"))
+        advance = stack.enter_context(console.progress("train", remaining, "steps"))
         asked_to_stop = stack.enter_context(parallel.stop_requests())
         while step < train.total_steps and not progress.exhausted(train.patience):
             step += 1
@@ -276,7 +268,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             if in_doubt() and not last:  # nothing takes the place of a good checkpoint
                 if stop:
                     raise Preempted(
-                        f"stopped after step {step} without saving it, as its loss is too high; the same command goes on from the checkpoint before"
+                        f"stopped after step {step} without saving it, as its loss is too high; the"
+                        " same command goes on from the checkpoint before"
                     )
                 continue
             state = spmd.fetch(on_devices)
@@ -288,17 +281,15 @@ def run(config: Config, workdir: WorkDir) -> None:
             del state
             if stop and not last:
                 checkpoints.wait()
-                raise Preempted(
-                    f"stopped after step {step}; the same command goes on from here"
-                )
+                raise Preempted(f"stopped after step {step}; the same command goes on from here")
             meter.restart()
         checkpoints.wait()
 
-        # --- the result -----------------------------------------------------------------
+        # --- the result ------------------------------------------------------
         state = spmd.fetch(on_devices)
         if train.export == "best" and progress.best_step not in (0, step):
             state, progress = checkpoints.read(progress.best_step, template)
-        logging.say(f"train: step {int(state.step)} of {step} becomes the model")
+        console.say(f"train: step {int(state.step)} of {step} becomes the model")
         if parallel.is_main():
             export(
                 workdir,

@@ -1,6 +1,7 @@
 """The loss of DPR (Karpukhin et al., 2020, section 3.2), as pure functions of arrays.
 
-Written for questions that look for their passage; the same functions serve passages that look for their question.
+Written for questions that look for their passage; the same functions serve passages that look for
+their question.
 """
 
 import jax
@@ -33,7 +34,8 @@ def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:
     """Which passages have a text that is known to answer a question.
 
     Args:
-      known_texts_BM: int32 keys of the texts of all positives of each question, filled up with a key that no passage has.
+      known_texts_BM: int32 keys of the texts of all positives of each question, filled up with a
+        key that no passage has.
       texts_P: int32 key of each passage's text; equal texts have equal keys.
 
     Returns:
@@ -45,7 +47,8 @@ def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:
 def usable(
     real_P: jax.Array, label_B: jax.Array, excluded_BP: jax.Array | None = None
 ) -> jax.Array:
-    """Which candidates stand in a row's softmax: its label always, others where they are real and not excluded.
+    """Which candidates stand in a row's softmax: its label always, others where they are real and
+    not excluded.
 
     Args:
       real_P: bool, false for a dummy.
@@ -78,9 +81,7 @@ def nll(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.A
     return jax.nn.logsumexp(masked_BP, axis=1) - positive_B
 
 
-def first_is_label(
-    scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array
-) -> jax.Array:
+def first_is_label(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.Array:
     """Whether the match scores highest of all usable candidates: bool [B]."""
     masked_BP = jnp.where(usable_BP, scores_BP, -jnp.inf)
     return jnp.argmax(masked_BP, axis=1) == label_B
@@ -95,15 +96,16 @@ def teaches(scored_BG: jax.Array) -> jax.Array:
     return scored_BG[:, 0] & jnp.any(scored_BG[:, 1:], axis=1)
 
 
-def kl_from_teacher(
-    scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array
-) -> jax.Array:
-    """Kullback-Leibler divergence of the student's distribution over a question's own passages from the teacher's.
+def kl_from_teacher(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence of the student's distribution over a question's own passages from
+    the teacher's.
 
-    sum over g of t(g) (log t(g) - log s(g)),  t = softmax(teacher's scores),  s = softmax(student's scores)
+    sum over g of t(g) (log t(g) - log s(g)),  t = softmax(teacher's scores),  s = softmax(student's
+    scores)
 
-    Distillation by matching distributions is Hinton et al.'s (2015, arXiv 1503.02531); over a question's candidates, from a
-    cross-encoder, it is RocketQAv2's (Ren et al., 2021, arXiv 2110.07367), from a reader Izacard and Grave's (2020, arXiv 2012.04584).
+    Distillation by matching distributions is Hinton et al.'s (2015, arXiv 1503.02531); over a
+    question's candidates, from a cross-encoder, it is RocketQAv2's (Ren et al., 2021, arXiv
+    2110.07367), from a reader Izacard and Grave's (2020, arXiv 2012.04584).
 
     Args:
       scores_BG: float32, the student's, the positive first.
@@ -114,7 +116,8 @@ def kl_from_teacher(
       float32 [B], 0 or more; 0 where nothing is taught.
     """
     taught_B = teaches(scored_BG)
-    # rows that teach nothing take all passages: a softmax over none has no gradient, not even one to be thrown away
+    # rows that teach nothing take all passages: a softmax over none has no gradient, not even one
+    # to be thrown away
     stands_BG = scored_BG | ~taught_B[:, None]
     teacher_BG = jnp.where(scored_BG, teacher_BG, 0.0)
     log_s_BG, log_t_BG = (
@@ -126,10 +129,9 @@ def kl_from_teacher(
     return jnp.where(taught_B, kl_B, 0.0)
 
 
-def margin_mse(
-    scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array
-) -> jax.Array:
-    """Mean squared error of the student's margins of the positive over each negative (Hofstätter et al., 2020, arXiv 2010.02666).
+def margin_mse(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array) -> jax.Array:
+    """Mean squared error of the student's margins of the positive over each negative (Hofstätter et
+    al., 2020, arXiv 2010.02666).
 
     mean over scored g of ((s(0) - s(g)) - (t(0) - t(g)))^2
 

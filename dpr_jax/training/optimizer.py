@@ -1,4 +1,6 @@
-"""AdamW with warm-up and decay (Loshchilov and Hutter, 2019, arXiv 1711.05101), a rate a layer, and layers that stay as they are."""
+"""AdamW with warm-up and decay (Loshchilov and Hutter, 2019, arXiv 1711.05101), a rate a layer, and
+layers that stay as they are.
+"""
 
 import re
 from typing import Any, Literal
@@ -10,7 +12,8 @@ import optax
 from dpr_jax.model.dual_encoder import Params
 from dpr_jax.training.step import LOG_TEMPERATURE
 
-# The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their number.
+# The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their
+# number.
 DPR_DEVICES = 8
 
 
@@ -25,7 +28,8 @@ def learning_rate(
 ) -> jax.Array:
     """Rate of update `step` (0-based): up in a line over the warm-up, then down to zero.
 
-    linear: peak * (total - step) / (total - warmup);  cosine: peak * (1 + cos(pi * (step - warmup) / (total - warmup))) / 2.
+    linear: peak * (total - step) / (total - warmup);  cosine: peak * (1 + cos(pi * (step - warmup)
+      / (total - warmup))) / 2.
     The first update already moves (peak / warmup_steps), and so does the last one.
 
     Args:
@@ -66,11 +70,14 @@ def make(
       rate: learning rate of update n (0-based).
       weight_decay: not applied to biases and LayerNorm.
       eps: of Adam's denominator.
-      clip_norm: largest global gradient norm; 0 does not clip. Weights that stay have no part in it.
+      clip_norm: largest global gradient norm; 0 does not clip. Weights that stay have no part in
+        it.
       dpr_parity: clip_norm and eps act on an eighth of the gradient, as on the paper's 8 GPUs.
       layers: of a tower; read where one of the following is set.
-      layer_decay: rate of a level as a share of that of the level above it (Howard and Ruder, 2018, arXiv 1801.06146).
-      frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1 + n the first n layers too.
+      layer_decay: rate of a level as a share of that of the level above it (Howard and Ruder, 2018,
+        arXiv 1801.06146).
+      frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1
+        + n the first n layers too.
       temperature_rate: rate of a learned temperature, in multiples of that of the towers.
     """
     parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
@@ -86,17 +93,15 @@ def make(
         return optax.chain(*parts)
 
     def moves(params: Params) -> Params:
-        return jax.tree.map_with_path(
-            lambda path, _: _level(path, layers) >= frozen, params
-        )
+        return jax.tree.map_with_path(lambda path, _: _level(path, layers) >= frozen, params)
 
-    return optax.partition(
-        {True: optax.chain(*parts), False: optax.set_to_zero()}, moves
-    )
+    return optax.partition({True: optax.chain(*parts), False: optax.set_to_zero()}, moves)
 
 
 def _level(path: tuple[Any, ...], layers: int) -> int:
-    """Where in its tower a parameter stands: 0 the embeddings, n the n-th layer from below; what is in no tower is on top."""
+    """Where in its tower a parameter stands: 0 the embeddings, n the n-th layer from below; what is
+    in no tower is on top.
+    """
     key = jax.tree_util.keystr(path)
     found = re.search(r"\['layer_(\d+)'\]", key)
     if found:

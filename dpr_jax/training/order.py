@@ -1,7 +1,9 @@
-"""In which order the training questions come: shuffled anew each epoch, and batch by batch from one file where there are several.
+"""In which order the training questions come: shuffled anew each epoch, and batch by batch from one
+file where there are several.
 
-The questions of update n depend on the seed and n alone. A batch of one file has only that file's passages as negatives, as in the original
-(Karpukhin et al., 2020): passages of another corpus or style would be told apart without reading the question.
+The questions of update n depend on the seed and n alone. A batch of one file has only that file's
+passages as negatives, as in the original (Karpukhin et al., 2020): passages of another corpus or
+style would be told apart without reading the question.
 """
 
 import sys
@@ -43,19 +45,17 @@ def parts(
     """
     if upsampling and len(upsampling) != max(len(files), 1):
         raise InputError(
-            f"train.upsampling has {len(upsampling)} numbers, but the prepared training questions are of {max(len(files), 1)} file(s); "
-            "give one for each file of data.train"
+            f"train.upsampling has {len(upsampling)} numbers, but the prepared training questions"
+            f" are of {max(len(files), 1)} file(s); give one for each file of data.train"
         )
     for name, rows in files:
         if len(rows) < batch_size:
             raise InputError(
-                f"train.batch_size is {batch_size}, but {name} has only {len(rows)} training questions, and a batch is from one file; make it smaller"
+                f"train.batch_size is {batch_size}, but {name} has only {len(rows)} training"
+                " questions, and a batch is from one file; make it smaller"
             )
     factors = upsampling or [1.0] * len(files)
-    return [
-        Part(name, rows, factor * len(rows))
-        for (name, rows), factor in zip(files, factors)
-    ]
+    return [Part(name, rows, factor * len(rows)) for (name, rows), factor in zip(files, factors)]
 
 
 def order(
@@ -64,7 +64,8 @@ def order(
     batch_size: int,
     mixed: Sequence[Part] = (),
 ) -> grain.MapDataset[Question]:
-    """The questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n - 1) * batch_size and on.
+    """The questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n - 1) *
+    batch_size and on.
 
     Args:
       questions: of all files.
@@ -85,7 +86,9 @@ def question_ids(
     batch_size: int,
     mixed: Sequence[Part] = (),
 ) -> str:
-    """Ids of the questions in the global batch of update `step` (1-based), separated by commas, and of which file they are."""
+    """Ids of the questions in the global batch of update `step` (1-based), separated by commas, and
+    of which file they are.
+    """
     rows = order(questions, seed, batch_size, mixed)
     batch = range((step - 1) * batch_size, step * batch_size)
     ids = ", ".join(rows[i].id for i in batch)
@@ -100,7 +103,9 @@ def _shuffled(questions: Sequence[Question], seed: int) -> grain.MapDataset[Ques
 
 
 def _turns(mixed: Sequence[Part]) -> grain.MapDataset[tuple[int, int]]:
-    """For each batch, which part it is from and how many of that part's came before: grain spreads them evenly by the shares."""
+    """For each batch, which part it is from and how many of that part's came before: grain spreads
+    them evenly by the shares.
+    """
     counts = [
         grain.MapDataset.range(sys.maxsize).map(lambda done, part=part: (part, done))
         for part in range(len(mixed))

@@ -1,7 +1,9 @@
 """Several texts in one row of tokens, each seeing itself alone: the same vectors with less padding.
 
-Batches stay what they are: a text changes its place in memory, not its batch. A device's texts are put into as few rows as best-fit
-decreasing finds (Johnson, 1974), and the number of rows is rounded up to one of a few, so that few shapes are compiled.
+Batches stay what they are: a text changes its place in memory, not its batch. A device's texts are
+  put into as few rows as best-fit
+decreasing finds (Johnson, 1974), and the number of rows is rounded up to one of a few, so that few
+shapes are compiled.
 """
 
 import bisect
@@ -24,7 +26,8 @@ class Layout(NamedTuple):
     Attributes:
       multiple: length of a row in lengths of the longest text.
       devices: of each process, which share its texts evenly.
-      chunk_size: the number of a device's rows is a multiple of its greatest common divisor with the texts; 0 for none.
+      chunk_size: the number of a device's rows is a multiple of its greatest common divisor with
+        the texts; 0 for none.
     """
 
     multiple: int

@@ -27,9 +27,7 @@ class Progress(NamedTuple):
     best_value: float
     since_best: int
 
-    def validated(
-        self, step: int, validation: dict[str, float], metric: str
-    ) -> "Progress":
+    def validated(self, step: int, validation: dict[str, float], metric: str) -> "Progress":
         """What is known after one more validation; of equals the first stays the best."""
         value = validation[metric]
         sign = 1 if HIGHER_IS_BETTER[metric] else -1

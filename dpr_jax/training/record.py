@@ -13,7 +13,8 @@ LOSSES_KEPT = 64  # of the run that goes on
 class Record:
     """checkpoints/metrics.jsonl and checkpoints/tensorboard/.
 
-    A resumed run first drops what was written after the step it resumes from, so that every step stands once. Only process 0 writes.
+    A resumed run first drops what was written after the step it resumes from, so that every step
+    stands once. Only process 0 writes.
 
     Attributes:
       losses: the last that were logged up to that step, oldest first; the same on every process.

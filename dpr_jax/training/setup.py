@@ -60,7 +60,8 @@ def check_division(batch_size: int) -> None:
     """Raises InputError where the devices cannot share a batch evenly."""
     if batch_size % jax.device_count():
         raise InputError(
-            f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share evenly; make it a multiple"
+            f"train.batch_size is {batch_size}, which {jax.device_count()} devices cannot share"
+            " evenly; make it a multiple"
         )
 
 
@@ -68,19 +69,22 @@ def check_widths(widths: tuple[int, ...], whole: int) -> None:
     """Raises InputError where a Matryoshka width is not smaller than the vectors."""
     if widths and max(widths) >= whole:
         raise InputError(
-            f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers and always count; name smaller widths"
+            f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers"
+            " and always count; name smaller widths"
         )
 
 
 def frozen_levels(train: TrainConfig, layers: int) -> int:
-    """Levels of a tower, from below, that keep their weights: 1 is the embeddings, 1 + n the first n layers too.
+    """Levels of a tower, from below, that keep their weights: 1 is the embeddings, 1 + n the first
+    n layers too.
 
     Raises:
       InputError: no layer is left to train.
     """
     if train.freeze_layers >= layers:
         raise InputError(
-            f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers; leave at least one to train"
+            f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers;"
+            " leave at least one to train"
         )
     if train.freeze_layers:
         return 1 + train.freeze_layers

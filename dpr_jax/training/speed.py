@@ -35,9 +35,7 @@ class Work(NamedTuple):
     wait_s: float
 
 
-def next_batch(
-    stream: Iterator[Batch], shape: BertShape, pooling: str
-) -> tuple[Batch, Work]:
+def next_batch(stream: Iterator[Batch], shape: BertShape, pooling: str) -> tuple[Batch, Work]:
     """The next batch, and what it costs."""
     began_s = time.monotonic()
     batch = next(stream)
@@ -54,7 +52,9 @@ def next_batch(
 
 
 class Meter:
-    """Speed over the updates since it was last read; every process is taken to do as much as this one."""
+    """Speed over the updates since it was last read; every process is taken to do as much as this
+    one.
+    """
 
     def __init__(self) -> None:
         """The clock starts with `restart`."""
@@ -69,7 +69,9 @@ class Meter:
         self._began_s = time.monotonic()
 
     def started(self, batch: Batch, seconds: float) -> None:
-        """An update of `batch` was started within so many seconds; where its shape is new, they went into compiling and do not count."""
+        """An update of `batch` was started within so many seconds; where its shape is new, they
+        went into compiling and do not count.
+        """
         self._started = True
         shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shape not in self._compiled:
@@ -83,7 +85,8 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Rates of all processes together, and the parts of a step; starts anew.
 
-        Empty when nothing was done, or nothing was started since the last reading: two updates that are read one after the other may
+        Empty when nothing was done, or nothing was started since the last reading: two updates that
+          are read one after the other may
         have been done at once, as on a CPU, where starting an update waits for the one before.
         """
         done, passed_s = self._done, time.monotonic() - self._began_s
@@ -109,7 +112,9 @@ class Trace:
     """A profile of a few updates, for TensorBoard or Perfetto."""
 
     def __init__(self, folder: Path, *, after: int, steps: int) -> None:
-        """Traces `steps` updates, beginning two after update `after`; 0 traces none. Only process 0 writes."""
+        """Traces `steps` updates, beginning two after update `after`; 0 traces none. Only process 0
+        writes.
+        """
         self._folder = folder
         self._first = after + TRACE_AFTER + 1
         self._steps = steps if parallel.is_main() else 0

@@ -1,8 +1,10 @@
 """One update, written for one device: collectives over one named axis make it exact for all.
 
-With W devices, each scores its own questions against the passages of all (all_gather with gradient), takes the mean over its own
-questions, and the gradients are averaged over devices. That is the gradient of the mean over the global batch, to rounding:
-`tests/test_step.py` holds it against one device. Options of the loss are decided while tracing: one that is off leaves no instruction.
+With W devices, each scores its own questions against the passages of all (all_gather with
+gradient), takes the mean over its own questions, and the gradients are averaged over devices. That
+is the gradient of the mean over the global batch, to rounding:
+`tests/test_step.py` holds it against one device. Options of the loss are decided while tracing: one
+  that is off leaves no instruction.
 """
 
 import functools
@@ -26,13 +28,18 @@ class Batch(NamedTuple):
 
     Attributes:
       question: B texts.
-      passages: P texts; passages[i * G] is question i's positive, the following G - 1 its hard negatives.
-      passage_texts_P: int32 key of each passage's text, equal for equal texts; negative for a dummy.
-      positive_texts_BM: int32 keys of the texts of all positives of each question, filled up with -2.
+      passages: P texts; passages[i * G] is question i's positive, the following G - 1 its hard
+        negatives.
+      passage_texts_P: int32 key of each passage's text, equal for equal texts; negative for a
+        dummy.
+      positive_texts_BM: int32 keys of the texts of all positives of each question, filled up with
+        -2.
       weight_B: float32, 1 for a question, 0 for one that only fills the batch.
       passage_columns_P: int32 column of each passage in the next; None with it.
-      holds_answer_BP: bool, which passages of the global batch contain an answer to each question; None leaves them in.
-      teacher_scores_BG: float32, a teacher's scores of each question's own passages, NaN where it gave none; None without distillation.
+      holds_answer_BP: bool, which passages of the global batch contain an answer to each question;
+        None leaves them in.
+      teacher_scores_BG: float32, a teacher's scores of each question's own passages, NaN where it
+        gave none; None without distillation.
     """
 
     question: Tokens | Packed
@@ -50,7 +57,8 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32, updates done.
-      params: float32 weights of both towers, and the logarithm of the temperature where it is learned.
+      params: float32 weights of both towers, and the logarithm of the temperature where it is
+        learned.
       opt_state: AdamW's moments.
     """
 
@@ -66,10 +74,13 @@ class StepSettings(NamedTuple):
       encoder: architecture, dropout and precision of the towers.
       optimizer: from training/optimizer.py.
       temperature: scores are divided by it, unless it is learned.
-      mask_duplicates: passages with the text of one of a question's positives are no negatives of it.
+      mask_duplicates: passages with the text of one of a question's positives are no negatives of
+        it.
       seed: of dropout; the key of step n on device d is fold_in(fold_in(seed, n), d).
-      symmetric: half of the loss is that of positives which look for their question among all questions.
-      matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati et al., 2022, arXiv 2205.13147).
+      symmetric: half of the loss is that of positives which look for their question among all
+        questions.
+      matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati
+        et al., 2022, arXiv 2205.13147).
       chunk_size: texts encoded at once on a device (training/gradcache.py); 0 encodes all.
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
@@ -107,17 +118,17 @@ def batch_loss(
     dropout_key: jax.Array | None,
     axis: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """This device's share of the global mean loss, scaled so that the mean over devices is the whole.
+    """This device's share of the global mean loss, scaled so that the mean over devices is the
+    whole.
 
     Returns:
-      float32 scalar loss, and {"loss", "accuracy"} as sums that pmean turns into means over the global batch.
+      float32 scalar loss, and {"loss", "accuracy"} as sums that pmean turns into means over the
+      global batch.
     """
     question_emb_BD, passage_emb_PD = _encode(params, batch, settings, dropout_key)
     temperature = temperature_of(params, settings.temperature)
     contrasts = _contrasts(question_emb_BD, passage_emb_PD, batch, settings, axis)
-    scores = [
-        loss.scores(one.emb_BD, one.candidate_emb_PD, temperature) for one in contrasts
-    ]
+    scores = [loss.scores(one.emb_BD, one.candidate_emb_PD, temperature) for one in contrasts]
     nll_B = loss.mean(
         [
             loss.nll(scores_BP, one.label_B, one.usable_BP)
@@ -130,7 +141,8 @@ def batch_loss(
         total = jnp.sum(nll_B * share_B)
         return total, {"loss": total, "accuracy": jnp.sum(hit_B * share_B)}
 
-    # what is taught is a mean over the questions that have something to teach, on whichever devices they are
+    # what is taught is a mean over the questions that have something to teach, on whichever devices
+    # they are
     of_questions = slice(None, None, 2 if settings.symmetric else 1)
     taught_B, distance_B = _distillation(
         scores[of_questions], contrasts[0].label_B, batch, settings
@@ -156,7 +168,8 @@ def _distillation(
     batch: Batch,
     settings: StepSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """Which questions a teacher's scores say something of, bool [B], and how far the student is from them, float32 [B].
+    """Which questions a teacher's scores say something of, bool [B], and how far the student is
+    from them, float32 [B].
 
     Args:
       scores: float32 [B, P] of the questions for all passages, one a width.
@@ -207,7 +220,9 @@ def _contrasts(
     settings: StepSettings,
     axis: str,
 ) -> list[_Contrast]:
-    """All that the loss is the mean of; first this device's questions against the passages of all devices."""
+    """All that the loss is the mean of; first this device's questions against the passages of all
+    devices.
+    """
     gather = functools.partial(lax.all_gather, axis_name=axis, tiled=True)
     exchange = functools.partial(
         lax.all_to_all, axis_name=axis, split_axis=1, concat_axis=0, tiled=True
@@ -239,9 +254,7 @@ def _contrasts(
         usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, excluded_BQ)
         all_question_emb_QD = gather(question_emb_BD)
         positive_emb_BD = passage_emb_PD[::stride]
-        contrasts.append(
-            _Contrast(positive_emb_BD, all_question_emb_QD, own_B, usable_BQ)
-        )
+        contrasts.append(_Contrast(positive_emb_BD, all_question_emb_QD, own_B, usable_BQ))
 
     def cut(emb_BD: jax.Array, width: int) -> jax.Array:
         narrow = emb_BD[:, :width]
@@ -267,7 +280,8 @@ def global_gradient(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient and metrics of the mean loss over the global batch, the same on every device.
 
-    One pmean over the whole tree: XLA makes one all-reduce of it, not one a leaf (tests/test_step.py counts them).
+    One pmean over the whole tree: XLA makes one all-reduce of it, not one a leaf
+      (tests/test_step.py counts them).
     """
     grad_of = jax.grad(batch_loss, has_aux=True)
     grads, sums = grad_of(params, batch, settings, dropout_key, axis)
@@ -286,8 +300,8 @@ def train_step(
       axis: name of the mapped axis.
 
     Returns:
-      The new state and {"loss", "accuracy", "grad_norm"} (before clipping), and "temperature" where it is learned; the same on
-      every device.
+      The new state and {"loss", "accuracy", "grad_norm"} (before clipping), and "temperature" where
+      it is learned; the same on every device.
     """
     # the generator of model/dropout, whichever is JAX's default
     key = jax.random.key(settings.seed, impl="threefry2x32")

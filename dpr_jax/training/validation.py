@@ -1,6 +1,8 @@
-"""Validation on the development questions: NLL, in-batch accuracy, and average rank (Karpukhin et al., 2020, section 5).
+"""Validation on the development questions: NLL, in-batch accuracy, and average rank (Karpukhin et
+al., 2020, section 5).
 
-Both are defined on the whole development set in its order, so that they do not change with the number of devices or processes.
+Both are defined on the whole development set in its order, so that they do not change with the
+number of devices or processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,8 @@ class Validation(NamedTuple):
     """What is said of one set of weights.
 
     Attributes:
-      nll: mean negative log likelihood of each question's positive among the passages of its block of `block` questions.
+      nll: mean negative log likelihood of each question's positive among the passages of its block
+        of `block` questions.
       accuracy: share of questions whose positive scores highest in its block.
       average_rank: mean 0-based rank of the positive in the pool of all dev questions' passages.
       recall_at_1: share of questions whose positive is the first in that pool.
@@ -46,8 +49,8 @@ def pool_rows(
     corpus_rows: int,
     spread: int = 0,
 ) -> np.ndarray:
-    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and first other negatives, and a
-    sub-corpus of `spread` rows at even distances."""
+    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and
+    first other negatives, and a sub-corpus of `spread` rows at even distances."""
     spread = min(spread, corpus_rows)
     rows = {i * corpus_rows // spread for i in range(spread)}
     for question in questions:
@@ -109,8 +112,7 @@ def validate(
         Embedder(encoder, tower(params, "passage"), passage_tokenizer),
         len(rows),
         lambda indices: [
-            (one.title, one.text)
-            for one in corpus.rows([int(rows[i]) for i in indices])
+            (one.title, one.text) for one in corpus.rows([int(rows[i]) for i in indices])
         ],
     )
     own = np.array([position[one.positives[0]] for one in questions])
@@ -150,7 +152,9 @@ def _blocks(
     block: int,
     hard_negatives: int,
 ) -> tuple[list[float], list[bool]]:
-    """NLL and hit of every question among the passages of its block, with other positives of its own masked."""
+    """NLL and hit of every question among the passages of its block, with other positives of its
+    own masked.
+    """
     nll, hits = [], []
     for start in range(0, len(questions), block):
         group = questions[start : start + block]
@@ -166,9 +170,7 @@ def _blocks(
                 if other in rows and other != one.positives[0]:
                     scores_P[listed.index(other)] = -np.inf
             top = np.max(scores_P)
-            nll.append(
-                float(top + np.log(np.sum(np.exp(scores_P - top))) - scores_P[mine])
-            )
+            nll.append(float(top + np.log(np.sum(np.exp(scores_P - top))) - scores_P[mine]))
             hits.append(bool(np.argmax(scores_P) == mine))
     return nll, hits
 
@@ -176,7 +178,9 @@ def _blocks(
 def _shared_encode(
     embedder: Embedder, count: int, texts: Callable[[Sequence[int]], list[Any]]
 ) -> np.ndarray:
-    """Vectors of `count` texts, each process encoding its share: float32 [count, D], the same everywhere."""
+    """Vectors of `count` texts, each process encoding its share: float32 [count, D], the same
+    everywhere.
+    """
     processes, index = jax.process_count(), jax.process_index()
     share = -(-count // processes)
     mine = range(index * share, min((index + 1) * share, count))

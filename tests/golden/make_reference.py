@@ -1,4 +1,5 @@
-"""Writes reference.npz: vectors of the packaged encoder by PyTorch and transformers, for tests/test_bert.py.
+"""Writes reference.npz: vectors of the packaged encoder by PyTorch and transformers, for
+tests/test_bert.py.
 
 Needs the bench extra:  python tests/golden/make_reference.py
 """
@@ -17,7 +18,9 @@ MAX_TOKENS = 64
 
 
 def main() -> None:
-    """One text at a time, so that no padding can matter: last layer's [CLS], and the mean scaled to unit length."""
+    """One text at a time, so that no padding can matter: last layer's [CLS], and the mean scaled to
+    unit length.
+    """
     source = hf.resolve("packaged:all-MiniLM-L6-v2", "question")
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()

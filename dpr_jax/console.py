@@ -1,4 +1,6 @@
-"""What long work says while it runs: rich progress on a terminal, plain lines in a log file or pipe."""
+"""What long work says while it runs: rich progress on a terminal, plain lines in a log file or
+pipe.
+"""
 
 import contextlib
 import time
@@ -34,9 +36,11 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """Shows work going on; yields `advance(n, note="")`, to be called with the units done since the last call.
+    """Shows work going on; yields `advance(n, note="")`, to be called with the units done since the
+    last call.
 
-    On a terminal a bar with rate and time left, else a plain line at most every ten seconds, with the same facts.
+    On a terminal a bar with rate and time left, else a plain line at most every ten seconds, with
+    the same facts.
     """
     start_s = last_s = time.monotonic()
     done = 0
@@ -77,8 +81,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
             if time.monotonic() - last_s >= PLAIN_LINE_EVERY_S or done >= total:
                 last_s = time.monotonic()
                 left_s = (total - done) / max(rate(), 1e-9)
-                say(
-                    f"{title}: {done:,}/{total:,} {unit}, {speed()}, {left_s:.0f} s left {note}".rstrip()
-                )
+                line = f"{title}: {done:,}/{total:,} {unit}, {speed()}, {left_s:.0f} s left {note}"
+                say(line.rstrip())
 
         yield advance_lines

@@ -1,4 +1,6 @@
-"""FAISS: any index that its factory strings describe, a few of them by name (Johnson et al., 2017, arXiv 1702.08734)."""
+"""FAISS: any index that its factory strings describe, a few of them by name (Johnson et al., 2017,
+arXiv 1702.08734).
+"""
 
 import importlib.util
 from pathlib import Path
@@ -11,11 +13,13 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import defaults, embeddings, hits
 
-# Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing to gain.
+# Below so many rows all are compared: k-means wants some 40 rows a partition, and there is nothing
+# to gain.
 PARTITIONS_FROM_ROWS = 5000
 TRAINING_ROWS = 100_000
 TRAINING_ROWS_A_LEAF = 50
-# {leaves} is index.leaves, {half} half the width of a vector; RFlat scores the best candidates again, exactly.
+# {leaves} is index.leaves, {half} half the width of a vector; RFlat scores the best candidates
+# again, exactly.
 FACTORIES = {
     "flat": "Flat",
     "ivf_flat": "IVF{leaves},Flat",
@@ -36,8 +40,8 @@ class FaissIndex:
     """A FAISS index by inner product.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search`, `ef_search` and `reorder`, where the
-        kind of index has them, hold for the next search.
+      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search`,
+        `ef_search` and `reorder`, where the kind of index has them, hold for the next search.
     """
 
     def __init__(self, index: Any, settings: dict[str, Any]) -> None:
@@ -49,14 +53,16 @@ class FaissIndex:
 
     @classmethod
     def build(cls, shards: list[np.ndarray], config: IndexConfig) -> "FaissIndex":
-        """Trains an index on a sample and fills it block by block, so that no copy of all vectors is made besides its own.
+        """Trains an index on a sample and fills it block by block, so that no copy of all vectors
+        is made besides its own.
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
           config: faiss, leaves, leaves_to_search, ef_search, reorder.
 
         Raises:
-          InputError: FAISS is not installed, does not take the factory string, or a vector is not finite.
+          InputError: FAISS is not installed, does not take the factory string, or a vector is not
+            finite.
         """
         faiss = _faiss()
         count, dimension = sum(map(len, shards)), shards[0].shape[1]
@@ -74,7 +80,9 @@ class FaissIndex:
                 index.train(_training_rows(shards, config.leaves))
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
-                f"index.faiss is {config.faiss!r}, of which FAISS makes no index for vectors of width {dimension} ({str(error).splitlines()[-1]}); give one of {', '.join(FACTORIES)} or another factory string"
+                f"index.faiss is {config.faiss!r}, of which FAISS makes no index for vectors of"
+                f" width {dimension} ({str(error).splitlines()[-1]}); give one of"
+                f" {', '.join(FACTORIES)} or another factory string"
             ) from None
         for _, block_BD in embeddings.checked_blocks(shards):
             index.add(block_BD)
@@ -91,14 +99,14 @@ class FaissIndex:
         return cls(_faiss().read_index(str(folder / "index.faiss")), settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits in the part that is searched; see `ExactIndex.search` for arguments and result."""
+        """The k best hits in the part that is searched; see `ExactIndex.search` for arguments and
+        result.
+        """
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         wanted = min(k, self.count)
         for theirs, ours in _KNOBS.items():
             if ours in self.settings:
-                self._parameters.set_index_parameter(
-                    self._index, theirs, self.settings[ours]
-                )
+                self._parameters.set_index_parameter(self._index, theirs, self.settings[ours])
         if "reorder" in self.settings:
             rescored = max(1.0, self.settings["reorder"] / wanted)
             self._parameters.set_index_parameter(self._index, _RESCORED, rescored)
@@ -135,9 +143,7 @@ def _training_rows(shards: list[np.ndarray], leaves: int) -> np.ndarray:
     """Vectors evenly spaced over the corpus, as many as k-means needs: float32 [rows, D]."""
     count = sum(map(len, shards))
     wanted = min(count, max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * leaves))
-    return embeddings.pick_rows(
-        shards, np.linspace(0, count - 1, wanted).astype(np.int64)
-    )
+    return embeddings.pick_rows(shards, np.linspace(0, count - 1, wanted).astype(np.int64))
 
 
 def _faiss() -> ModuleType:
@@ -145,6 +151,7 @@ def _faiss() -> ModuleType:
         import faiss
     except ImportError:
         raise InputError(
-            "index.kind is faiss, which is not installed; `pip install faiss-cpu` or give --index.kind exact"
+            "index.kind is faiss, which is not installed; `pip install faiss-cpu` or give"
+            " --index.kind exact"
         ) from None
     return faiss

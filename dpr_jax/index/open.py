@@ -15,23 +15,22 @@ LAYERED = "layered"  # an index of any kind that followed its corpus
 
 
 def engine(kind: str) -> type:
-    """The class of an engine; only the one asked for is imported, since fresh processes wait for it.
+    """The class of an engine; only the one asked for is imported, since fresh processes wait for
+    it.
 
     Raises:
       InputError: there is no such engine.
     """
     if kind == "exact":
-        from dpr_jax.index.exact import ExactIndex as Engine
+        from dpr_jax.index.engines.exact import ExactIndex as Engine
     elif kind == "scann":
-        from dpr_jax.index.scann import ScannIndex as Engine
+        from dpr_jax.index.engines.scann_index import ScannIndex as Engine
     elif kind == "faiss":
-        from dpr_jax.index.faiss import FaissIndex as Engine
+        from dpr_jax.index.engines.faiss_index import FaissIndex as Engine
     elif kind == LAYERED:
         from dpr_jax.index.layers import LayeredIndex as Engine
     else:
-        raise InputError(
-            f"index kind {kind!r} is unknown; known are exact, scann, faiss"
-        )
+        raise InputError(f"index kind {kind!r} is unknown; known are exact, scann, faiss")
     return Engine
 
 
@@ -39,7 +38,8 @@ def load(kind: str, folder: Path, settings: dict[str, Any]) -> Any:
     """Opens an engine's files, to be asked with whole vectors though it may hold narrower ones.
 
     Args:
-      settings: what the engine's `load` needs, and `reduction` where its vectors were made narrower.
+      settings: what the engine's `load` needs, and `reduction` where its vectors were made
+        narrower.
 
     Raises:
       InputError: there is no such engine, or it is not installed.
@@ -63,12 +63,13 @@ class Index:
       kind: the engine's name.
       count: rows of the corpus, with its changes; those of removed passages are never found.
       dimension: width of a question's vector.
-      passage_fingerprint: of the encoder that made the passages' vectors; questions must be encoded by one that belongs with it.
+      passage_fingerprint: of the encoder that made the passages' vectors; questions must be encoded
+        by one that belongs with it.
       recall_at_100: share of the exact top 100 that it finds, measured when it was built.
       prepared_count: the first so many rows are the corpus as it was prepared, without its changes.
       on_devices: whether it searches on the accelerators, if only the passages that were added.
-      search: (queries float32 [Q, dimension], k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; where there are fewer
-        than k hits, score -inf and row -1.
+      search: (queries float32 [Q, dimension], k) -> (scores float32 [Q, k], rows int64 [Q, k]),
+        best first; where there are fewer than k hits, score -inf and row -1.
     """
 
     kind: str
@@ -82,7 +83,8 @@ class Index:
 
 
 def changes_in(folder: Path) -> tuple[int, str]:
-    """How many changes of the corpus the index in `folder` knows, and the hash of the corpus after them ("" where there are none).
+    """How many changes of the corpus the index in `folder` knows, and the hash of the corpus after
+    them ("" where there are none).
 
     Raises:
       InputError: there is no finished index.
@@ -92,7 +94,8 @@ def changes_in(folder: Path) -> tuple[int, str]:
 
 
 def fingerprint_as_built(folder: Path) -> str:
-    """Of the index before the changes of its corpus, for who searches the corpus as it was prepared.
+    """Of the index before the changes of its corpus, for who searches the corpus as it was
+    prepared.
 
     Raises:
       InputError: there is no finished index.
@@ -105,7 +108,8 @@ def open_index(folder: Path) -> Index:
     """Opens the index in `folder`, after checking its files against their checksums.
 
     Raises:
-      InputError: there is no finished index, a file is missing or damaged (by name), or the engine is not installed.
+      InputError: there is no finished index, a file is missing or damaged (by name), or the engine
+        is not installed.
     """
     facts = artifacts.verify(folder / MANIFEST)
     layers = facts.get("layers")

@@ -1,4 +1,6 @@
-"""ScaNN: a partition tree, product quantization with an anisotropic loss, exact rescoring (Guo et al., 2020, arXiv 1908.10396)."""
+"""ScaNN: a partition tree, product quantization with an anisotropic loss, exact rescoring (Guo et
+al., 2020, arXiv 1908.10396).
+"""
 
 import importlib.util
 import os
@@ -11,9 +13,11 @@ import numpy as np
 from dpr_jax import host
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
-from dpr_jax.index import defaults, embeddings, hits, simd
+from dpr_jax.index import defaults, embeddings, hits
+from dpr_jax.index.engines import simd
 
-# Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to train on.
+# Below so many rows there is nothing to gain from a tree, and code books want at least 16 rows to
+# train on.
 TREE_FROM_ROWS = 1000
 TRAINING_ROWS = 100_000
 # 0.006 more recall than with 100, at the same speed (docs/log.md)
@@ -26,10 +30,12 @@ def available() -> bool:
 
 
 class ScannIndex:
-    """A ScaNN searcher that only meets input it survives, and says when it found fewer hits than asked for.
+    """A ScaNN searcher that only meets input it survives, and says when it found fewer hits than
+    asked for.
 
     Attributes:
-      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search` and `reorder` hold for the next search.
+      settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search`
+        and `reorder` hold for the next search.
     """
 
     def __init__(self, searcher: Any, settings: dict[str, Any]) -> None:
@@ -44,8 +50,8 @@ class ScannIndex:
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
-          config: leaves, leaves_to_search, reorder, dimensions_per_block, anisotropic_threshold, soar_lambda (Sun et al., 2023,
-            arXiv 2404.00774), reorder_dtype.
+          config: leaves, leaves_to_search, reorder, dimensions_per_block, anisotropic_threshold,
+            soar_lambda (Sun et al., 2023, arXiv 2404.00774), reorder_dtype.
 
         Raises:
           InputError: ScaNN is not installed, or a vector is not finite.
@@ -67,14 +73,13 @@ class ScannIndex:
             "soar_lambda": config.soar_lambda,
             "reorder_dtype": config.reorder_dtype,
         }
-        # random_init=False starts k-means with k-means++ under a fixed seed: the same vectors give the same index, byte by byte
+        # random_init=False starts k-means with k-means++ under a fixed seed: the same vectors give
+        # the same index, byte by byte
         searcher = (
             builder.tree(
                 config.leaves,
                 config.leaves_to_search,
-                training_sample_size=max(
-                    TRAINING_ROWS, TRAINING_ROWS_A_LEAF * config.leaves
-                ),
+                training_sample_size=max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * config.leaves),
                 random_init=False,
                 soar_lambda=config.soar_lambda or None,
             )
@@ -88,7 +93,9 @@ class ScannIndex:
         return cls(searcher, settings)
 
     def save(self, folder: Path) -> None:
-        """Writes ScaNN's files into `folder`, with paths relative to it, so that it can be moved."""
+        """Writes ScaNN's files into `folder`, with paths relative to it, so that it can be
+        moved.
+        """
         self._searcher.serialize(str(folder), relative_path=True)
 
     @classmethod
@@ -96,23 +103,25 @@ class ScannIndex:
         """Opens what `save` wrote.
 
         Raises:
-          InputError: ScaNN is not installed, or the folder holds a pickle, which ScaNN would execute.
+          InputError: ScaNN is not installed, or the folder holds a pickle, which ScaNN would
+            execute.
         """
         scann = _scann()
         pickled = folder / "scann_docids.pkl"
         if pickled.exists():
             raise InputError(
-                f"{pickled} is a pickle that no dpr_jax index has; do not trust this folder, run the index stage again"
+                f"{pickled} is a pickle that no dpr_jax index has; do not trust this folder, run"
+                " the index stage again"
             )
-        searcher = scann.scann_ops_pybind.load_searcher(
-            str(folder), assets_backcompat_shim=False
-        )
+        searcher = scann.scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
         return cls(searcher, settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and result.
+        """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and
+        result.
 
-        Scores are exact inner products, since hits are rescored, as far as `reorder_dtype` holds them.
+        Scores are exact inner products, since hits are rescored, as far as `reorder_dtype` holds
+        them.
         """
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         wanted = min(k, self.count)
@@ -136,7 +145,8 @@ def _scann() -> ModuleType:
         import scann
     except ImportError:
         raise InputError(
-            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python below 3.14) or give --index.kind exact"
+            "index.kind is scann, which is not installed; `pip install scann` (Linux on x86, Python"
+            " below 3.14) or give --index.kind exact"
         ) from None
     library = scann.scann_ops_pybind.scann_pybind.__file__
     simd.use_avx2(library, host.processor_features())

@@ -1,4 +1,6 @@
-"""Exact search: every score computed, on the accelerators of one process or of several, block by block."""
+"""Exact search: every score computed, on the accelerators of one process or of several, block by
+block.
+"""
 
 import functools
 from pathlib import Path
@@ -13,7 +15,8 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, hits
 
-# Vectors on a device at once: on a CPU a block's scores should stay in the cache, elsewhere few large steps are best.
+# Vectors on a device at once: on a CPU a block's scores should stay in the cache, elsewhere few
+# large steps are best.
 BLOCK_ROWS = {"cpu": 8192}
 BLOCK_ROWS_ACCELERATOR = 131072
 QUERIES_AT_ONCE = 1024
@@ -23,11 +26,12 @@ SPLIT, WHOLE = PartitionSpec("rows"), PartitionSpec()
 class ExactIndex:
     """All vectors, compared with every query: inner product in float32.
 
-    Blocks of vectors are split over the devices; each device finds its own best k, and these are gathered and merged. Blocks stay on
-    the devices when half of the free memory there holds them all; otherwise each search streams them from the memory-mapped files.
+    Blocks of vectors are split over the devices; each device finds its own best k, and these are
+    gathered and merged. Blocks stay on the devices when half of the free memory there holds them
+    all; otherwise each search streams them from the memory-mapped files.
 
-    With the devices of several processes, each process reads only the rows of its own devices, and `search` is a collective: all call
-    it with the same queries and get the same answer.
+    With the devices of several processes, each process reads only the rows of its own devices, and
+    `search` is a collective: all call it with the same queries and get the same answer.
     """
 
     def __init__(
@@ -43,15 +47,14 @@ class ExactIndex:
         Args:
           devices: None takes those of this process; `jax.devices()` those of all processes.
           block_rows: a device's share of a block; 0 chooses by platform.
-          recall_target: below 1 each TPU finds its best k of a block by `jax.lax.approx_max_k`, which returns this share of them on average
-            (Chern et al., 2022, arXiv 2206.14286); CPUs and GPUs find all of them all the same.
+          recall_target: below 1 each TPU finds its best k of a block by `jax.lax.approx_max_k`,
+            which returns this share of them on average (Chern et al., 2022, arXiv 2206.14286); CPUs
+            and GPUs find all of them all the same.
         """
         devices = jax.local_devices() if devices is None else devices
         self.count = sum(len(shard) for shard in shards)
         if not 0 < self.count < 2**31:
-            raise InputError(
-                f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}"
-            )
+            raise InputError(f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}")
         self.dimension = shards[0].shape[1]
         self.settings: dict[str, Any] = {"recall_target": recall_target}
         default = BLOCK_ROWS.get(devices[0].platform, BLOCK_ROWS_ACCELERATOR)
@@ -92,7 +95,8 @@ class ExactIndex:
           k: hits a query.
 
         Returns:
-          (scores float32 [Q, k], rows int64 [Q, k]); where the corpus has fewer than k rows, score -inf and row -1.
+          (scores float32 [Q, k], rows int64 [Q, k]); where the corpus has fewer than k rows, score
+          -inf and row -1.
 
         Raises:
           InputError: queries of another width, or not finite.
@@ -128,9 +132,7 @@ class ExactIndex:
                 mesh=self._mesh,
                 **self.settings,
             )
-            jax.block_until_ready(
-                previous
-            )  # or transfers run far ahead and fill memory
+            jax.block_until_ready(previous)  # or transfers run far ahead and fill memory
         scores_QK, rows_QK = jax.device_get(best)
         return scores_QK[:count], rows_QK[:count]
 
@@ -172,16 +174,15 @@ def _merge_block(
 ) -> tuple[jax.Array, jax.Array]:
     """The best k of what was found in earlier rows and of the block that begins at row `start`.
 
-    lax.top_k puts the lower index first among equals, and candidates stand in the order of their rows, so ties need no more care.
+    lax.top_k puts the lower index first among equals, and candidates stand in the order of their
+    rows, so ties need no more care.
     """
     k = best[0].shape[1]
     top_k = jax.lax.top_k
     if recall_target < 1:
         top_k = functools.partial(jax.lax.approx_max_k, recall_target=recall_target)
 
-    def top_of_share(
-        queries_QD: jax.Array, share_BD: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def top_of_share(queries_QD: jax.Array, share_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = share_BD.shape[0]
         scores_QB = jnp.einsum(
             "qd,bd->qb",
@@ -200,8 +201,7 @@ def _merge_block(
     )(queries_QD, block_BD)
     # each device needs every candidate now, and they are few
     candidates = [
-        jax.lax.with_sharding_constraint(part, NamedSharding(mesh, WHOLE))
-        for part in (top, rows)
+        jax.lax.with_sharding_constraint(part, NamedSharding(mesh, WHOLE)) for part in (top, rows)
     ]
     scores = jnp.concatenate([best[0], candidates[0]], axis=1)
     rows = jnp.concatenate([best[1], candidates[1]], axis=1)
@@ -210,7 +210,9 @@ def _merge_block(
 
 
 def _fits(shards: list[np.ndarray], devices: list[jax.Device]) -> bool:
-    """Whether half of the devices' free memory holds all vectors (a CPU gives no figures: never)."""
+    """Whether half of the devices' free memory holds all vectors (a CPU gives no figures:
+    never).
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     free_bytes = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     return sum(shard.nbytes for shard in shards) / len(devices) < free_bytes / 2

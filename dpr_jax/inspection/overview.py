@@ -1,9 +1,11 @@
-"""The stage that says what the prepared data hold: counts, lengths in tokens, repeats, overlap of test with train."""
+"""The stage that says what the prepared data hold: counts, lengths in tokens, repeats, overlap of
+test with train.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from dpr_jax import artifacts, logging
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
@@ -19,7 +21,8 @@ def run(config: Config, workdir: WorkDir) -> None:
     """workdir.data -> inspection/inspection.json and inspection.html, and tables on stdout.
 
     Raises:
-      InputError: the prepared data are missing or damaged, or the encoder's tokenizer cannot be had.
+      InputError: the prepared data are missing or damaged, or the encoder's tokenizer cannot be
+        had.
     """
     folder, model = workdir.inside("inspection"), config.model
     data = workdir.data / "manifest.json"
@@ -45,7 +48,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             files[1].write_text(show.page(facts), encoding="utf-8")
             artifacts.write_manifest(partial / "manifest.json", origin, files)
     show.tables(artifacts.read_json(folder / "inspection.json"))
-    logging.say(f"inspect: {folder / 'inspection.html'}")
+    console.say(f"inspect: {folder / 'inspection.html'}")
 
 
 def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
         tokenizer.load(hf.resolve(config.model.init, side), UNCUT_TOKENS)
         for side in ("question", "passage")
     )
-    with logging.progress("inspect corpus", len(corpus), "passages") as advance:
+    with console.progress("inspect corpus", len(corpus), "passages") as advance:
         corpus_facts = survey.corpus(
             corpus,
             lambda texts: [len(ids) for ids in passage_tokens.ids(texts)],
@@ -66,7 +69,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
         )
     facts, asked = {}, {}
     for name, questions in splits.items():
-        logging.say(f"inspect {name}: {len(questions):,} questions")
+        console.say(f"inspect {name}: {len(questions):,} questions")
         facts[name], asked[name] = survey.split(
             questions,
             corpus,
@@ -80,8 +83,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
         "corpus": corpus_facts,
         "splits": facts,
         "overlap": [
-            {"split": name, "seen": seen}
-            | survey.overlap(splits[name], asked[name], asked[seen])
+            {"split": name, "seen": seen} | survey.overlap(splits[name], asked[name], asked[seen])
             for name, seen in PAIRS
             if name in splits and seen in splits
         ],

@@ -1,0 +1,1 @@
+"""The search engines: exact, ScaNN and FAISS, each with build, save, load and search."""
