@@ -8,7 +8,6 @@ name.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -19,90 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkDir:
-    """The folders of one work directory, by what they hold.
-
-    Attributes:
-      root: the work directory.
-      round: of training; from the second on a round has a folder of its own for what it makes, and
-        shares data, runs and metrics.
-    """
-
-    root: Path
-    round: int = 1
-
-    @property
-    def home(self) -> Path:
-        return self.root if self.round == 1 else self.root / "rounds" / str(self.round)
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def mined(self) -> Path:
-        # the first round's goes with the data that it was mined from
-        return (self.data if self.round == 1 else self.home) / "mined"
-
-    @property
-    def changes(self) -> Path:
-        return self.root / "changes"
-
-    @property
-    def bm25(self) -> Path:
-        return self.root / "bm25"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.home / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        return self.home / "model"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics"
-
-    def inside(self, name: str) -> Path:
-        """A folder that a setting names: inside the round's folder unless it is absolute."""
-        return self.home / name  # an absolute `name` replaces the rest
-
-
-def open_workdir(path: str | Path, config_name: str) -> WorkDir:
-    """Opens (or starts) the work directory of one config.
-
-    Raises:
-      InputError: the folder belongs to a config of another name, or is not a work directory and not
-        empty.
-    """
-    root = Path(path).absolute()
-    label = root / "workdir.json"
-    if label.exists():
-        owner = read_json(label).get("config_name")
-        if owner != config_name:
-            raise InputError(
-                f"work directory {root} belongs to config {owner!r}, not {config_name!r}; give"
-                " another --workdir"
-            )
-        return WorkDir(root)
-    if root.exists() and not root.is_dir():
-        raise InputError(f"--workdir {root} is a file; give a folder")
-    if root.exists() and any(entry.name != label.name + ".partial" for entry in root.iterdir()):
-        raise InputError(
-            f"--workdir {root} is not empty and not a work directory (no workdir.json); give a new"
-            " folder"
-        )
-    write_json(label, {"config_name": config_name})
-    return WorkDir(root)
-
 
 # --- JSON, checksums, atomic writes
 
@@ -148,13 +63,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill; it replaces `path` only when the block ends well.
-
-    The old folder stays readable until then. A kill between the two renames leaves `path.old`,
-    which the next call puts back.
-    """
+    """Yields an empty folder to fill; it takes the name `path` only when the block ends well."""
     partial = path.with_name(path.name + ".partial")
-    restore_dir(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -165,21 +75,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def replace_dir(finished: Path, path: Path) -> None:
-    """Gives a finished folder its final name; what stood there is deleted only then."""
-    restore_dir(path)
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        path.rename(old)
+    """Gives a finished folder its final name; a broken one of that name is deleted."""
+    shutil.rmtree(path, ignore_errors=True)
     finished.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_dir(path: Path) -> None:
-    """Undoes the first half of a replacement that was killed between its two renames."""
-    old = path.with_name(path.name + ".old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def checksum(path: Path) -> str:

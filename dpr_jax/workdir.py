@@ -1,0 +1,268 @@
+"""The layout of a work directory: the one place that knows where everything lies.
+
+Artifacts are folders that never change once written. Their names end in a hash of what they were
+made from, so two recipes never share a folder and nothing is ever replaced. Which folder is current
+is said by pointers in `config.json` (data) and in each `retrievers/NAME/retriever.json`; a pointer
+moves by one rename. Folders that no pointer names stay until `dpr gc`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from dpr_jax import artifacts
+from dpr_jax.errors import InputError
+
+FORMAT = 2  # of config.json and retriever.json
+HASH_LENGTH = 8
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
+# the command that makes each artifact
+COMMAND = {
+    "data": "prepare",
+    "mined": "mine",
+    "checkpoints": "train",
+    "model": "train",
+    "embeddings": "encode",
+    "index": "index",
+    "weight": "retrieve",
+}
+
+
+class Pointers:
+    """A folder of artifacts and the JSON file that says which of them are current.
+
+    Attributes:
+      root: the work directory.
+      home: where new artifacts go.
+      file: the JSON file with the pointers.
+    """
+
+    root: Path
+    home: Path
+    file: Path
+
+    def read(self) -> dict[str, Any]:
+        """Returns what the JSON file holds; an empty dict where there is none."""
+        return artifacts.read_json(self.file) if self.file.exists() else {}
+
+    def update(self, **facts: Any) -> None:
+        """Changes entries of the JSON file by one rename; equal facts write nothing."""
+        before = self.read()
+        after = {"format": FORMAT} | before | json.loads(json.dumps(facts))
+        if after != before:
+            artifacts.write_json(self.file, after)
+
+    def place(self, stage: str, origin: dict[str, Any]) -> Path:
+        """Returns the folder of the artifact that a stage makes from these settings and inputs."""
+        return self.home / f"{stage}-{digest(origin)}"
+
+    def find(self, stage: str) -> Path | None:
+        """Returns the current folder of a stage, None where there is none yet."""
+        named = self.read().get("current", {}).get(stage)
+        return self.root / named if named else None
+
+    def current(self, stage: str) -> Path:
+        """Returns the current folder of a stage.
+
+        Raises:
+          InputError: there is none yet; names the command that makes it.
+        """
+        folder = self.find(stage)
+        if folder is None or not folder.exists():
+            raise InputError(self._missing(stage))
+        return folder
+
+    def point(self, stage: str, folder: Path) -> None:
+        """Makes a finished folder the current one of its stage, and links to it for people."""
+        named = folder.relative_to(self.root).as_posix()
+        current = self.read().get("current", {})
+        if current.get(stage) == named:
+            return
+        self.update(current=current | {stage: named})
+        self._link(stage, folder)
+
+    def _link(self, stage: str, folder: Path) -> None:
+        """Links home/STAGE to the current folder; no code reads it, and some disks have no links."""
+        link = self.home / stage
+        aside = link.with_name(link.name + ".link")
+        with contextlib.suppress(OSError):
+            if link.exists() and not link.is_symlink():
+                return
+            link.parent.mkdir(parents=True, exist_ok=True)
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(os.path.relpath(folder, link.parent))
+            aside.replace(link)
+
+    def _missing(self, stage: str) -> str:
+        return f"{self.root} has no {stage} yet; run `dpr {COMMAND[stage]} --workdir {self.root}`"
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir(Pointers):
+    """A work directory: data, retrievers, runs and metrics.
+
+    Attributes:
+      root: its folder.
+    """
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        return self.root
+
+    @property
+    def file(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """The prepared corpus and questions."""
+        return self.current("data")
+
+    @property
+    def changes(self) -> Path:
+        """What came to the corpus and what was taken out of it, one folder per change."""
+        return self.root / "changes"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    def runs(self, question_set: str) -> Path:
+        """The runs over one set of questions: `RETRIEVER.trec` and what belongs to it."""
+        return self.root / "runs" / question_set
+
+    def imported_runs(self, question_set: str) -> Path:
+        """Runs of other tools over the same questions, `NAME.trec`."""
+        return self.runs(question_set) / "imported"
+
+    def retriever(self, name: str) -> "RetrieverDir":
+        """Returns the folder of a retriever, there or not.
+
+        Raises:
+          InputError: the name cannot name files.
+        """
+        if not NAME.fullmatch(name) or name.endswith(RESERVED_ENDINGS):
+            raise InputError(
+                f"retriever name {name!r} names files: it must begin with a letter or digit, hold"
+                " only letters, digits, '.', '_' and '-', and not end in"
+                f" {', '.join(RESERVED_ENDINGS)}"
+            )
+        return RetrieverDir(self, name)
+
+    def retrievers(self) -> list["RetrieverDir"]:
+        """Returns the retrievers that are there, by name."""
+        found = sorted(self.root.glob("retrievers/*/retriever.json"))
+        return [RetrieverDir(self, file.parent.name) for file in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieverDir(Pointers):
+    """One retriever's folder: its recipe and its artifacts.
+
+    `retriever.json` holds `kind` (dense, bm25 or hybrid), `source` (an encoder used as it comes;
+    null for one that is trained here), `recipe` (settings by part), `current` (stage -> folder) and
+    `dev` (figures on the dev questions).
+
+    Attributes:
+      workdir: where it lies.
+      name: its name.
+    """
+
+    workdir: WorkDir
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return self.workdir.root
+
+    @property
+    def home(self) -> Path:
+        return self.root / "retrievers" / self.name
+
+    @property
+    def file(self) -> Path:
+        return self.home / "retriever.json"
+
+    @property
+    def kind(self) -> str:
+        """dense, bm25 or hybrid."""
+        return self.read().get("kind") or kind_by_name(self.name)
+
+    @property
+    def source(self) -> str | None:
+        """The encoder that is used as it comes; None where the retriever is trained here."""
+        return self.read().get("source")
+
+    @property
+    def encoder(self) -> str:
+        """The encoder of this retriever, as `load_embedder` takes it.
+
+        Raises:
+          InputError: it is trained here, and was not yet.
+        """
+        return self.source or str(self.current("model"))
+
+    def _missing(self, stage: str) -> str:
+        return (
+            f"retriever {self.name} has no {stage} yet; run `dpr {COMMAND[stage]} --workdir"
+            f" {self.root} --retriever {self.name}`"
+        )
+
+
+def kind_by_name(name: str) -> str:
+    """Returns the kind that a retriever has unless told otherwise: bm25 and hybrid by name."""
+    return name if name in ("bm25", "hybrid") else "dense"
+
+
+def digest(origin: dict[str, Any]) -> str:
+    """Returns the hash in the name of an artifact's folder, hexadecimal."""
+    plain = json.dumps(json.loads(json.dumps(origin)), sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def open_workdir(path: str | Path, *, new: bool = True) -> WorkDir:
+    """Opens a work directory; writes nothing.
+
+    Args:
+      path: its folder; `~` is the home folder.
+      new: whether it may be one that does not exist yet.
+
+    Raises:
+      InputError: it is a file, a folder of something else, of an older version, or missing.
+    """
+    root = Path(path).expanduser().absolute()
+    workdir = WorkDir(root)
+    if workdir.file.exists():
+        found = workdir.read()
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            form = found.get("format") if isinstance(found, dict) else None
+            raise InputError(
+                f"{workdir.file} is of format {form}, this version of dpr_jax reads {FORMAT}; give"
+                " another --workdir"
+            )
+        return workdir
+    if (root / "workdir.json").exists():
+        raise InputError(
+            f"{root} is a work directory of an older version, and stays as it is; its model is"
+            f" kept by `dpr encode --retriever NAME --from {root / 'model'} --workdir NEW`"
+        )
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--workdir {root} is a file; give a folder")
+    if not new:
+        raise InputError(
+            f"{root} is not a work directory (no config.json); give the --workdir of a finished run"
+        )
+    if root.exists() and any(not entry.name.startswith("config.json") for entry in root.iterdir()):
+        raise InputError(
+            f"--workdir {root} is not empty and not a work directory (no config.json); give a new"
+            " folder"
+        )
+    return workdir
