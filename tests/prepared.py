@@ -11,12 +11,12 @@ import numpy as np
 import tiny
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.model.embed import Vectors
 from dpr_jax.model.tokenizer import Text
+from dpr_jax.workdir import WorkDir, open_workdir
 
 WIDTH = 64
 
@@ -28,19 +28,24 @@ def prepare(
     *,
     dev: Sequence[Question] = (),
 ) -> WorkDir:
-    """Writes `data/` as the prepare stage does, with `questions` as the test split."""
-    workdir = artifacts.open_workdir(root, "test")
-    files = store.write_corpus(workdir.data, passages)
+    """Writes `data-HASH/` as the prepare stage does, with `questions` as the test split."""
+    workdir = open_workdir(root)
     splits = {"test": questions, "dev": dev}
     splits = {name: split for name, split in splits.items() if split}
-    if splits:
-        files += store.write_questions(workdir.data, splits)
-    artifacts.write_manifest(
-        workdir.data / "manifest.json",
-        artifacts.made_from("prepare", {}, {}, form=store.FORM),
-        files,
-        questions={name: len(split) for name, split in splits.items()},
-    )
+    content = hashlib.sha256(repr((list(passages), splits)).encode()).hexdigest()
+    origin = artifacts.made_from("prepare", {"content": content}, {}, form=store.FORM)
+    data = workdir.place("data", origin)
+    with artifacts.atomic_dir(data) as partial:
+        files = store.write_corpus(partial, passages)
+        if splits:
+            files += store.write_questions(partial, splits)
+        artifacts.write_manifest(
+            partial / "manifest.json",
+            origin,
+            files,
+            questions={name: len(split) for name, split in splits.items()},
+        )
+    workdir.point("data", data)
     return workdir
 
 
