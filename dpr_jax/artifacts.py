@@ -121,7 +121,12 @@ def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
     """Whether `manifest` exists and was made from just these settings and inputs."""
     if not manifest.exists():
         return False
-    return read_json(manifest).get("made_from") == json.loads(json.dumps(origin))
+    return read_json(manifest).get("made_from") == plain(origin)
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON gives it back: lists for tuples, text for the keys of dicts."""
+    return json.loads(json.dumps(value))
 
 
 def write_manifest(manifest: Path, origin: dict[str, Any], files: list[Path], **facts: Any) -> None:
@@ -148,8 +153,7 @@ def restate(manifest: Path, **facts: Any) -> None:
 
 def _checksum_of_value(value: dict[str, Any]) -> str:
     """sha256 of a JSON value, however it is laid out; a float comes back from a file as it was."""
-    plain = json.loads(json.dumps(value))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(manifest: Path, within: str = "") -> str:

@@ -1,114 +1,169 @@
-"""`dpr`: parses the command line and calls one stage, the pipeline, or `info`."""
+"""`dpr`: parses the command line and calls a stage, the pipeline, or one of the small commands."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, console, host
+from dpr_jax import artifacts, config_file, console, host, recipes
+from dpr_jax import config as config_module
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
-from dpr_jax.errors import InputError, Preempted
+from dpr_jax.errors import Busy, InputError, Preempted
+from dpr_jax.workdir import WorkDir, open_workdir
 
+
+class Command(NamedTuple):
+    """What a command is and takes.
+
+    Attributes:
+      purpose: one line for people.
+      operands: what stands first, by name.
+      flags: those that are no settings; `workdir` is required where it is named.
+      parts: the parts of the config that its help shows.
+    """
+
+    purpose: str
+    operands: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ("workdir",)
+    parts: tuple[str, ...] = ()
+
+
+_ONE = ("workdir", "retriever", "like")
 COMMANDS = {
-    "pipeline": "all stages in order, and the report",
-    "prepare": "raw files -> data/",
-    "split": (
-        "--out FOLDER: documents -> passages on Apache Beam, for `prepare` to read; Beam's own"
-        " options stand after --"
+    "pipeline": Command(
+        "all stages in order, and the report",
+        flags=("workdir", "from", "until"),
+        parts=("", "data", "mine", "model", "train"),
     ),
-    "inspect": "what data/ holds: counts, lengths, repeats, overlap -> inspection/",
-    "mine": "hard negatives by BM25 -> data/mined/",
-    "train": "data/ -> checkpoints/, model/",
-    "encode": "corpus (or questions) and model/ -> embeddings/",
-    "index": "embeddings/ -> index/",
-    "index add": "PASSAGES: a file of new passages into the corpus that is searched",
-    "index remove": "IDS: a file of passage ids, one a line, that are not to be found any more",
-    "index rebalance": "index/ built anew of the passages there are now",
-    "retrieve": "questions, model/ and index/ -> runs/",
-    "evaluate": "runs/ -> metrics/, metrics/report.html",
-    "compare": (
-        "RUN_A RUN_B: two runs on the same questions, a paired test, wins and losses to read"
+    "prepare": Command("raw files -> the prepared corpus and questions", parts=("data",)),
+    "split": Command(
+        "documents -> passages on Apache Beam, for `prepare`; Beam's own options stand after --",
+        flags=("out",),
+        parts=("data",),
     ),
-    "info": "versions, devices, and which index backends work here",
+    "inspect": Command(
+        "what the prepared data hold: counts, lengths, repeats, overlap", parts=("evaluate",)
+    ),
+    "mine": Command("hard negatives from what retrievers rank high", (), _ONE, ("mine", "bm25")),
+    "train": Command("train both towers", (), _ONE, ("", "train", "model")),
+    "encode": Command(
+        "corpus or questions -> vectors; --from ENCODER uses one as it comes",
+        (),
+        (*_ONE, "from"),
+        ("encode", "model"),
+    ),
+    "index": Command("vectors, or words for BM25 -> a search index", (), _ONE, ("index", "bm25")),
+    "index add": Command("a file of new passages into every index", ("PASSAGES",)),
+    "index remove": Command("a file of passage ids, one per line, out of every index", ("IDS",)),
+    "index rebalance": Command("an index built anew of the passages there are now", (), _ONE),
+    "retrieve": Command("questions -> runs", (), _ONE, ("retrieve", "bm25")),
+    "evaluate": Command("runs -> metrics, tables, report.html", parts=("evaluate",)),
+    "compare": Command(
+        "two retrievers (or run files) on the same questions: paired test, wins, losses",
+        ("A", "B"),
+        parts=("evaluate",),
+    ),
+    "ask": Command(
+        "the passages that answer a question; --k N, --json for programs",
+        ("QUESTION",),
+        ("workdir", "retriever", "k", "json"),
+    ),
+    "retriever list": Command("retrievers with kind, size, dev figure and state"),
+    "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
+    "gc": Command(
+        "delete artifacts that nothing uses; shows them and asks", (), ("workdir", "yes")
+    ),
+    "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OPERANDS = {
-    "compare": ("RUN_A", "RUN_B"),
-    "index add": ("PASSAGES",),
-    "index remove": ("IDS",),
+OFF_ON = ("json", "yes")  # flags without a value
+FLAG_HELP = {
+    "workdir": "folder that holds everything a run makes",
+    "retriever": "which retriever, by name",
+    "like": "a new retriever starts with the recipe and artifacts of this one",
+    "from": "the stage to begin with (pipeline); an encoder by hub id or folder (encode)",
+    "until": "the stage to end with",
+    "out": "folder for the passages, on a file system that Apache Beam knows",
+    "k": "passages to show",
+    "json": "print JSON",
+    "yes": "do not ask",
 }
-COMPUTING = ("pipeline", "mine", "train", "encode", "index", "retrieve")
 USER_ERROR = 2
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130
+REFUSED_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """What a stage is called with."""
+class Call(NamedTuple):
+    """A parsed command line.
 
-    workdir: Path
-    """Folder that holds everything this run makes; made if missing."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitCall:
-    """What `dpr split` is called with."""
-
-    out: str
-    """Folder for the passages, on a file system that Apache Beam knows; without finished ones."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-def entry() -> None:
-    """What the program `dpr` is: `main` with what it takes of its host, for which the process may
-    start again.
+    Attributes:
+      command: of one word or two.
+      operands: in order.
+      flags: those that are no settings.
+      config: the settings; stored < CONFIG.py < flags.
+      workdir: None for commands without one.
     """
-    command = next(iter(sys.argv[1:]), "")
-    if command in COMPUTING:
-        host.want_huge_pages()
-    if command == "encode":
-        host.want_device_a_core()
-    main()
+
+    command: str
+    operands: list[str]
+    flags: dict[str, str]
+    config: Config
+    workdir: WorkDir | None
 
 
 def main() -> None:
-    """Runs `dpr` and exits: 0 done, 1 a bug (with a traceback), 2 for bad input (one line on
-    stderr), 75 stopped by SIGTERM and to be run again, 130 interrupted, 141 not read to its end.
+    """Runs `dpr` and exits.
+
+    0 done, 1 a bug or an error in a function of the user's (with a traceback), 2 bad input (one
+    line on stderr), 75 stopped by SIGTERM or busy, and to be run again, 130 interrupted, 141 not
+    read to its end.
     """
     try:
         run(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
         _complain(str(error))
         _leave(USER_ERROR)
-    except Preempted as error:
+    except (Preempted, Busy) as error:
         _complain(str(error))
-        sys.exit(RUN_AGAIN)
+        _leave(RUN_AGAIN) if isinstance(error, Busy) else sys.exit(RUN_AGAIN)
     except BrokenPipeError:  # `dpr train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _complain("not all of the output was read")
         _leave(CLOSED_OUTPUT)
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on from here")
-        _leave(130)
-    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: this one has to leave quickly too
+        _leave(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in REFUSED_WRITING:
+            traceback.print_exc()
+            _leave(1)
+        _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}; nothing was lost")
+        _leave(USER_ERROR)
+    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: leave quickly too
         traceback.print_exc()
         _leave(1)
 
 
 def _complain(line: str) -> None:
-    """In one write, also where output is unbuffered: Gloo's threads write to the same log."""
-    sys.stderr.write(f"dpr: {line}\n")
+    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"dpr: {line}\n")
+        sys.stderr.flush()
 
 
 def _leave(status: int) -> NoReturn:
@@ -139,118 +194,242 @@ def run(args: list[str]) -> None:
 
         print(info.describe())
         return
+    rest, beam_options = _before_dashes(rest) if command == "split" else (rest, [])
+    if {"-h", "--help", "--help-all"} & {*rest}:
+        _help(command, whole="--help-all" in rest)
+        return
+    if command == "encode":
+        host.want_device_a_core()
+    console.quiet_libraries()
+    call = parse(command, rest)
     if command == "split":
-        args, beam_options = _before_dashes(rest)
-        split = parse(command, args, SplitCall)
         from dpr_jax.data import beam_split
 
-        beam_split.run(split.config, split.out, beam_options)
+        beam_split.run(call.config, call.flags["out"], beam_options)
         return
-    operands, rest = _operands(command, rest)
-    call = parse(command, rest)
-    _quiet_libraries()
-    # the stages import JAX, which reads the environment: not before it is settled
+    _dispatch(call)
+
+
+def _dispatch(call: Call) -> None:
+    """Runs the command; the stages import JAX, which reads the environment: not before here."""
     from dpr_jax import parallel, pipeline
 
+    command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
+    if command == "ask":
+        from dpr_jax.retrieval import ask
+
+        ask.run(
+            workdir,
+            call.operands[0],
+            name=flags.get("retriever"),
+            k=_number(flags, "k", 5),
+            as_json="json" in flags,
+        )
+        return
     parallel.initialize()
     console.set_quiet(not parallel.is_main())
-    parallel.on_main(lambda: artifacts.open_workdir(call.workdir, call.config.name))
-    workdir = artifacts.open_workdir(call.workdir, call.config.name)
+    if command in ("gc", "retriever list", "retriever remove"):
+        from dpr_jax import housekeeping
+
+        if command == "gc":
+            housekeeping.collect_garbage(workdir, yes="yes" in flags)
+        elif command == "retriever list":
+            housekeeping.show_retrievers(workdir)
+        else:
+            housekeeping.remove_retriever(workdir, *call.operands, yes="yes" in flags)
+        return
     if command == "compare":
         from dpr_jax.evaluation import compare
 
-        compare.run(call.config, workdir, *operands)
+        compare.run(config, workdir, *call.operands)
         return
-    stages = {
-        "pipeline": pipeline.run,
-        "index add": pipeline.add,
-        "index remove": pipeline.remove,
-        "index rebalance": pipeline.rebalance,
-        **pipeline.STAGES,
-    }
-    stages[command](call.config, workdir, *operands)
+    parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+    if command == "pipeline":
+        first, last = (flags.get(name) for name in ("from", "until"))
+        for name, stage in (("from", first), ("until", last)):
+            if stage not in (None, *pipeline.ORDER):
+                raise InputError(f"--{name} {stage} is no stage; they are {pipeline.ORDER}")
+        order = pipeline.ORDER
+        pipeline.run(config, workdir, first=first or order[0], last=last or order[-1])
+    elif command in ("index add", "index remove"):
+        change = pipeline.add if command == "index add" else pipeline.remove
+        change(config, workdir, *call.operands)
+    elif "retriever" not in COMMANDS[command].flags:
+        pipeline.run_stage(command, config, workdir, None)
+    else:
+        retriever = workdir.retriever(flags.get("retriever", recipes.MAIN))
+        like = workdir.retriever(flags["like"]) if "like" in flags else None
+        source = flags.get("from")
+        parallel.on_main(lambda: recipes.store(retriever, config, source=source, like=like))
+        pipeline.run_stage(command, config, workdir, retriever)
 
 
-def _command(args: list[str]) -> tuple[str, list[str]]:
-    """The command, of one word or two, and what follows it."""
-    both = " ".join(args[:2])
-    return (both, args[2:]) if both in COMMANDS else (args[0], args[1:])
-
-
-def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
-    """What a command takes before its config, and the arguments that follow."""
-    names = OPERANDS.get(command, ())
-    if len(args) < len(names) or any(arg.startswith("-") for arg in args[: len(names)]):
-        if {"-h", "--help"} & set(args):
-            return [], args
-        raise InputError(
-            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command}"
-            f" {' '.join(names)} [CONFIG.py] --workdir DIR"
-        )
-    return args[: len(names)], args[len(names) :]
-
-
-def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before `--`, and what after it."""
-    at = args.index("--") if "--" in args else len(args)
-    return args[:at], args[at + 1 :]
-
-
-def parse(command: str, args: list[str], form: type[Call | SplitCall] = Call) -> Call | SplitCall:
-    """[CONFIG.py] --workdir DIR [--part.setting VALUE ...], checked; `form` may ask for another
-    folder than the work directory.
+def parse(command: str, args: list[str]) -> Call:
+    """Parses operands, flags, CONFIG.py and settings, and checks them.
 
     Raises:
       InputError: an unknown setting (with near matches), a value of the wrong type or range, no
         work directory.
     """
-    file = args[0] if args and not args[0].startswith("-") else None
-    default = config_file.load(file) if file else Config()
-    rest = args[1:] if file else args
-    helping = bool({"-h", "--help"} & set(rest))
-    folder = dataclasses.fields(form)[0].name
-    if not helping:
-        _check_names(rest, folder)
+    operands, args = _operands(command, args)
+    flags, args = _flags(command, args)
+    file, args = _config_file(args)
+    _check_names(args, command)
+    workdir = None
+    if "workdir" in COMMANDS[command].flags:
+        writes = command not in ("ask", "compare", "gc", "retriever list", "retriever remove")
+        workdir = open_workdir(flags["workdir"], new=writes)
+    if file:
+        base = config_file.load(file)
+    elif workdir is None:
+        base = Config()
+    else:
+        name = flags.get("retriever", recipes.MAIN)
+        base = recipes.base(workdir, name, flags.get("like"))
+    if "from" in flags and command == "encode" and not file:
+        base = recipes.for_encoder(base)
     said = io.StringIO()
     try:
-        with contextlib.nullcontext() if helping else contextlib.redirect_stderr(said):
-            call = tyro.cli(
-                form,
-                prog=f"dpr {command} [CONFIG.py]",
-                description=(
-                    f"{COMMANDS[command]}. Values shown are those of {file or 'the defaults'}."
-                ),
-                args=rest,
-                default=form(tyro.MISSING, default),
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            config = tyro.cli(
+                Annotated[Config, tyro.conf.arg(name="")],
+                prog=f"dpr {command}",
+                args=_spelled_out(args),
+                default=base,
             )
     except SystemExit:
-        if helping:
-            raise
         raise InputError(_one_line(said.getvalue())) from None
-    validate(call.config)
-    return call
+    config = recipes.absolute(config)
+    validate(config)
+    return Call(command, operands, flags, config, workdir)
 
 
-def _check_names(args: list[str], folder: str) -> None:
-    """One line for what tyro would say in a box."""
-    known = [folder, *config_file.keys()]
-    for arg in args:
-        if not arg.startswith("--"):
-            continue
-        name = arg[2:].split("=")[0].replace("-", "_")
-        head, _, tail = name.rpartition(".")
-        positive = f"{head}.{tail}" if head else tail
-        negated = positive.replace("no_", "", 1) if tail.startswith("no_") else positive
-        if name not in known and negated not in known:
-            raise InputError(f"no setting {arg.split('=')[0]}{_near(name, known)}; see --help")
-    if not any(arg.split("=")[0] == f"--{folder}" for arg in args):
-        raise InputError(f"--{folder} is missing; {USAGE.replace('workdir', folder)}")
+def _command(args: list[str]) -> tuple[str, list[str]]:
+    """Returns the command, of one word or two, and what follows it."""
+    both = " ".join(args[:2])
+    return (both, args[2:]) if both in COMMANDS else (args[0], args[1:])
+
+
+def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
+    """Returns what stands before `--`, and what after it."""
+    at = args.index("--") if "--" in args else len(args)
+    return args[:at], args[at + 1 :]
+
+
+def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
+    """Returns what a command takes first, and the arguments that follow."""
+    names = COMMANDS[command].operands
+    if len(args) < len(names) or any(arg.startswith("-") for arg in args[: len(names)]):
+        raise InputError(
+            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command}"
+            f" {' '.join(names)} --workdir DIR"
+        )
+    return args[: len(names)], args[len(names) :]
+
+
+def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes the flags that are no settings out of the arguments."""
+    found: dict[str, str] = {}
+    left: list[str] = []
+    names = COMMANDS[command].flags
+    arguments = iter(args)
+    for arg in arguments:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if not arg.startswith("--") or name not in names:
+            left.append(arg)
+        elif name in OFF_ON:
+            found[name] = "yes"
+        else:
+            value = value if equals else next(arguments, "")
+            if not value or value.startswith("--"):
+                raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
+            found[name] = value
+    for name in ("workdir", "out"):
+        if name in names and name not in found:
+            raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
+    return found, left
+
+
+def _number(flags: dict[str, str], name: str, default: int) -> int:
+    value = flags.get(name, str(default))
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"--{name} is {value}; it must be a number, 1 or more")
+    return int(value)
+
+
+def _config_file(args: list[str]) -> tuple[str | None, list[str]]:
+    """Takes CONFIG.py out of the arguments, wherever it stands."""
+    places = [at for at, arg in enumerate(args) if arg.endswith(".py") and not arg.startswith("-")]
+    values = [at for at, arg in enumerate(args) if at and _takes_value(args[at - 1])]
+    places = [at for at in places if at not in values]
+    if len(places) > 1:
+        names = " and ".join(args[at] for at in places)
+        raise InputError(f"{names} are two config files; give one")
+    if not places:
+        return None, args
+    (at,) = places
+    return args[at], args[:at] + args[at + 1 :]
+
+
+def _takes_value(arg: str) -> bool:
+    """Whether the argument after this one is its value."""
+    if not arg.startswith("--") or "=" in arg:
+        return False
+    hint = config_file.keys().get(arg[2:].replace("-", "_"))
+    return hint is not None and hint is not bool
+
+
+def _spelled_out(args: list[str]) -> list[str]:
+    """Writes `--x` and `--no-x` of settings that are true, false or None as `--x True`."""
+    known = config_file.keys()
+    found: list[str] = []
+    for at, arg in enumerate(args):
+        name, negated = _setting(arg)
+        follows = args[at + 1] if at + 1 < len(args) else "--"
+        if arg.startswith("--") and known.get(name) == bool | None and "=" not in arg:
+            if negated:
+                found += [f"--{name}", "False"]
+                continue
+            if follows not in ("True", "False", "None"):
+                found += [f"--{name}", "True"]
+                continue
+        found.append(arg)
+    return found
+
+
+def _setting(arg: str) -> tuple[str, bool]:
+    """Returns the setting that an argument names, and whether it is negated."""
+    name = arg[2:].split("=")[0].replace("-", "_")
+    head, dot, tail = name.rpartition(".")
+    if name not in config_file.keys() and tail.startswith("no_"):
+        return f"{head}{dot}{tail.removeprefix('no_')}", True
+    return name, False
+
+
+def _check_names(args: list[str], command: str) -> None:
+    """Raises InputError in one line for what tyro would say in a box."""
+    known = [*config_file.keys(), *COMMANDS[command].flags]
+    for at, arg in enumerate(args):
+        if arg.startswith("--"):
+            name, _ = _setting(arg)
+            if name not in known:
+                raise InputError(
+                    f"no setting {arg.split('=')[0]}{_near(name, known)}; see dpr {command}"
+                    " --help-all"
+                )
+        elif at == 0:
+            raise InputError(
+                f"dpr {command} does not take {arg!r}; a config file ends in .py, settings begin"
+                f" with --; {USAGE}"
+            )
 
 
 def _one_line(box: str) -> str:
-    """What tyro says between the first two rules of its box."""
-    parts = re.split(r"[─-]{20,}", box)
-    return " ".join((parts[1] if len(parts) > 1 else box).split()) + "; see --help"
+    """Returns what tyro says in a box, without the box."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    parts = re.split(r"[─-]{20,}", plain)
+    text = " ".join(re.sub(r"[─╭╮╰╯│]", " ", parts[1] if len(parts) > 1 else plain).split())
+    return f"{text}; see --help-all"
 
 
 def _near(word: str, known: list[str]) -> str:
@@ -260,8 +439,14 @@ def _near(word: str, known: list[str]) -> str:
     return f" (near: {', '.join(name.replace('_', '-') for name in names)})" if names else ""
 
 
+# --- help
+
+
 def _overview() -> str:
-    lines = [f"  {name:<16}{purpose}" for name, purpose in COMMANDS.items()]
+    lines = [
+        f"  {' '.join((name, *command.operands)):<24}{command.purpose}"
+        for name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "dpr: dense passage retrieval in JAX",
@@ -270,14 +455,49 @@ def _overview() -> str:
             *lines,
             "",
             "example: dpr pipeline configs/quickstart.py --workdir runs/quickstart",
-            "settings of a command: dpr train --help",
+            "settings of a command: dpr train --help; all settings: dpr train --help-all",
         ]
     )
 
 
-def _quiet_libraries() -> None:
-    """Other people's log lines, which say nothing that a user could act on; an own setting wins."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+def _help(command: str, *, whole: bool) -> None:
+    """Prints the settings of a command, one line each; all of them with their full text."""
+    about = COMMANDS[command]
+    words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
+    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    for name in about.flags:
+        print(f"  --{name:<34}{FLAG_HELP[name]}")
+    parts = ("", *Config.__annotations__) if whole else about.parts
+    for part in parts:
+        settings = getattr(Config(), part) if part else Config()
+        if not dataclasses.is_dataclass(settings):
+            continue
+        texts = _field_texts(type(settings).__name__)
+        print()
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            if dataclasses.is_dataclass(value):
+                continue
+            flag = f"--{part}.{field.name}" if part else f"--{field.name}"
+            text = texts[field.name]
+            if not whole:
+                text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
+            shown = "" if value in (None, ()) else f" [{_shown(value)}]"
+            print(f"  {flag.replace('_', '-'):<36}{text}{shown}")
+    if not whole:
+        print(f"\nAll settings of all stages: dpr {command} --help-all")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _field_texts(name: str) -> dict[str, str]:
+    """Returns the text below each field of a dataclass in config.py, on one line."""
+    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if getattr(node, "name", "") == name]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -1,77 +1,96 @@
-"""Every setting of every stage, declared once: name, type, unit, default.
+"""Every setting of every stage, declared once: name, type, bounds, unit, default.
 
 A file in configs/ builds one `Config`; the command line overrides single values
-(`--train.learning-rate 1e-5`). Only the command line and each stage's `run` see the whole `Config`;
-deeper functions take the values they need.
+(`--train.learning-rate 1e-5`). Only the command line and each stage's `run` see the whole
+`Config`; deeper functions take the values they need. None means "choose" or "off"; 0 means zero.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
+
+
+class Bounds(NamedTuple):
+    """The range of a number, or of each number of a tuple; config_rules.validate checks it.
+
+    Attributes:
+      least: smallest value allowed.
+      most: largest value allowed.
+      above: values must be greater.
+      below: values must be smaller.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+Count = Annotated[int, Bounds(least=0)]
+Positive = Annotated[int, Bounds(least=1)]
+Share = Annotated[float, Bounds(above=0, most=1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`; docs/data.md lists the layouts that are
-    recognised. Relative paths are relative to the current directory.
+    """The raw files (plain or .gz), read by `dpr prepare`.
+
+    docs/data.md lists the layouts that are recognised. Relative paths are relative to the current
+    directory.
     """
 
-    passages: str = ""
-    """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, or what `dpr split`
-    wrote; empty: the passages that the questions carry with their texts.
-    """
-    train: str | tuple[str, ...] = ""
+    passages: str | None = None
+    """Corpus: a file, such as DPR's TSV `id, text, title`, a BEIR folder, a folder of text files,
+    or what `dpr split` wrote; None: the passages that the questions carry with their texts."""
+    train: str | tuple[str, ...] = ()
     """Training questions: a file, such as DPR JSON, a BEIR folder, or `tfds:NAME#SPLIT`; or
-    several, of which each batch is from one.
-    """
-    dev: str = ""
+    several, of which each batch is from one."""
+    dev: str | None = None
     """Development questions: as for data.train."""
-    test: str = ""
-    """Test questions: as for data.train; also questions alone, such as DPR's question/answers
-    file.
-    """
-    train_qrels: str = ""
-    """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); empty: gold
-    passages are those in data.train.
-    """
-    dev_qrels: str = ""
-    """Qrels of the development questions; empty: gold passages are those in data.dev."""
-    test_qrels: str = ""
-    """Qrels of the test questions; empty: gold passages are those in data.test, if any."""
-    split_words: int = 0
+    test: str | tuple[str, ...] = ()
+    """Test questions: as for data.train; also questions alone, such as DPR's question/answers file.
+    Several make one table each, named by file or as NAME=PATH."""
+    train_qrels: str | None = None
+    """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); None: gold passages
+    are those in data.train."""
+    dev_qrels: str | None = None
+    """Qrels of the development questions; None: gold passages are those in data.dev."""
+    test_qrels: str | None = None
+    """Qrels of the test questions; None: gold passages are those in data.test, if any."""
+    split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
-    paper); 0: not by words.
-    """
-    split_tokens: int = 0
+    paper)."""
+    split_tokens: Positive | None = None
     """data.passages holds documents: split them into windows of so many tokens of the encoder's
-    tokenizer; 0: not by tokens.
-    """
-    split_stride_tokens: int = 0
-    """Tokens from the begin of one window to that of the next; 0: data.split_tokens, windows that
-    do not overlap.
-    """
-    max_train_questions: int = 0
+    tokenizer."""
+    split_stride_tokens: Positive | None = None
+    """Tokens from the begin of one window to that of the next; None: data.split_tokens, windows
+    that do not overlap."""
+    max_train_questions: Positive | None = None
     """Use only so many training questions of each file, drawn by `seed` from all over it (a file
-    may be sorted); 0 uses all.
-    """
+    may be sorted)."""
 
     @property
     def train_files(self) -> tuple[str, ...]:
         """`train` as a tuple, empty where it names nothing."""
-        return ((self.train,) if self.train else ()) if isinstance(self.train, str) else self.train
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        """`test` as a tuple, empty where it names nothing."""
+        return (self.test,) if isinstance(self.test, str) else self.test
 
 
 @dataclasses.dataclass(frozen=True)
 class Bm25Config:
     """Okapi BM25 over title and text, English stemming and stop words (bm25s, PyStemmer)."""
 
-    k1: float = 0.9
+    k1: Annotated[float, Bounds(least=0)] = 0.9
     """Term-frequency saturation (0.9 in the DPR paper)."""
-    b: float = 0.4
+    b: Annotated[float, Bounds(least=0, most=1)] = 0.4
     """Length normalization (0.4 in the DPR paper)."""
 
 
-Source = Literal["bm25", "dense"]
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
 Filter = Callable[[str, list[tuple[str, str]]], Sequence[bool]]
 # (question, its gold and hard negative passages as (title, text)) -> a score of each, higher for
@@ -85,52 +104,38 @@ class MineConfig:
     an answer.
     """
 
-    enabled: bool = True
-    """Mine hard negatives; when false, those in the data set are used."""
-    sources: tuple[Source, ...] = ("bm25",)
-    """What ranks the passages; of several, each one's best in turn. dense needs `model` and
-    `index`.
-    """
-    later_sources: tuple[Source, ...] = ("dense",)
-    """`sources` of the rounds after the first, where dense is the model and index of the round
-    before.
-    """
-    depth: int = 8
-    """How many hard negatives to keep a question."""
-    skip: int = 0
+    enabled: bool | None = None
+    """Mine hard negatives; None: where the training questions bring none of their own."""
+    sources: tuple[str, ...] = ("bm25",)
+    """Retrievers whose rankings are mined, by name; of several, each one's best in turn. bm25 is
+    always there; a dense one must be encoded and indexed first (the pipeline does that for those in
+    `compare`)."""
+    later_sources: tuple[str, ...] = ("previous",)
+    """`sources` of the rounds after the first; previous is the retriever of the round before."""
+    depth: Positive = 8
+    """Hard negatives to keep per question."""
+    skip: Count = 0
     """Pass over so many top passages of a source, gold or not: among the very best are answers
-    nobody marked.
-    """
-    window: int = 100
-    """How many top passages of a source to look through, `skip` included."""
+    nobody marked."""
+    window: Positive = 100
+    """Top passages of a source to look through, `skip` included."""
     sample: bool = False
     """Draw from the whole window, all passages alike; otherwise the best are taken."""
-    absolute_margin: float | None = None
+    absolute_margin: Annotated[float, Bounds(least=0)] | None = None
     """Keep only what scores at least so much below the first gold passage, in units of the source's
-    score (0 or more).
-    """
-    relative_margin: float | None = None
+    score."""
+    relative_margin: Annotated[float, Bounds(least=0)] | None = None
     """Keep only what scores at least this share of its score below the first gold passage: 0.05
-    asks for at most 95 %.
-    """
-    near_duplicate: float = 0.6
+    asks for at most 95 %."""
+    near_duplicate: Share = 0.6
     """Pass over a passage that shares this part or more of its 5-word runs, or of the gold
-    passage's, with a gold passage.
-    """
+    passage's, with a gold passage."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
-    cross-encoder's judgement (docs/data.md).
-    """
+    cross-encoder's judgement (docs/data.md)."""
     teacher: Teacher | None = None
     """A function of the config file that scores the gold and mined passages of training questions,
-    such as a cross-encoder, for `train.distillation`.
-    """
-    model: str = "model"
-    """dense: encoder of the questions, a folder (absolute, or inside the work directory) or
-    anything `model.init` takes.
-    """
-    index: str = "index"
-    """dense: folder of the index, absolute or inside the work directory."""
+    such as a cross-encoder, for `train.distillation`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,30 +284,18 @@ class TrainConfig:
 class EncodeConfig:
     """The passage tower over the corpus, or the question tower over questions."""
 
-    questions: str = ""
+    questions: str | None = None
     """Encode questions instead of the corpus: train, dev, test, or a file in any layout that
-    data.test may have.
-    """
-    model: str = "model"
-    """Encoder: a folder (absolute, or inside the work directory) of a BERT encoder or of both
-    towers, or anything `model.init` takes.
-    """
-    out: str = "embeddings"
-    """Folder for the shards, inside the work directory; questions go beside it, into `<out>-<split
-    or name of the file>`.
-    """
-    rows_per_shard: int = 65536
-    """Texts a shard; they are sorted by length within one, equal ones are computed once, and a
-    killed run loses at most the shards being written.
-    """
-    batch_tokens: int = 0
-    """Tokens computed at once on a device, padding included; 0 chooses: 1,024 on CPU, 32,768 on GPU
-    and TPU.
-    """
+    data.test may have."""
+    rows_per_shard: Positive = 65536
+    """Texts per shard; they are sorted by length within one, equal ones are computed once, and a
+    killed run loses at most the shards being written."""
+    batch_tokens: Positive | None = None
+    """Tokens computed at once on a device, padding included; None: 1,024 on CPU, 32,768 on GPU and
+    TPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; auto: bfloat16, float32 on a CPU without avx512_bf16 or amx_bf16.
-    Passages' vectors are stored as float16 either way.
-    """
+    Passages' vectors are stored as float16 either way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,36 +366,29 @@ class IndexConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveConfig:
-    """Batch retrieval of questions to a run."""
+    """Batch retrieval: questions to a run."""
 
-    kind: Literal["dense", "bm25", "hybrid"] = "dense"
-    """dense: question tower and index; bm25: the lexical baseline on the same passages; hybrid:
-    both, fused.
-    """
-    name: str = "trained"
-    """Name of the run: runs/NAME.trec and runs/NAME.json."""
-    split: Literal["test", "dev"] = "test"
-    """Which questions, unless `questions` names a file."""
-    questions: str = ""
-    """A file of questions in any layout that data.test may have, TREC topics too; their run lies in
-    a folder of its own, runs/<name of the file>/.
-    """
-    model: str = "model"
-    """Encoder: a folder (absolute, or inside the work directory) that holds question_encoder/, or
-    anything `model.init` takes.
-    """
-    index: str = "index"
-    """Folder of the index, inside the work directory."""
-    top_k: int = 100
-    """Passages a question."""
-    batch_size: int = 256
+    kind: Literal["dense", "bm25", "hybrid"] | None = None
+    """What a new retriever is; None: bm25 and hybrid by their names, any other dense."""
+    parts: tuple[str, str] = ("bm25", "trained")
+    """hybrid: the two retrievers that it fuses, by name."""
+    split: str | None = None
+    """Which prepared questions: train, dev, test, or a set of data.test by name; None: dev and all
+    test sets."""
+    questions: str | None = None
+    """A file of questions in any layout that data.test may have, TREC topics too."""
+    top_k: Positive = 100
+    """Passages per question."""
+    batch_size: Positive = 256
     """Questions searched at once."""
     fusion: Literal["linear", "rrf"] = "linear"
     """hybrid: BM25 + fusion_weight * similarity (the DPR paper), or reciprocal rank fusion."""
-    fusion_weight: float = 0.0
-    """Weight of the similarity (the paper's lambda); 0: the best one on the dev questions."""
-    fusion_depth: int = 1000
-    """Passages a question that each of the two brings in (at least top_k)."""
+    fusion_weight: Annotated[float, Bounds(above=0)] | None = None
+    """Weight of the similarity (the paper's lambda); None: the best one on the dev questions."""
+    fusion_depth: Positive = 1000
+    """Passages per question that each of the two brings in (at least top_k)."""
+    json_run: bool = True
+    """Write the run in DPR's JSON form too, with the passages' texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,18 +411,16 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run of the pipeline: one part a stage."""
+    """The settings of one work directory and of the retriever that is trained in it."""
 
-    name: str = "dpr"
-    """Name of the run; a work directory belongs to one name."""
-    seed: int = 13
+    seed: Count = 13
     """Seed of data order, dropout and sampling."""
-    compare_untrained: bool = True
-    """The pipeline also encodes, indexes and retrieves with the encoder as it came."""
-    rounds: int = 1
+    compare: tuple[str, ...] = ("bm25", "untrained")
+    """Retrievers that the pipeline sets beside the trained one: bm25, untrained (the encoder as it
+    came), and any other encoder by hub id or folder, named by its last part or as NAME=SOURCE."""
+    rounds: Positive = 1
     """Rounds of training in the pipeline; each after the first mines with the model of the one
-    before, and trains that on.
-    """
+    before, and trains that on."""
     data: DataConfig = DataConfig()
     bm25: Bm25Config = Bm25Config()
     mine: MineConfig = MineConfig()

@@ -1,9 +1,12 @@
-"""A config out of its file, as plain values for JSON, and by the names of its settings."""
+"""A config out of its file, as plain values for JSON and back, and by the names of its settings."""
 
+import ast
 import dataclasses
 import hashlib
 import importlib.util
 import inspect
+import sys
+import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +17,51 @@ from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError
 
 
+class StoredFunction:
+    """A function of a config file, known by name and hash alone: its file was not given.
+
+    Attributes:
+      description: what `describe` said of the function.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def __call__(self, *_: Any) -> Any:
+        raise InputError(
+            f"{self.description.split()[0]} is a function of the config file; give CONFIG.py"
+        )
+
+
 def load(path: str | Path) -> Config:
     """Runs a Python file of configs/ and returns its `config`.
+
+    The file may import its neighbours.
 
     Raises:
       InputError: the file is missing, does not run, or does not define `config = Config(...)`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(
             f"config file {path} does not exist; give a file such as configs/quickstart.py"
         )
-    spec = importlib.util.spec_from_file_location(f"dpr_config_{path.stem}", path)
+    name = f"dpr_config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(
-            f"config file {path} is not a Python file; it must end in .py and define config ="
-            " Config(...)"
+            f"config file {path} is not a Python file; it must end in .py and define"
+            " config = Config(...)"
         )
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
+    except InputError:
+        raise
     except Exception as error:  # the file is the user's code: whatever it raises is their input
         raise InputError(
             f"config file {path} does not run: {type(error).__name__}: {error}"
@@ -51,42 +79,108 @@ def load(path: str | Path) -> Config:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass of settings as nested plain dicts, with lists for tuples, as JSON gives them
-    back.
-    """
+    """Returns settings as nested plain dicts, with lists for tuples, as JSON gives them back."""
     plain = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
-        if callable(value):
+        elif callable(value):
             value = describe(value)
         plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain
 
 
-def describe(function: Callable[..., Any]) -> str:
-    """A function of a config file by name and hash of its own lines, which is how a manifest tells
-    whether it changed.
+def from_dict(default: Any, plain: dict[str, Any], where: str) -> Any:
+    """Returns `default` with the settings that `to_dict` wrote; those it lacks stay as they are.
+
+    Args:
+      default: a dataclass of settings.
+      plain: nested plain values.
+      where: the file that they come from, for errors.
 
     Raises:
-      InputError: it has no lines to be known by.
+      InputError: a setting is not known.
     """
+    changed = {}
+    known = {field.name for field in dataclasses.fields(default)}
+    for name, value in plain.items():
+        if name not in known:
+            raise InputError(
+                f"{where} holds the setting {name!r}, which this version does not know; give"
+                " CONFIG.py, or another --workdir"
+            )
+        before = getattr(default, name)
+        if dataclasses.is_dataclass(before):
+            value = from_dict(before, value, where)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif name in ("filter", "teacher") and value is not None:
+            value = StoredFunction(value)
+        changed[name] = value
+    return dataclasses.replace(default, **changed)
+
+
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested plain values by dotted name, as in `train.learning_rate`."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """Returns a function of a config file by name and hash, for manifests.
+
+    The hash covers the source of its module without the `config = ...` statement, and the modules
+    beside it that it imports: a changed constant or helper counts.
+
+    Raises:
+      InputError: it has no source to be known by.
+    """
+    if isinstance(function, StoredFunction):
+        return function.description
     try:
-        lines = inspect.getsource(function)
+        file = Path(inspect.getsourcefile(function) or "")
+        inspect.getsource(function)
+        parts = [_source_without_config(file)]
     except (TypeError, OSError):
         raise InputError(
             f"mine.filter or mine.teacher is {function!r}; it must be a function that the config"
             " file defines with `def`"
         ) from None
-    return f"{function.__qualname__} {hashlib.sha256(lines.encode()).hexdigest()}"
+    module = sys.modules.get(function.__module__)
+    for neighbour in vars(module).values() if module else ():
+        origin = getattr(sys.modules.get(getattr(neighbour, "__module__", None)), "__file__", None)
+        if isinstance(neighbour, types.ModuleType):
+            origin = getattr(neighbour, "__file__", None)
+        if origin and Path(origin).parent == file.parent and Path(origin) != file:
+            parts.append(Path(origin).read_text(encoding="utf-8"))
+    digest = hashlib.sha256("\n".join(dict.fromkeys(parts)).encode()).hexdigest()
+    return f"{function.__qualname__} {digest}"
 
 
-def keys(kind: type = Config, prefix: str = "") -> list[str]:
-    """All settings by dotted name, as in `train.learning_rate`."""
-    names: list[str] = []
+def _source_without_config(file: Path) -> str:
+    """Returns a module's code without comments and without what it assigns to `config`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+
+    def is_config(node: ast.stmt) -> bool:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        return any(isinstance(target, ast.Name) and target.id == "config" for target in targets)
+
+    tree.body = [node for node in tree.body if not is_config(node)]
+    return ast.unparse(tree)
+
+
+def keys(kind: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Returns the type hint of every setting by dotted name, as in `train.learning_rate`."""
+    found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(kind).items():
-        names += (
-            keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
-        )
-    return names
+        if dataclasses.is_dataclass(hint):
+            found |= keys(hint, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found

@@ -1,158 +1,105 @@
-"""What a setting may be, where its type does not say: one table of least values, and the rules
-between settings.
-"""
+"""The checks that types cannot make: bounds of single settings, and rules between settings."""
 
-import functools
-from collections.abc import Callable
+import dataclasses
+import math
+import typing
 from typing import Any
 
-from dpr_jax.config import Config
+from dpr_jax.config import Bounds, Config
 from dpr_jax.errors import InputError
-
-_AT_LEAST = {
-    "train.batch_size": 1,
-    "train.hard_negatives": 0,
-    "train.chunk_size": 0,
-    "train.pack_rows": 0,
-    "train.total_steps": 1,
-    "train.warmup_steps": 0,
-    "train.clip_norm": 0,
-    "train.weight_decay": 0,
-    "train.freeze_layers": 0,
-    "train.log_every_steps": 1,
-    "train.validate_every_steps": 0,
-    "train.checkpoint_every_steps": 1,
-    "train.validation_hard_negatives": 0,
-    "train.validation_negatives": 0,
-    "data.split_words": 0,
-    "data.split_tokens": 0,
-    "data.split_stride_tokens": 0,
-    "train.validation_passages": 0,
-    "train.patience": 0,
-    "train.profile_steps": 0,
-    "data.max_train_questions": 0,
-    "model.max_question_tokens": 4,
-    "model.max_passage_tokens": 8,
-    "rounds": 1,
-    "mine.depth": 1,
-    "mine.skip": 0,
-    "encode.rows_per_shard": 1,
-    "encode.batch_tokens": 0,
-    "index.dimensions": 0,
-    "index.leaves": 0,
-    "index.leaves_to_search": 0,
-    "index.reorder": 0,
-    "index.ef_search": 0,
-    "index.soar_lambda": 0,
-    "index.dimensions_per_block": 0,
-    "index.recall_queries": 1,
-    "retrieve.top_k": 1,
-    "retrieve.batch_size": 1,
-    "retrieve.fusion_weight": 0,
-    "retrieve.fusion_depth": 1,
-    "evaluate.bootstrap_samples": 1,
-    "evaluate.examples": 0,
-}
 
 
 def validate(config: Config) -> None:
-    """Checks what types cannot say.
+    """Checks bounds, which stand beside the fields, and the rules between settings.
 
     Raises:
       InputError: with the key, its value and the rule.
     """
-    for key, least in _AT_LEAST.items():
-        _require(config, key, lambda value, least=least: value >= least, f"{least:,} or more")
-    for key in (
-        "train.learning_rate",
-        "train.temperature",
-        "train.teacher_temperature",
-        "train.temperature_rate",
-        "train.adam_eps",
-    ):
-        _require(config, key, lambda value: value > 0, "greater than 0")
-    _require(config, "train.pack_rows", lambda value: value <= 4, "at most 4")
-    _require(config, "train.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
-    _require(config, "index.target_recall", lambda value: 0 <= value <= 1, "in [0, 1]")
-    _require(config, "train.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
-    _require(
-        config,
-        "train.matryoshka_widths",
-        lambda widths: all(width >= 1 for width in widths),
-        "numbers of at least 1",
-    )
-    _require(
-        config,
-        "mine.window",
-        lambda value: value >= config.mine.skip + config.mine.depth,
-        "mine.skip + mine.depth or more",
-    )
-    for key in ("mine.sources", "mine.later_sources"):
-        _require(
-            config,
-            key,
-            lambda value: len(set(value)) == len(value) > 0,
-            "one or more sources, each once",
-        )
-    if not config.mine.enabled:
+    _check_bounds(config, "")
+    mine, train, data = config.mine, config.train, config.data
+    if mine.window < mine.skip + mine.depth:
+        _refuse("mine.window", mine.window, "mine.skip + mine.depth or more")
+    for key, sources in (("sources", mine.sources), ("later_sources", mine.later_sources)):
+        if not sources or len({*sources}) < len(sources):
+            _refuse(f"mine.{key}", sources, "one or more retrievers, each once")
+    if mine.enabled is False and config.rounds > 1:
         rule = "1 when mine.enabled is false: a further round trains on what it mined"
-        _require(config, "rounds", lambda value: value == 1, rule)
-    for key in ("mine.absolute_margin", "mine.relative_margin"):
-        _require(config, key, lambda value: value is None or value >= 0, "0 or more, or None")
-    for key in ("mine.near_duplicate", "index.exact_recall"):
-        _require(config, key, lambda value: 0 < value <= 1, "in (0, 1]")
-    _require(
-        config,
-        "evaluate.cutoffs",
-        lambda value: value and min(value) >= 1,
-        "one or more numbers, each at least 1",
-    )
-    if config.data.split_words:
-        rule = "0 when data.split_words is set: documents are split by words or by tokens"
-        _require(config, "data.split_tokens", lambda value: value == 0, rule)
-    rule = "at most data.split_tokens: a larger one would leave out text between windows"
-    _require(
-        config,
-        "data.split_stride_tokens",
-        lambda value: value <= config.data.split_tokens,
-        rule,
-    )
-    _require(config, "name", lambda value: value.strip() != "", "a word, not empty")
-    if config.train.patience:
-        rule = "1 or more where train.patience is set, which counts validations"
-        _require(config, "train.validate_every_steps", lambda value: value >= 1, rule)
-        rule = "a file of questions where train.patience is set"
-        _require(config, "data.dev", lambda value: value != "", rule)
-    files = config.data.train_files
-    _require(config, "data.train", lambda _: all(files), "files, none of them empty")
-    _require(
-        config,
-        "train.upsampling",
-        lambda factors: (
-            all(factor > 0 for factor in factors)
-            and len(factors) in (0, len(files) or len(factors))
-        ),
-        f"a number greater than 0 for each of the {len(files)} files of data.train, or empty",
-    )
-    if len(files) > 1:
+        _refuse("rounds", config.rounds, rule)
+    if not config.evaluate.cutoffs:
+        _refuse("evaluate.cutoffs", config.evaluate.cutoffs, "one or more numbers")
+    if data.split_words and data.split_tokens:
+        rule = "None when data.split_words is set: documents are split by words or by tokens"
+        _refuse("data.split_tokens", data.split_tokens, rule)
+    if (data.split_stride_tokens or 0) > (data.split_tokens or 0):
+        rule = "at most data.split_tokens: a larger one would leave out text between windows"
+        _refuse("data.split_stride_tokens", data.split_stride_tokens, rule)
+    if train.patience:
+        if not train.validate_every_steps:
+            rule = "1 or more where train.patience is set, which counts validations"
+            _refuse("train.validate_every_steps", train.validate_every_steps, rule)
+        if not data.dev:
+            _refuse("data.dev", data.dev, "a file of questions where train.patience is set")
+    files = data.train_files
+    for key, named in (("data.train", files), ("data.test", data.test_files)):
+        if not all(named):
+            _refuse(key, named, "files, none of them empty")
+    if train.upsampling and files and len(train.upsampling) != len(files):
+        rule = f"a number for each of the {len(files)} files of data.train, or empty"
+        _refuse("train.upsampling", train.upsampling, rule)
+    if len(files) > 1 and data.train_qrels:
         rule = (
-            "empty where data.train names several files, whose question ids it could not tell apart"
+            "None where data.train names several files, whose question ids it could not tell apart"
         )
-        _require(config, "data.train_qrels", lambda value: value == "", rule)
-    weight = "train.distillation_weight"
-    _require(config, weight, lambda value: 0 < value <= 1, "in (0, 1]")
-    if config.train.distillation != "off":
-        rule = "1 or more when train.distillation is set, which compares a question's own passages"
-        _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
-    if config.train.batch_size == 1:
-        rule = (
-            "1 or more when train.batch_size is 1: a question without any negative has loss 0 and"
-            " teaches nothing"
-        )
-        _require(config, "train.hard_negatives", lambda value: value >= 1, rule)
+        _refuse("data.train_qrels", data.train_qrels, rule)
+    if train.hard_negatives == 0:
+        rule = "1 or more when train.{}"
+        if train.distillation != "off":
+            rule = rule.format("distillation is set, which compares a question's own passages")
+            _refuse("train.hard_negatives", 0, rule)
+        if train.batch_size == 1:
+            rule = rule.format("batch_size is 1: a question without negatives teaches nothing")
+            _refuse("train.hard_negatives", 0, rule)
 
 
-def _require(config: Config, key: str, holds: Callable[[Any], bool], rule: str) -> None:
-    value = functools.reduce(getattr, key.split("."), config)
-    if not holds(value):
-        raise InputError(f"{key} is {value!r}; it must be {rule}")
+def _check_bounds(part: Any, prefix: str) -> None:
+    for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
+        value = getattr(part, name)
+        if dataclasses.is_dataclass(value):
+            _check_bounds(value, f"{prefix}{name}.")
+        for bounds in _bounds_in(hint):
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not _holds(bounds, number):
+                    _refuse(prefix + name, value, _in_words(bounds))
+
+
+def _bounds_in(hint: Any) -> list[Bounds]:
+    """Returns the bounds in a type hint, also inside `| None` and tuples."""
+    found = [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, Bounds)]
+    inner = typing.get_args(hint) if not found else ()
+    return found + [bounds for one in inner for bounds in _bounds_in(one)]
+
+
+def _holds(bounds: Bounds, value: float) -> bool:
+    least, most, above, below = bounds
+    return (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def _in_words(bounds: Bounds) -> str:
+    least, most, above, below = bounds
+    parts = [
+        f"{least:,} or more" if least is not None else "",
+        f"greater than {above:,}" if above is not None else "",
+        f"at most {most:,}" if most is not None else "",
+        f"less than {below:,}" if below is not None else "",
+    ]
+    return " and ".join(part for part in parts if part)
+
+
+def _refuse(key: str, value: Any, rule: str) -> None:
+    raise InputError(f"{key} is {value!r}; it must be {rule}")

@@ -3,6 +3,7 @@ pipe.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 PLAIN_LINE_EVERY_S = 10.0
+PIPE_WIDTH = 110  # where there is no terminal to ask
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
@@ -26,6 +28,19 @@ def set_quiet(quiet: bool) -> None:
     """Silences this process (all but process 0 of a run of several)."""
     global _quiet
     _quiet = quiet
+
+
+def results_console() -> Console:
+    """Returns stdout, as wide as the terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def quiet_libraries() -> None:
+    """Silences log lines of libraries that no user could act on; an own setting wins."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def say(message: str) -> None:

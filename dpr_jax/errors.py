@@ -17,3 +17,10 @@ class Preempted(Exception):
     The command line prints it and exits with status 75, on which launchers should start the command
     again.
     """
+
+
+class Busy(Exception):
+    """Another process is writing what this one would write; the message names it.
+
+    The command line prints it and exits with status 75: the command may be tried again.
+    """

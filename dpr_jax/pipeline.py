@@ -1,164 +1,249 @@
 """The stages in order, for one config and one work directory."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-from dpr_jax import host, parallel
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import host, lease, parallel, recipes
 from dpr_jax.config import Config
-from dpr_jax.data import changes, prepare
-from dpr_jax.encoding import added, encode
+from dpr_jax.console import say
+from dpr_jax.data import prepare, store
+from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
-from dpr_jax.index import refresh
+from dpr_jax.index import update
 from dpr_jax.inspection import overview
 from dpr_jax.mining import mine
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
+from dpr_jax.workdir import RetrieverDir, WorkDir, kind_by_name
 
-Stage = Callable[[Config, WorkDir], None]
-
-UNTRAINED = "untrained"  # folder and run name of the encoder as it came
-
-
-def on_main(stage: Stage) -> Stage:
-    """Runs a stage on one process while the others wait for what it leaves on disk."""
-
-    def run(config: Config, workdir: WorkDir) -> None:
-        parallel.on_main(lambda: stage(config, workdir))
-
-    return run
+ORDER = ("prepare", "mine", "train", "encode", "index", "retrieve", "evaluate")
+MAIN, UNTRAINED = recipes.MAIN, "untrained"
 
 
-def encode_all(config: Config, workdir: WorkDir) -> None:
-    """The corpus as it was prepared, by all processes, and its changes; or questions, where some
-    are named.
+class Step(NamedTuple):
+    """One stage for one retriever, or for the work directory.
+
+    Attributes:
+      stage: its name.
+      retriever: None for prepare and evaluate.
+      config: the settings of that retriever.
+      source: the encoder that the retriever uses as it comes, if it does.
     """
-    encode.run(config, workdir)
-    if not config.encode.questions:
-        on_main(added.run)(config, workdir)
+
+    stage: str
+    retriever: RetrieverDir | None
+    config: Config
+    source: str | None = None
 
 
-def train(config: Config, workdir: WorkDir) -> None:
-    """By all processes; the stages after it may need the memory that it took."""
-    loop.run(config, workdir)
-    host.give_back_memory()
+def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = ORDER[-1]) -> None:
+    """Runs all stages, from raw files to the report; each is skipped whose result is there.
 
+    Trains where there are training questions, and searches with the trained retriever, with those
+    of `compare`, and with both BM25 and vectors.
 
-STAGES: dict[str, Stage] = {
-    "prepare": on_main(prepare.run),
-    "inspect": on_main(overview.run),
-    "mine": on_main(mine.run),
-    "train": train,
-    "encode": encode_all,
-    "index": on_main(refresh.run),
-    "retrieve": on_main(retrieve.run),
-    "evaluate": on_main(evaluate.run),
-}
-
-
-def run(config: Config, workdir: WorkDir) -> None:
-    """From raw files to the report: BM25, the encoder as it came, the trained one, and it with
-    BM25, on the same questions.
-
-    Every stage is skipped whose inputs and settings are those of what is on disk.
+    Args:
+      config: of the work directory and its trained retriever.
+      workdir: where.
+      first: the stage to begin with; what comes before must be there.
+      last: the stage to end with.
 
     Raises:
-      InputError: as the stages do; or encode.questions is set, which would leave the corpus without
-        vectors.
+      InputError: as the stages do; or `first` comes after `last`.
     """
-    if config.encode.questions:
-        raise InputError(
-            f"encode.questions is {config.encode.questions!r}; it is for `dpr encode` alone, leave"
-            " it empty in a pipeline"
-        )
-    STAGES["prepare"](config, workdir)
-    if config.mine.enabled:
-        STAGES["mine"](config, workdir)
-    STAGES["retrieve"](_with(config, retrieve={"kind": "bm25", "name": "bm25"}), workdir)
-    if config.compare_untrained:
-        _search(untrained(config), workdir)
-    STAGES["train"](config, workdir)
-    _search(config, workdir)
-    for number in range(2, config.rounds + 1):
-        here = dataclasses.replace(workdir, round=number)
-        before = dataclasses.replace(workdir, round=number - 1)
-        for stage in ("mine", "train"):
-            STAGES[stage](later_round(config, before), here)
-        _search(_with(config, retrieve={"name": f"round-{number}"}), here)
-    if config.data.dev:  # where the weight of the two is found
-        hybrid = _with(config, retrieve={"kind": "hybrid", "name": "hybrid"})
-        STAGES["retrieve"](hybrid, workdir)
-    STAGES["evaluate"](config, workdir)
+    begin, end = ORDER.index(first), ORDER.index(last)
+    if begin > end:
+        raise InputError(f"--from {first} comes after --until {last}; the order is {ORDER}")
+    wanted = [step for step in plan(config, workdir) if begin <= ORDER.index(step.stage) <= end]
+    for number, step in enumerate(wanted, 1):
+        of = f" {step.retriever.name}" if step.retriever else ""
+        say(f"stage {number} of {len(wanted)}: {step.stage}{of}")
+        if step.retriever is not None:
+            parallel.on_main(lambda step=step: recipes.store(*step[1:3], source=step.source))
+        run_stage(step.stage, step.config, workdir, step.retriever)
+    if last == ORDER[-1]:
+        _say_what_is_next(config, workdir)
+
+
+def run_stage(stage: str, config: Config, workdir: WorkDir, retriever: RetrieverDir | None) -> None:
+    """Runs one stage while holding the lease on what it writes.
+
+    Raises:
+      InputError: as the stage does.
+      Busy: another process is writing there.
+    """
+    target = workdir if stage in ("prepare", "inspect", "evaluate") else retriever
+    with lease.held(target.home):
+        STAGES[stage](config, target)
 
 
 def add(config: Config, workdir: WorkDir, passages: str) -> None:
-    """New passages into the corpus that is searched, its embeddings and its index; run again, it
-    goes on where it was killed.
+    """Adds passages to the corpus and to every index; run again, it goes on where it was killed.
+
+    Raises:
+      InputError: as `update.add` does.
+      Busy: another process is writing a retriever.
     """
-
-    def record(config: Config, workdir: WorkDir) -> None:
-        changes.add(config, workdir, passages)
-
-    _change(config, workdir, record)
+    _change(workdir, lambda: update.add(config, workdir, passages))
 
 
 def remove(config: Config, workdir: WorkDir, ids: str) -> None:
-    """Passages out of the corpus that is searched, by a file of their ids; run again, it goes on
-    where it was killed.
+    """Takes passages out of the corpus and out of every index; see `add`."""
+    _change(workdir, lambda: update.remove(config, workdir, ids))
+
+
+def _change(workdir: WorkDir, change: Callable[[], None]) -> None:
+    with contextlib.ExitStack() as stack:
+        for owner in (workdir, *workdir.retrievers()):
+            stack.enter_context(lease.held(owner.home))
+        parallel.on_main(change)
+
+
+def plan(config: Config, workdir: WorkDir) -> list[Step]:
+    """Returns the steps of a pipeline in order."""
+    trains = bool(config.data.train_files)
+    steps = [Step("prepare", None, config)]
+    for name, source in compared(config, trains).items():
+        own = config if name in ("bm25", UNTRAINED) else recipes.for_encoder(config)
+        steps += _search(own, workdir.retriever(name), source)
+    last = UNTRAINED
+    if trains:
+        last = MAIN
+        steps += _train_and_search(config, workdir.retriever(MAIN))
+        for number in range(2, config.rounds + 1):
+            own = later_round(config, before=last)
+            last = f"round-{number}"
+            steps += _train_and_search(own, workdir.retriever(last))
+    if config.data.dev:  # where the weight of the two is found
+        parts = config.retrieve.parts
+        if not trains:
+            parts = tuple(UNTRAINED if part == MAIN else part for part in parts)
+        own = replace(config, retrieve={"kind": "hybrid", "parts": parts})
+        if {*parts} <= {step.retriever.name for step in steps if step.retriever}:
+            steps.append(Step("retrieve", workdir.retriever("hybrid"), own))
+    return [*steps, Step("evaluate", None, config)]
+
+
+def compared(config: Config, trains: bool) -> dict[str, str | None]:
+    """Returns the names of the retrievers of `compare` with the encoders that they use.
+
+    Without training the encoder as it comes is always among them.
+
+    Raises:
+      InputError: two of them have one name.
     """
-
-    def record(config: Config, workdir: WorkDir) -> None:
-        changes.remove(workdir, ids)
-
-    _change(config, workdir, record)
-
-
-def rebalance(config: Config, workdir: WorkDir) -> None:
-    """The index built anew of the passages there are now."""
-    for stage in (added.run, refresh.rebalance):
-        on_main(stage)(config, workdir)
-
-
-def _change(config: Config, workdir: WorkDir, record: Stage) -> None:
-    for stage in (refresh.check, record, added.run, refresh.follow):
-        on_main(stage)(config, workdir)
+    found: dict[str, str | None] = {}
+    for entry in config.compare if trains else dict.fromkeys([*config.compare, UNTRAINED]):
+        name, equals, source = entry.rpartition("=")
+        if not equals:
+            name = entry if entry in ("bm25", UNTRAINED) else Path(source).name.split(":")[-1]
+        if name in found or name == MAIN:
+            raise InputError(
+                f"compare: {entry} would be named {name!r}, which is taken; write NAME={source}"
+            )
+        found[name] = {"bm25": None, UNTRAINED: config.model.init}.get(entry, source)
+    return found
 
 
-def untrained(config: Config) -> Config:
-    """The same config for the encoder before training, in folders and under a name of its own."""
-    embeddings, index = f"{UNTRAINED}/embeddings", f"{UNTRAINED}/index"
-    return _with(
+def later_round(config: Config, *, before: str) -> Config:
+    """Returns the settings of a round that mines with the retriever before it, and trains that on.
+
+    ANCE, Xiong et al., 2020, arXiv 2007.00808.
+    """
+    later = config.mine.later_sources
+    sources = tuple(before if name == "previous" else name for name in later)
+    return replace(
         config,
-        encode={"model": config.model.init, "out": embeddings},
-        index={"embeddings": embeddings, "out": index},
-        retrieve={"name": UNTRAINED, "model": config.model.init, "index": index},
+        mine={"sources": sources, "enabled": True},
+        model={"init": f"retriever:{before}"},
     )
 
 
-def later_round(config: Config, before: WorkDir) -> Config:
-    """The same config for a round that mines with the model of the round before, and trains it on
-    (ANCE, Xiong et al., 2020, arXiv 2007.00808).
-    """
-    return _with(
-        config,
-        mine={
-            "sources": config.mine.later_sources,
-            "model": str(before.model),
-            "index": str(before.inside(config.index.out)),
-        },
-        model={"init": str(before.model)},
-    )
-
-
-def _search(config: Config, workdir: WorkDir) -> None:
-    for name in ("encode", "index", "retrieve"):
-        STAGES[name](config, workdir)
-
-
-def _with(config: Config, **parts: dict[str, object]) -> Config:
-    """The config with some values of some parts replaced."""
+def replace(config: Config, **parts: dict[str, object]) -> Config:
+    """Returns the config with some values of some parts replaced."""
     changed = {
         part: dataclasses.replace(getattr(config, part), **values) for part, values in parts.items()
     }
     return dataclasses.replace(config, **changed)
+
+
+def _train_and_search(config: Config, retriever: RetrieverDir) -> list[Step]:
+    learn = [Step(stage, retriever, config) for stage in ("mine", "train")]
+    return learn + _search(config, retriever, None)
+
+
+def _search(config: Config, retriever: RetrieverDir, source: str | None) -> list[Step]:
+    """Returns the steps from a retriever's encoder to its runs."""
+    is_bm25 = kind_by_name(retriever.name) == "bm25"
+    stages = ("index", "retrieve") if is_bm25 else ("encode", "index", "retrieve")
+    return [Step(stage, retriever, config, source) for stage in stages]
+
+
+# --- stages, each with what the pipeline and the command line do around it
+
+
+def _on_main(stage: Callable[..., None]) -> Callable[..., None]:
+    """Runs a stage on one process while the others wait for what it leaves on disk."""
+    return lambda *args: parallel.on_main(lambda: stage(*args))
+
+
+def _mine(config: Config, retriever: RetrieverDir) -> None:
+    if mine.is_wanted(config, retriever):
+        mine.run(config, retriever)
+    else:
+        say("mine: the hard negatives of the training questions are used (mine.enabled)")
+
+
+def _train(config: Config, retriever: RetrieverDir) -> None:
+    """Trains on all processes; the stages after it may need the memory that it took."""
+    loop.run(config, retriever)
+    host.give_back_memory()
+
+
+def _encode(config: Config, retriever: RetrieverDir) -> None:
+    """Encodes the corpus, and the questions that the index is measured with."""
+    encode.run(config, retriever)
+    if config.index.queries and not config.encode.questions:
+        encode.run(replace(config, encode={"questions": config.index.queries}), retriever)
+
+
+def _retrieve(config: Config, retriever: RetrieverDir) -> None:
+    """Retrieves what is asked for; without being asked, the dev questions and all test sets."""
+    if config.retrieve.questions or config.retrieve.split:
+        retrieve.run(config, retriever)
+        return
+    workdir = retriever.workdir
+    if "dev" in store.splits(workdir):  # chooses the best retriever; nobody reads it
+        own = {"split": "dev", "json_run": False}
+        retrieve.run(replace(config, retrieve=own), retriever)
+    for name in store.test_sets(workdir):
+        retrieve.run(replace(config, retrieve={"split": name}), retriever)
+
+
+STAGES: dict[str, Callable[..., None]] = {
+    "prepare": _on_main(prepare.run),
+    "inspect": _on_main(overview.run),
+    "mine": _on_main(_mine),
+    "train": _train,
+    "encode": _encode,
+    "index": _on_main(update.run),
+    "index rebalance": _on_main(update.rebalance),
+    "retrieve": _on_main(_retrieve),
+    "evaluate": _on_main(evaluate.run),
+}
+
+
+def _say_what_is_next(config: Config, workdir: WorkDir) -> None:
+    if not config.data.train_files:
+        say(
+            "pipeline: nothing was trained: that takes questions with their passages (data.train,"
+            " and data.dev to choose by); docs/data.md has the layouts"
+        )
+    say(
+        f'pipeline: done; next: `dpr ask "QUESTION" --workdir {workdir.root}`, or `dpr compare'
+        f" A B --workdir {workdir.root}` with two of `dpr retriever list --workdir {workdir.root}`"
+    )

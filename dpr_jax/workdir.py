@@ -54,7 +54,7 @@ class Pointers:
     def update(self, **facts: Any) -> None:
         """Changes entries of the JSON file by one rename; equal facts write nothing."""
         before = self.read()
-        after = {"format": FORMAT} | before | json.loads(json.dumps(facts))
+        after = {"format": FORMAT} | before | artifacts.plain(facts)
         if after != before:
             artifacts.write_json(self.file, after)
 
@@ -88,7 +88,7 @@ class Pointers:
         self._link(stage, folder)
 
     def _link(self, stage: str, folder: Path) -> None:
-        """Links home/STAGE to the current folder; no code reads it, and some disks have no links."""
+        """Links home/STAGE to the folder for people; no code reads it, some disks have no links."""
         link = self.home / stage
         aside = link.with_name(link.name + ".link")
         with contextlib.suppress(OSError):
@@ -157,6 +157,17 @@ class WorkDir(Pointers):
             )
         return RetrieverDir(self, name)
 
+    def model_source(self, source: str) -> str:
+        """Returns where an encoder comes from; `retriever:NAME` is the model trained as NAME.
+
+        Raises:
+          InputError: that retriever has no model yet.
+        """
+        prefix, _, name = source.partition(":")
+        if prefix != "retriever":
+            return source
+        return str(self.retriever(name).current("model"))
+
     def retrievers(self) -> list["RetrieverDir"]:
         """Returns the retrievers that are there, by name."""
         found = sorted(self.root.glob("retrievers/*/retriever.json"))
@@ -208,7 +219,9 @@ class RetrieverDir(Pointers):
         Raises:
           InputError: it is trained here, and was not yet.
         """
-        return self.source or str(self.current("model"))
+        if self.source:
+            return self.workdir.model_source(self.source)
+        return str(self.current("model"))
 
     def _missing(self, stage: str) -> str:
         return (
@@ -224,8 +237,8 @@ def kind_by_name(name: str) -> str:
 
 def digest(origin: dict[str, Any]) -> str:
     """Returns the hash in the name of an artifact's folder, hexadecimal."""
-    plain = json.dumps(json.loads(json.dumps(origin)), sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()[:HASH_LENGTH]
+    text = json.dumps(artifacts.plain(origin), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def open_workdir(path: str | Path, *, new: bool = True) -> WorkDir:

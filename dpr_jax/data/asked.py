@@ -7,62 +7,63 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.data import raw, recognise, tables
-from dpr_jax.data.store import Question, open_questions
+from dpr_jax.data.store import Question, open_questions, splits
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir
 
 
 class Asked(NamedTuple):
     """Questions to answer, read from disk as they are needed.
 
     Attributes:
-      name: the split, or the file's name without endings.
-      place: the folder that what is made of them belongs in; "" for the test questions, so that
-        others never replace theirs.
+      name: of the set: the split, or the file by name and content. Runs lie under runs/NAME/.
       count: how many there are.
       read: starts to read them from the first one on.
       inputs: fingerprints, for the manifest.
     """
 
     name: str
-    place: str
     count: int
     read: Callable[[], Iterator[Question]]
     inputs: dict[str, str]
 
 
-def open_asked(workdir: WorkDir, *, split: str, file: str) -> Asked:
-    """The questions of `file`, or of `split` where `file` is empty.
+def open_asked(workdir: WorkDir, split_or_file: str) -> Asked:
+    """Opens the questions of a prepared split, or of a file.
 
     Raises:
       InputError: there are none, a file is of no known layout, a row of it is broken (file and
         line), or an id occurs twice.
     """
-    return _of_file(Path(file)) if file else _of_split(workdir, split)
+    if split_or_file in (*splits(workdir), "train", "dev", "test"):
+        return _of_split(workdir, split_or_file)
+    return _of_file(Path(split_or_file).expanduser())
 
 
 def _of_split(workdir: WorkDir, split: str) -> Asked:
     questions = open_questions(workdir, split)
     if len(questions) == 0:
         raise InputError(f"the split {split!r} has no questions; check data.{split}")
-    place = "" if split == "test" else split
-    return Asked(split, place, len(questions), lambda: iter(questions), {})
+    manifest = workdir.data / "manifest.json"
+    inputs = {"questions": artifacts.fingerprint(manifest, f"questions/questions-{split}.")}
+    return Asked(split, len(questions), lambda: iter(questions), inputs)
 
 
 def _of_file(path: Path) -> Asked:
+    if path.is_dir():
+        path = recognise.beir(path, "test")["test"]
     source = recognise.questions(path)
-    inputs = {"questions": artifacts.checksum(path)}
+    sha256 = artifacts.checksum(path)
 
     def read() -> Iterator[Question]:
         for row in raw.unique(source.read(None)):
             if not row.unusable:
                 yield Question(row.id, row.question, row.answers, (), (), ())
 
-    # once through before anything is searched: what is wrong with the last line is better known now
-    # than after hours
+    # all of it before anything is searched: better an error now than after hours
     count = sum(1 for _ in read())
     if count == 0:
         raise InputError(f"{path} has no questions; give a file that holds some")
     name = path.name.removesuffix(".gz").removesuffix(tables.ending(path))
-    return Asked(name, name, count, read, inputs)
+    return Asked(f"{name}-{sha256[:8]}", count, read, {"questions": sha256})

@@ -21,20 +21,42 @@ SPLITS = ("train", "dev", "test")
 
 
 def questions(data: DataConfig) -> dict[str, str]:
-    """What is named for each split: train, dev, test; several training files are train/1, train/2,
-    ...
+    """Returns what is named for train, dev and test; of several files by train/1, train/2, ..."""
+    names: dict[str, str] = {}
+    for role, files in (("train", data.train_files), ("test", tuple(test_sets(data).values()))):
+        numbered = {f"{role}/{number}": name for number, name in enumerate(files, 1)}
+        names |= {role: files[0]} if len(files) == 1 else numbered
+    return names | ({"dev": data.dev} if data.dev else {})
+
+
+def test_sets(data: DataConfig) -> dict[str, str]:
+    """Returns the files of the test questions by the name of their set, "test" for a single one.
+
+    Raises:
+      InputError: two of several sets have one name.
     """
-    train = data.train_files
-    names = {f"train/{number}": name for number, name in enumerate(train, 1)}
-    if len(train) == 1:
-        names = {"train": train[0]}
-    names |= {"dev": data.dev, "test": data.test}
-    return {key: name for key, name in names.items() if name}
+    if len(data.test_files) == 1:
+        return {"test": data.test_files[0]}
+    found: dict[str, str] = {}
+    for file in data.test_files:
+        name, equals, path = file.rpartition("=")
+        name = name if equals else Path(path).name.split(".")[0]
+        if name in found or name in ("train", "dev", "test"):
+            raise InputError(
+                f"data.test: {file} would be named {name!r}, which is taken; write NAME=PATH"
+            )
+        found[name] = path
+    return found
 
 
 def split_of(key: str) -> str:
-    """The split of a key of `questions`."""
+    """Returns train, dev or test for a key of `questions`."""
     return key.partition("/")[0]
+
+
+def stored_as(key: str) -> str:
+    """Returns the split of the prepared questions: training files are one, test sets are not."""
+    return key.replace("/", "_") if key.startswith("test") else split_of(key)
 
 
 def recognised(
@@ -122,7 +144,7 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
     """Documents as a source of the passages they are cut into."""
-    with rows.readable(name):
+    with rows.readable(name or ""):
         there = bool(name) and Path(name).exists()
     if not there:
         raise InputError(
@@ -132,7 +154,7 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
     if recognise.is_split(Path(name)):
         raise InputError(
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
-            " data.split_tokens to 0"
+            " data.split_tokens to None"
         )
     found = documents.recognised(Path(name))
     return found._replace(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import formats, named, raw, store
 from dpr_jax.data.formats import Qrels
@@ -19,6 +18,7 @@ from dpr_jax.data.recognise import Source
 from dpr_jax.data.rows import OnRead
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir
 
 MEGABYTE = 1_000_000
 
@@ -33,7 +33,7 @@ class CorpusFacts(NamedTuple):
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """Raw files -> workdir.data, all of it or nothing.
+    """Writes data-HASH of the raw files, whole or not at all, and makes it the current data.
 
     Raises:
       InputError: a file is missing, of no known layout, or broken (file and line), a passage id
@@ -42,7 +42,6 @@ def run(config: Config, workdir: WorkDir) -> None:
     data = config.data
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
-    artifacts.restore_dir(workdir.data)
     origin = artifacts.made_from(
         "prepare",
         {
@@ -55,15 +54,17 @@ def run(config: Config, workdir: WorkDir) -> None:
         | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
         form=store.FORM,
     )
-    if artifacts.is_fresh(workdir.data / "manifest.json", origin):
-        console.say("prepare: up to date")
+    out = workdir.place("data", origin)
+    if artifacts.is_fresh(out / "manifest.json", origin):
+        workdir.point("data", out)
+        console.say(f"prepare: up to date ({out})")
         return
     names = {"passages": data.passages} | named.questions(data)
     for key, source in sources.items():
         console.say(f"prepare: {key}: {names[key]} is {source.layout}")
 
     # --- the corpus, which tells where each passage id stands
-    with artifacts.atomic_dir(workdir.data) as folder:
+    with artifacts.atomic_dir(out) as folder:
         corpus = sources.pop("passages", None) or named.carried(sources)
         facts, corpus_files = write_corpus(corpus, folder)
         if documents:
@@ -78,7 +79,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         asked: dict[str, HashedTexts] = {}
         splits: dict[str, Iterable[Question]] = {}
         for key, source in sources.items():
-            split = named.split_of(key)
+            split = named.stored_as(key)
             seen = asked.setdefault(split, HashedTexts())
             rows = _noted(
                 _questions(
@@ -96,9 +97,10 @@ def run(config: Config, workdir: WorkDir) -> None:
         kept: Counter[str] = Counter()
         for key, count in counts.items():
             console.say(f"prepare: {key}: {_report(count)}")
-            kept[named.split_of(key)] += count["kept"]
+            kept[named.stored_as(key)] += count["kept"]
         _warn_of_overlap(asked)
-        several = [key for key in sources if "/" in key]
+        several = [key for key in sources if key.startswith("train/")]
+        tests = [key for key in sources if named.split_of(key) == "test"]
 
         artifacts.write_manifest(
             folder / "manifest.json",
@@ -106,8 +108,11 @@ def run(config: Config, workdir: WorkDir) -> None:
             [*corpus_files, *question_files],
             passages=facts.passages,
             questions=kept,
+            hard_negatives=sum(counts[key]["hard negatives"] for key in counts if "train" in key),
             train_sets=[[names[key], counts[key]["kept"]] for key in several],
+            test_sets=dict(zip(named.test_sets(data), map(named.stored_as, tests), strict=True)),
         )
+    workdir.point("data", out)
 
 
 # --- the corpus
@@ -305,7 +310,8 @@ def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
     """Questions that are asked again elsewhere: what is learned by heart would be taken for
     skill.
     """
-    for split, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
+    pairs = [(test, other) for test in asked for other in ("train", "dev") if "test" in test]
+    for split, other in [*pairs, ("dev", "train")]:
         if split in asked and other in asked:
             repeated = len(asked[split].rows_also_in(asked[other]))
             if repeated:

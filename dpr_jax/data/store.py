@@ -20,9 +20,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir
 
 FORM = 2  # of the data set `questions`; 1 had no scores of a teacher
 ROWS_PER_SHARD = 500_000
@@ -139,18 +139,18 @@ def open_corpus(workdir: WorkDir) -> Corpus:
     return Corpus(workdir.data / "corpus")
 
 
-def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questions:
+def open_questions(workdir: WorkDir, split: str, mined: Path | None = None) -> Questions:
     """The prepared questions.
 
     Args:
       split: train, dev or test.
-      mined: those with mined hard negatives (train and dev).
+      mined: folder of those with mined hard negatives (train and dev).
 
     Raises:
       InputError: they are missing, damaged, of another version, or the config names no file for
         this split.
     """
-    folder = workdir.mined if mined else workdir.data
+    folder = mined or workdir.data
     stage = "dpr mine" if mined else "dpr prepare"
     facts = _check(folder / "manifest.json", "questions", stage)
     if (form := artifacts.form_of(facts)) != FORM:
@@ -158,12 +158,26 @@ def open_questions(workdir: WorkDir, split: str, mined: bool = False) -> Questio
             f"{folder / 'questions'} was written by another version of dpr_jax, in form {form};"
             f" this one reads form {FORM}: run `{stage}` again"
         )
+    split = facts.get("test_sets", {}).get(split, split)
     if split not in facts["questions"]:
+        there = ", ".join(facts["questions"]) or "no questions"
         raise InputError(
-            f"{folder / 'questions'} has no split {split!r}, only {', '.join(facts['questions'])};"
-            f" set data.{split} and run `{stage}`"
+            f"{folder / 'questions'} has no split {split!r}, only {there}; set data.{split} and run"
+            f" `{stage}`"
         )
     return Questions(folder / "questions", split)
+
+
+def splits(workdir: WorkDir) -> tuple[str, ...]:
+    """Returns the splits of the prepared questions; of several test sets, their names."""
+    questions = artifacts.read_json(workdir.data / "manifest.json")["questions"]
+    return (*(name for name in ("train", "dev") if name in questions), *test_sets(workdir))
+
+
+def test_sets(workdir: WorkDir) -> tuple[str, ...]:
+    """Returns the names of the prepared sets of test questions; "test" for a single one."""
+    facts = artifacts.read_json(workdir.data / "manifest.json")
+    return tuple(facts.get("test_sets") or (["test"] if "test" in facts["questions"] else ()))
 
 
 def train_sets(workdir: WorkDir) -> list[tuple[str, range]]:

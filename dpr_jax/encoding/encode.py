@@ -1,15 +1,13 @@
 """The stage `dpr encode`: passages or questions through their tower, into shards of vectors."""
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dpr_jax import artifacts, parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
 from dpr_jax.encoding.pace import Pace
@@ -17,6 +15,7 @@ from dpr_jax.encoding.texts import Texts, open_texts
 from dpr_jax.errors import InputError
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
 from dpr_jax.model.tokenizer import Text, TokenRows
+from dpr_jax.workdir import RetrieverDir
 
 
 class Shard(NamedTuple):
@@ -37,13 +36,12 @@ class Shard(NamedTuple):
     place_N: np.ndarray
 
 
-def run(config: Config, workdir: WorkDir) -> None:
-    """Encodes the corpus, or the questions of `encode.questions`: row i of the shards together is
-    text i.
+def run(config: Config, retriever: RetrieverDir) -> None:
+    """Encodes the corpus, or the questions of `encode.questions`: row i of the shards is text i.
 
-    Shards grow in `<out>.building`, which takes the place of `<out>` when all are there; a killed
-    run goes on with the shards it lacks. Processes take every n-th shard on a shared file system
-    and only meet at the barriers. Equal texts of a shard are computed once. While the device
+    Shards grow in `embeddings-HASH.building`, which takes its final name when all are there; a
+    killed run goes on with the shards it lacks. Processes take every n-th shard on a shared file
+    system and only meet at the barriers. Equal texts of a shard are computed once. While the device
     computes one shard, a thread tokenizes the next, and another reads the one after it.
 
     Raises:
@@ -51,44 +49,43 @@ def run(config: Config, workdir: WorkDir) -> None:
         (by the id of its text).
     """
     settings = config.encode
-    texts = open_texts(settings, workdir)
-    out = texts.out
+    texts = open_texts(settings, retriever.workdir)
+    dtype = _dtype(settings.dtype)
     embedder = load_embedder(
-        settings.model,
-        workdir,
+        retriever.encoder,
         texts.side,
         model=config.model,
         batch_tokens=settings.batch_tokens,
-        dtype=settings.dtype,
+        dtype=dtype,
     )
 
-    # --- is there anything to do? --------------------------------------------
+    # --- is there anything to do? ---
     origin = artifacts.made_from(
         "encode",
         {
             "rows_per_shard": settings.rows_per_shard,
-            "dtype": compute_dtype(settings.dtype),
+            "dtype": settings.dtype,  # auto is not resolved: another machine encodes nothing again
             **texts.settings,
         },
         {**texts.inputs, "model": embedder.fingerprint},
     )
-    if parallel.is_main():
-        artifacts.restore_dir(out)
+    out = retriever.place(texts.stage, origin)
     parallel.barrier(f"encode: look at {out.name}")
     manifest = out / "manifest.json"
     if artifacts.is_fresh(manifest, origin):
-        passages_by = artifacts.read_json(manifest)["model"]
-        if parallel.is_main() and passages_by != embedder.passage_fingerprint:
-            # vectors of questions, which stay as they are beside another encoder of passages
-            artifacts.restate(manifest, model=embedder.passage_fingerprint)
+        if parallel.is_main():
+            if artifacts.read_json(manifest)["model"] != embedder.passage_fingerprint:
+                # questions' vectors, which stay as they are beside another encoder of passages
+                artifacts.restate(manifest, model=embedder.passage_fingerprint)
+            retriever.point(texts.stage, out)
         say(f"encode: up to date ({out})")
         return
     building = out.with_name(out.name + ".building")
     if parallel.is_main():
-        _start_or_resume(building, origin)
+        building.mkdir(parents=True, exist_ok=True)
     parallel.barrier(f"encode: start {out.name}")
 
-    # --- this process's shards -----------------------------------------------
+    # --- this process's shards ---
     shard_rows = _shard_rows(texts.count, settings.rows_per_shard)
     files = [
         building / f"shard-{number:05d}-of-{len(shard_rows):05d}.npy"
@@ -104,13 +101,14 @@ def run(config: Config, workdir: WorkDir) -> None:
     total = sum(len(shard_rows[number]) for number in left)
     pace = Pace(embedder.shape, embedder.pooling)
     ready = _ready(embedder, texts, [(files[number], shard_rows[number]) for number in left])
-    with progress("encode", total, f"{texts.side}s") as advance:
+    title = f"encode {retriever.name}"
+    with progress(title, total, f"{texts.side}s") as advance:
         for shard in pace.waiting(parallel.ahead(ready)):
             _write(shard, embedder, texts, pace, advance)
     if left:
         say(f"encode: {pace.summary()}")
 
-    # --- all together --------------------------------------------------------
+    # --- all together ---
     parallel.barrier(f"encode: end {out.name}")
     if parallel.is_main():
         if texts.ids is not None:
@@ -123,25 +121,23 @@ def run(config: Config, workdir: WorkDir) -> None:
             count=texts.count,
             width=embedder.width,
             dtype=np.dtype(texts.dtype).name,
+            computed_in=dtype,
             rows_per_shard=settings.rows_per_shard,
             model=embedder.passage_fingerprint,
         )
         artifacts.replace_dir(building, out)
-        (out / "plan.json").unlink()
+        retriever.point(texts.stage, out)
         say(
-            f"encode: {texts.count:,} {texts.side}s, width {embedder.width}, in {len(shard_rows)}"
-            f" shards ({out})"
+            f"encode: {texts.count:,} {texts.side}s, width {embedder.width}, in"
+            f" {len(shard_rows)} shards ({out})"
         )
     parallel.barrier(f"encode: done {out.name}")
 
 
-def _start_or_resume(building: Path, origin: dict[str, Any]) -> None:
-    """Keeps the shards of a killed run that had the same inputs and settings; removes others."""
-    plan = building / "plan.json"
-    if plan.exists() and artifacts.read_json(plan) == origin:
-        return
-    shutil.rmtree(building, ignore_errors=True)
-    artifacts.write_json(plan, origin)
+def _dtype(asked: str) -> str:
+    """Returns the compute precision; what auto stands for is process 0's to say, for all."""
+    is_bfloat16 = compute_dtype(asked) == "bfloat16"
+    return "bfloat16" if parallel.of_main(np.int32(is_bfloat16)) else "float32"
 
 
 def _shard_rows(count: int, rows_per_shard: int) -> list[range]:

@@ -1,21 +1,18 @@
 """What is encoded: the corpus, or questions of a split or a file."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import EncodeConfig
 from dpr_jax.data.asked import open_asked
 from dpr_jax.data.store import open_corpus
 from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import Side
 from dpr_jax.model.tokenizer import Text
-
-SPLITS = ("train", "dev", "test")
+from dpr_jax.workdir import WorkDir
 
 
 class Texts(NamedTuple):
@@ -23,7 +20,7 @@ class Texts(NamedTuple):
 
     Attributes:
       side: the tower that they are for; also what one of them is called.
-      out: folder of their vectors.
+      stage: name of their vectors' artifact.
       count: how many there are.
       read: range of rows -> their ids and texts.
       dtype: of the vectors on disk.
@@ -34,7 +31,7 @@ class Texts(NamedTuple):
     """
 
     side: Side
-    out: Path
+    stage: str
     count: int
     read: Callable[[range], tuple[list[str], list[Text]]]
     dtype: type[np.floating]
@@ -66,7 +63,7 @@ def _passages(settings: EncodeConfig, workdir: WorkDir) -> Texts:
 
     return Texts(
         side="passage",
-        out=workdir.inside(settings.out),
+        stage="embeddings",
         count=len(corpus),
         read=read,
         dtype=np.float16,
@@ -77,30 +74,21 @@ def _passages(settings: EncodeConfig, workdir: WorkDir) -> Texts:
 
 
 def _questions(settings: EncodeConfig, workdir: WorkDir) -> Texts:
-    """Their vectors are float32, as a search takes them, and lie beside the passages', in
-    `<out>-<split or name of the file>`.
-    """
-    if settings.questions in SPLITS:
-        asked = open_asked(workdir, split=settings.questions, file="")
-        manifest = workdir.data / "manifest.json"
-        inputs = {"questions": artifacts.fingerprint(manifest, "questions/")}
-    else:
-        asked = open_asked(workdir, split="", file=settings.questions)
-        inputs = asked.inputs
+    """Opens questions; their vectors are float32, as a search takes them."""
+    asked = open_asked(workdir, settings.questions)
     questions = list(asked.read())
     ids = [question.id for question in questions]
-    out = workdir.inside(settings.out)
 
     def read(rows: range) -> tuple[list[str], list[Text]]:
         return [ids[row] for row in rows], [questions[row].question for row in rows]
 
     return Texts(
         side="question",
-        out=out.with_name(f"{out.name}-{asked.name}"),
+        stage=f"questions/{asked.name}",
         count=len(questions),
         read=read,
         dtype=np.float32,
         ids=ids,
         settings={"questions": asked.name},
-        inputs=inputs,
+        inputs=asked.inputs,
     )

@@ -8,13 +8,15 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
+from dpr_jax.console import results_console
+from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
 from dpr_jax.evaluation.examples import Choice, Example, Shown, choose_examples
 from dpr_jax.evaluation.judged import Judged, judge
-from dpr_jax.evaluation.table import TITLES, percent, points, results_console, verdict
+from dpr_jax.evaluation.table import TITLES, percent, points, verdict
+from dpr_jax.workdir import WorkDir
 
 SNIPPET_CHARS = 200
 
@@ -26,7 +28,7 @@ def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
     Args:
       config: cutoffs, resamplings, seed, and how many questions to show are those of `evaluate`.
       workdir: whose test questions both answer.
-      run_a: a run in runs/ by its name, or any file in TREC's form.
+      run_a: a retriever by name, an imported run, or any file in TREC's form.
       run_b: the one that it is compared with.
 
     Raises:
@@ -34,8 +36,23 @@ def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
     """
     if run_a == run_b:
         raise InputError(f"both runs are {run_a!r}; give two to compare")
-    files = {name: _file(workdir, name) for name in (run_a, run_b)}
-    judged = judge(workdir, files, config.evaluate)
+    sets = store.test_sets(workdir)
+    if not sets:
+        raise InputError("there are no test questions to compare on; set data.test")
+    for question_set in sets:
+        files = {name: _file(workdir, question_set, name) for name in (run_a, run_b)}
+        judged = judge(workdir, question_set, files, config.evaluate)
+        if judged is None:
+            raise InputError(
+                f"the questions of {question_set} have neither gold passages nor answers; set"
+                " data.test_qrels"
+            )
+        if len(sets) > 1:
+            results_console().print(f"\n{question_set}", style="bold")
+        _compare(config, judged, run_a, run_b)
+
+
+def _compare(config: Config, judged: Judged, run_a: str, run_b: str) -> None:
     console = results_console()
     for view in judged.views:
         scored, base = (judged.scored[name][view.name] for name in (run_a, run_b))
@@ -63,14 +80,16 @@ def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
             console.print(_to_read(example))
 
 
-def _file(workdir: WorkDir, name: str) -> Path:
-    """A run by name, or by path where it is one."""
-    for path in (workdir.runs / f"{name}.trec", Path(name)):
+def _file(workdir: WorkDir, question_set: str, name: str) -> Path:
+    """Returns a retriever's run, an imported one, or a file that is one."""
+    folders = workdir.runs(question_set), workdir.imported_runs(question_set)
+    for path in (*(folder / f"{name}.trec" for folder in folders), Path(name).expanduser()):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in workdir.runs.glob("*.trec")))
+    known = ", ".join(sorted(path.stem for one in folders for path in one.glob("*.trec")))
     raise InputError(
-        f"no run {name!r}: neither a file nor one of {workdir.runs} ({known or 'which has none'})"
+        f"no run {name!r}: neither a file nor a retriever that answered the questions of"
+        f" {question_set} ({known or 'none did'}); run `dpr retrieve --retriever {name}`"
     )
 
 

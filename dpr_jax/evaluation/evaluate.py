@@ -1,60 +1,89 @@
-"""The stage `dpr evaluate`: every run of the test questions -> metrics/NAME.json, a table,
-metrics/report.html.
-"""
+"""The stage `dpr evaluate`: runs of the test questions -> metrics, a table, metrics/report.html."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
 from dpr_jax.config_file import to_dict
 from dpr_jax.console import say
-from dpr_jax.data import changes
+from dpr_jax.data import changes, store
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import choose_examples
 from dpr_jax.evaluation.judged import judge, manifest_of
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
-FORMAT = 3  # of metrics/NAME.json and of the page; another one makes them anew
+FORMAT = 4  # of metrics/SET/NAME.json and of the page; another one makes them anew
 
 
-def run(config: Config, workdir: artifacts.WorkDir) -> None:
-    """Evaluates every run in runs/, whoever wrote it, prints the table and writes the report.
+def run(config: Config, workdir: WorkDir) -> None:
+    """Evaluates the runs of every set of test questions, prints the tables, writes the reports.
+
+    With several sets a last table has the macro-average of each metric.
 
     Raises:
-      InputError: there is no run; one is malformed, or of other data; the test questions have
-        neither gold passages nor answers.
+      InputError: there is no run, or one is malformed or of other data.
     """
+    sets = store.test_sets(workdir)
+    if not sets:
+        say("evaluate: there are no test questions (data.test), so there is nothing to evaluate")
+        return
+    of_sets: dict[str, list[dict[str, Any]]] = {}
+    for name in sets:
+        page = workdir.metrics / ("report.html" if len(sets) == 1 else f"{name}.html")
+        if summaries := _evaluate_set(config, workdir, name, page):
+            of_sets[name] = summaries
+            table.show(summaries, "" if len(sets) == 1 else name)
+            say(f"evaluate: report in {page}")
+    if len(of_sets) > 1:
+        averages = score.macro_average(of_sets)
+        artifacts.write_json(workdir.metrics / "macro_average.json", averages)
+        table.show_macro_average(averages, len(of_sets))
+
+
+def _evaluate_set(
+    config: Config, workdir: WorkDir, question_set: str, page: Path
+) -> list[dict[str, Any]]:
+    """Returns what metrics/SET/NAME.json says of each run; none for questions without labels."""
     settings = config.evaluate
-    manifest = workdir.metrics / "manifest.json"
-    page = workdir.metrics / "report.html"
+    out = workdir.metrics / question_set
+    manifest = out / "manifest.json"
 
     # --- inputs
-    run_files = _run_files(workdir.runs)
-    index_files = _index_files(workdir.root)
-    training_files = _training_files(workdir)
-    inputs = {"data": artifacts.fingerprint(workdir.data / "manifest.json")}
-    log = changes.read(workdir)
-    if log.folders:
-        inputs["changes"] = log.fingerprint
-    for file in [*run_files.values(), *index_files, *training_files.values()]:
+    run_files = _run_files(workdir, question_set)
+    retrievers = [one for one in workdir.retrievers() if one.name in run_files]
+    index_files = _current_files(retrievers, "index", "index.json")
+    training_files = _current_files(retrievers, "checkpoints", "metrics.jsonl")
+    inputs = {
+        "data": artifacts.fingerprint(workdir.data / "manifest.json"),
+        "corpus": changes.read(workdir).fingerprint,
+    }
+    for file in [*run_files.values(), *index_files.values(), *training_files.values()]:
         inputs[file.relative_to(workdir.root).as_posix()] = artifacts.checksum(file)
     for file in run_files.values():
         _check_unchanged(file, inputs[file.relative_to(workdir.root).as_posix()])
     # The page shows every setting, so each of them matters.
-    shown = {**to_dict(config), "format": FORMAT}
+    shown = {**to_dict(config), "format": FORMAT, "questions": question_set}
     origin = artifacts.made_from("evaluate", shown, inputs)
-    metrics_files = {name: workdir.metrics / f"{name}.json" for name in run_files}
-    outputs = [*metrics_files.values(), page]
-    if artifacts.is_fresh(manifest, origin) and all(map(Path.exists, outputs)):
-        say(f"evaluate: up to date, report in {page}")
-        table.show([artifacts.read_json(file) for file in metrics_files.values()])
-        return
+    metrics_files = {name: out / f"{name}.json" for name in run_files}
+    outputs = [*metrics_files.values()]
+    if artifacts.is_fresh(manifest, origin) and all(map(Path.exists, [*outputs, page])):
+        say("evaluate: up to date")
+        listed = artifacts.read_json(manifest)["files"]
+        return [artifacts.read_json(file) for file in metrics_files.values() if file.name in listed]
 
     # --- what each run found
-    questions, corpus, views, ranked, scored = judge(workdir, run_files, settings)
+    judged = judge(workdir, question_set, run_files, settings)
+    if judged is None:
+        say(
+            f"evaluate: the questions of {question_set} have neither gold passages nor answers, so"
+            f" there is nothing to evaluate; what was found is in {workdir.runs(question_set)}"
+        )
+        return []
+    questions, corpus, views, ranked, scored = judged
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -68,7 +97,8 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
                 f"evaluate: run {name} has at most {depth} passages a question; nothing is found"
                 " beyond them"
             )
-        others = [other for other in _compared_with(name, settings.baseline) if other in ranked]
+        against = _compared_with(workdir, name, settings.baseline)
+        others = [other for other in against if other in ranked]
         facts: dict[str, Any] = {
             "run": name,
             "questions": len(questions),
@@ -92,7 +122,7 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     }
 
     # --- files
-    workdir.metrics.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)  # from here on it would speak of other files
     for facts in summaries:
         with artifacts.atomic_file(metrics_files[facts["run"]]) as partial:
@@ -110,27 +140,28 @@ def run(config: Config, workdir: artifacts.WorkDir) -> None:
     )
     text = report.render(
         config,
+        title=f"{workdir.root.name}, {question_set}",
         corpus_size=len(corpus),
         summaries=summaries,
         curves=curves,
         examples=examples,
         training={name: _read_lines(file) for name, file in training_files.items()},
-        indexes={
-            file.parent.relative_to(workdir.root).as_posix(): artifacts.read_json(file)
-            for file in index_files
-        },
-        manifests={name: manifest_of(file) for name, file in run_files.items()},
+        indexes={name: artifacts.read_json(file) for name, file in index_files.items()},
+        manifests={name: manifest_of(run_files[name]) for name in ranked},
     )
     with artifacts.atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
-    artifacts.write_manifest(manifest, origin, outputs)
-    table.show(summaries)
-    say(f"evaluate: report in {page}")
+    written = [metrics_files[facts["run"]] for facts in summaries]
+    artifacts.write_manifest(manifest, origin, written)
+    return summaries
 
 
-def _run_files(folder: Path) -> dict[str, Path]:
-    """The runs by name, in the order they are shown."""
+def _run_files(workdir: WorkDir, question_set: str) -> dict[str, Path]:
+    """Returns the runs by name, in the order they are shown; imported ones last."""
+    folder = workdir.runs(question_set)
     found = {file.stem: file for file in sorted(folder.glob("*.trec"))}
+    for file in sorted(workdir.imported_runs(question_set).glob("*.trec")):
+        found.setdefault(f"imported/{file.stem}" if file.stem in found else file.stem, file)
     if not found:
         raise InputError(
             f"{folder} holds no run of the test questions (NAME.trec); run `dpr retrieve` first"
@@ -140,34 +171,26 @@ def _run_files(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in first + others}
 
 
-def _index_files(root: Path) -> list[Path]:
-    """The indexes of the work directory; those of the untrained encoder and of later rounds lie
-    deeper.
+def _current_files(retrievers: list[RetrieverDir], stage: str, name: str) -> dict[str, Path]:
+    """Returns a file of each retriever's current artifact of a stage, where it is there."""
+    folders = {one.name: one.find(stage) for one in retrievers}
+    files = {own: folder / name for own, folder in folders.items() if folder is not None}
+    return {own: file for own, file in files.items() if file.exists()}
+
+
+def _compared_with(workdir: WorkDir, name: str, baseline: str) -> list[str]:
+    """Returns the runs that one is compared with.
+
+    Each is compared with the baseline, a trained encoder with its own start as well, a hybrid with
+    its parts, a later round with the one before.
     """
-    patterns = ("*/index.json", "*/*/index.json", "rounds/*/*/index.json")
-    files = sorted(file for pattern in patterns for file in root.glob(pattern))
-    # one inside another is the part of it that was built anew
-    return [file for file in files if not (file.parents[1] / file.name).exists()]
-
-
-def _training_files(workdir: artifacts.WorkDir) -> dict[str, Path]:
-    """What each round of training recorded, by the name of the run that searches with its model."""
-    found = {"trained": workdir.checkpoints / "metrics.jsonl"}
-    later = workdir.root.glob("rounds/*/checkpoints/metrics.jsonl")
-    numbered = {int(file.parents[1].name): file for file in later}
-    found |= {f"round-{number}": numbered[number] for number in sorted(numbered)}
-    return {name: file for name, file in found.items() if file.exists()}
-
-
-def _compared_with(name: str, baseline: str) -> list[str]:
-    """Each run is compared with the baseline, a trained encoder with its own start as well, a
-    hybrid or a later round with the encoder that it builds on.
-    """
-    start = {"trained": "untrained", "hybrid": "trained", "round-2": "trained"}
-    if name.startswith("round-") and name not in start:
-        start[name] = f"round-{int(name.removeprefix('round-')) - 1}"
-    others = [baseline, *([start[name]] if name in start else [])]
-    return [other for other in dict.fromkeys(others) if other != name]
+    start = [{"trained": "untrained", "round-2": "trained"}.get(name, "")]
+    if name.startswith("round-") and name != "round-2":
+        start = [f"round-{int(name.removeprefix('round-')) - 1}"]
+    retriever = next((one for one in workdir.retrievers() if one.name == name), None)
+    if retriever is not None and retriever.kind == "hybrid":
+        start = [*recipes.load(retriever).retrieve.parts]
+    return [other for other in dict.fromkeys([baseline, *start]) if other not in ("", name)]
 
 
 def _check_unchanged(run_file: Path, sha256: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import EvaluateConfig
 from dpr_jax.console import progress
 from dpr_jax.data import changes
@@ -14,6 +13,7 @@ from dpr_jax.data.store import Corpus, Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
 from dpr_jax.evaluation.trec import read_run
+from dpr_jax.workdir import WorkDir
 
 
 class Judged(NamedTuple):
@@ -34,37 +34,39 @@ class Judged(NamedTuple):
     scored: dict[str, dict[str, score.Scored]]
 
 
-def judge(workdir: WorkDir, run_files: dict[str, Path], settings: EvaluateConfig) -> Judged:
+def judge(
+    workdir: WorkDir, question_set: str, run_files: dict[str, Path], settings: EvaluateConfig
+) -> Judged | None:
     """Reads runs, whoever wrote them, and scores them.
 
     Args:
       workdir: whose test questions they answer.
+      question_set: which of them.
       run_files: name -> a file in TREC's form.
       settings: cutoffs, and how answers are looked for.
 
+    Returns:
+      None where the questions have neither gold passages nor answers.
+
     Raises:
-      InputError: no data, a run that is malformed or of other data or questions, or questions with
-        neither gold passages nor answers.
+      InputError: no data, or a run that is malformed or of other data or questions.
     """
     for file in run_files.values():
-        asked = manifest_of(file).get("split", "test")
-        if asked != "test":
+        asked = manifest_of(file).get("questions", question_set)
+        if asked != question_set:
             raise InputError(
-                f"{file} answers the questions of {asked!r}; only runs of the test questions are"
-                " evaluated"
+                f"{file} answers the questions of {asked!r}, not {question_set!r}; runs lie under"
+                " the name of their questions"
             )
     corpus = changes.open_corpus(workdir, changes.read(workdir))
     passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
     questions = [
         changes.with_current(question, corpus, passage_rows)
-        for question in open_questions(workdir, "test")
+        for question in open_questions(workdir, question_set)
     ]
     views = score.views(questions, corpus, settings.answer_match)
     if not views:
-        raise InputError(
-            f"the {len(questions):,} test questions have neither gold passages nor answers; "
-            "set data.test_qrels, or give a file with answers as data.test"
-        )
+        return None
     question_rows = {question.id: row for row, question in enumerate(questions)}
     ranked: dict[str, list[np.ndarray]] = {}
     scored: dict[str, dict[str, score.Scored]] = {}

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from dpr_jax.console import results_console
 
 TITLES = {"gold": "Gold passage found", "answer": "Answer found in the text"}
 SIGNIFICANT = 0.05
-_PIPE_WIDTH = 110  # where there is no terminal to ask
 
 
 def show(summaries: list[dict[str, Any]]) -> None:
@@ -24,12 +24,6 @@ def show(summaries: list[dict[str, Any]]) -> None:
             console.print(_metrics(shown, view, title))
         if any(facts["compared_with"] for facts in shown):
             console.print(_differences(shown, view))
-
-
-def results_console() -> Console:
-    """Stdout, as wide as the terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def verdict(difference: dict[str, float]) -> str:

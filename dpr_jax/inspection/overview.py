@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.data.store import Corpus
 from dpr_jax.inspection import show, survey
 from dpr_jax.model import hf, tokenizer
+from dpr_jax.workdir import WorkDir
 
 PAIRS = (("test", "train"), ("test", "dev"), ("dev", "train"))
 UNCUT_TOKENS = 1_000_000
@@ -24,7 +24,7 @@ def run(config: Config, workdir: WorkDir) -> None:
       InputError: the prepared data are missing or damaged, or the encoder's tokenizer cannot be
         had.
     """
-    folder, model = workdir.inside("inspection"), config.model
+    folder, model = workdir.root / "inspection", config.model
     data = workdir.data / "manifest.json"
     corpus = store.open_corpus(workdir)
     sets = [(name, len(rows)) for name, rows in store.train_sets(workdir)]
@@ -39,7 +39,6 @@ def run(config: Config, workdir: WorkDir) -> None:
         | ({"train_sets": [[*names] for names in sets]} if sets else {}),
         {"data": artifacts.fingerprint(data)},
     )
-    artifacts.restore_dir(folder)
     if not artifacts.is_fresh(folder / "manifest.json", origin):
         facts = _measure(config, workdir, corpus)
         with artifacts.atomic_dir(folder) as partial:
@@ -52,8 +51,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
 
 def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
-    names = list(artifacts.read_json(workdir.data / "manifest.json")["questions"])
-    splits = {name: store.open_questions(workdir, name) for name in names}
+    splits = {name: store.open_questions(workdir, name) for name in store.splits(workdir)}
     for number, (name, rows) in enumerate(store.train_sets(workdir), 1):
         splits[f"train/{number} {Path(name).name}"] = splits["train"].part(rows)
     question_tokens, passage_tokens = (
@@ -78,7 +76,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
             config.evaluate.answer_match,
         )
     return {
-        "name": config.name,
+        "name": workdir.root.name,
         "model": config.model.init,
         "corpus": corpus_facts,
         "splits": facts,

@@ -7,49 +7,52 @@ the opposite of the truth.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, Teacher
 from dpr_jax.config_file import describe
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.mining import rules, sources
+from dpr_jax.errors import InputError
+from dpr_jax.index import bm25
+from dpr_jax.mining import rules
 from dpr_jax.mining.report import Report
 from dpr_jax.mining.rules import Ranking, Rules
-from dpr_jax.mining.sources import Search
+from dpr_jax.retrieval.searcher import Opened, Searcher, prepared_dense, words_searcher
+from dpr_jax.workdir import RetrieverDir
 
 QUESTIONS_AT_ONCE = 1024
 
 
-def run(config: Config, workdir: WorkDir) -> None:
-    """workdir.data -> workdir.mined: the train and dev questions with their hard negatives replaced
-    by mined ones.
+def run(config: Config, retriever: RetrieverDir) -> None:
+    """Writes mined-HASH: the train and dev questions with mined hard negatives.
 
     Memory does not grow with the questions: they pass through in batches.
 
     Raises:
-      InputError: the prepared data are missing or damaged; the dense source lacks its model or
-        index, or these do not belong together.
+      InputError: the prepared data are missing or damaged; a source lacks its model or index, or
+        these do not belong together.
     """
-    settings = config.mine
+    settings, workdir = config.mine, retriever.workdir
     data = workdir.data / "manifest.json"
     corpus = store.open_corpus(workdir)
-    embedder = sources.question_tower(config, workdir)
+    sources = [_open_source(config, retriever, name, corpus) for name in settings.sources]
 
-    # --- is there anything to do? --------------------------------------------
-    origin = _origin(config, *sources.depend_on(config, workdir, embedder))
+    # --- is there anything to do? ---
+    origin = _origin(config, sources)
     origin["inputs"]["data"] = artifacts.fingerprint(data)
-    artifacts.restore_dir(workdir.mined)
-    if artifacts.is_fresh(workdir.mined / "manifest.json", origin):
-        console.say("mine: up to date")
+    out = retriever.place("mined", origin)
+    if artifacts.is_fresh(out / "manifest.json", origin):
+        retriever.point("mined", out)
+        console.say(f"mine: up to date ({out})")
         return
 
     # --- search, and pick ----------------------------------------------------
-    searches = sources.open_sources(config, workdir, corpus, embedder)
+    searchers = [source.start() for source in sources]
     allowed = Rules(
         settings.depth,
         config.evaluate.answer_match,
@@ -65,7 +68,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         with console.progress(f"mine {split}", len(questions), "questions") as advance:
             left = iter(questions)
             while batch := list(itertools.islice(left, QUESTIONS_AT_ONCE)):
-                proposed = _proposed(config, searches, batch, report.questions)
+                proposed = _proposed(config, searchers, batch, report.questions)
                 passage_of = _passages(corpus, batch, proposed, 2 * settings.depth)
                 for question, rows in zip(batch, proposed, strict=True):
                     yield _mine(question, rows, passage_of, allowed, teacher, report)
@@ -73,7 +76,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     present = artifacts.read_json(data)["questions"]
     splits = [split for split in ("train", "dev") if split in present]
-    with artifacts.atomic_dir(workdir.mined) as partial:
+    with artifacts.atomic_dir(out) as partial:
         files = store.write_questions(partial, {name: mined(name) for name in splits})
         artifacts.write_manifest(
             partial / "manifest.json",
@@ -82,19 +85,56 @@ def run(config: Config, workdir: WorkDir) -> None:
             questions={name: report.questions for name, report in reports.items()},
             mined={name: report.facts() for name, report in reports.items()},
         )
+    retriever.point("mined", out)
     for split, report in reports.items():
         report.show(samples=split == "train")
 
 
+def is_wanted(config: Config, retriever: RetrieverDir) -> bool:
+    """Whether training takes mined hard negatives: asked for, or the questions bring none."""
+    if config.mine.enabled is not None:
+        return config.mine.enabled
+    manifest = artifacts.read_json(retriever.workdir.data / "manifest.json")
+    return not manifest.get("hard_negatives")
+
+
+def _open_source(config: Config, retriever: RetrieverDir, name: str, corpus: Corpus) -> Opened:
+    """Opens a retriever that ranks passages for mining; bm25 is built where it is missing."""
+    workdir = retriever.workdir
+    if name != "bm25":
+        source = workdir.retriever(name)
+        if not source.file.exists():
+            raise InputError(
+                f"mine.sources names {name}, which is no retriever of {workdir.root} yet; run `dpr"
+                f" encode --retriever {name}` and `dpr index --retriever {name}` first"
+            )
+        return prepared_dense(source, corpus)
+
+    def start() -> Searcher:
+        folder = bm25.build_if_missing(
+            workdir,
+            (passage.title_and_text for passage in corpus),
+            count=len(corpus),
+            corpus=fingerprint,
+            k1=config.bm25.k1,
+            b=config.bm25.b,
+        )
+        workdir.point("bm25", folder)
+        return words_searcher(bm25.load(folder), corpus)
+
+    fingerprint = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
+    return Opened({"k1": config.bm25.k1, "b": config.bm25.b}, {}, start)
+
+
 def _proposed(
-    config: Config, searches: list[Search], batch: list[Question], first: int
+    config: Config, searchers: list[Searcher], batch: list[Question], first: int
 ) -> list[dict[int, bool]]:
     """Each question's candidates in the order to try them, from `rules.candidates`; `first` is the
     number of the batch's first question.
     """
     settings = config.mine
     asked = [question.question for question in batch]
-    found = [search(asked, settings.window) for search in searches]
+    found = [searcher.search(asked, settings.window) for searcher in searchers]
     proposed = []
     for i, question in enumerate(batch):
         candidates = rules.candidates(
@@ -136,10 +176,8 @@ def _mine(
     return question._replace(hard_negatives=rows, teacher_scores=scores)
 
 
-def _origin(
-    config: Config, of_sources: dict[str, object], inputs: dict[str, str]
-) -> dict[str, dict[str, object]]:
-    """What the mined questions depend on."""
+def _origin(config: Config, sources: list[Opened]) -> dict[str, dict[str, Any]]:
+    """Returns what the mined questions depend on."""
     mine = config.mine
     settings = {
         "depth": mine.depth,
@@ -150,11 +188,15 @@ def _origin(
         "relative_margin": mine.relative_margin,
         "near_duplicate": mine.near_duplicate,
         "filter": describe(mine.filter) if mine.filter else None,
+        "teacher": describe(mine.teacher) if mine.teacher else None,
         "answer_match": config.evaluate.answer_match,
+        "sources": [source.settings for source in sources],
     }
-    if mine.teacher:  # absent without, as it was before there were teachers
-        settings["teacher"] = describe(mine.teacher)
-    settings |= of_sources
+    inputs = {
+        f"{name} {number}": value
+        for number, source in enumerate(sources, 1)
+        for name, value in source.inputs.items()
+    }
     return artifacts.made_from("mine", settings, inputs, form=store.FORM)
 
 

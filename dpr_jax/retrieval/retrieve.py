@@ -1,108 +1,116 @@
-"""The stage `dpr retrieve`: questions to a run, by the index, by BM25, or by both."""
+"""The stage `dpr retrieve`: questions to a run, by vectors, by words, or by both."""
 
 import itertools
-import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from dpr_jax import artifacts, parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
+from dpr_jax.data import changes
 from dpr_jax.data.answers import has_answer
 from dpr_jax.data.asked import open_asked
-from dpr_jax.data.changes import open_corpus
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.errors import InputError
-from dpr_jax.retrieval import search
+from dpr_jax.retrieval import fusion, weight
 from dpr_jax.retrieval.fusion import Ranking
+from dpr_jax.retrieval.retriever import DEV_METRIC
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
+from dpr_jax.retrieval.searcher import Searcher, open_corpus, open_retriever
+from dpr_jax.workdir import RetrieverDir
+
+DEV_CUTOFF = 10  # of DEV_METRIC
 
 
-def run(config: Config, workdir: WorkDir) -> None:
-    """Answers every question of a split or a file with its best passages: NAME.trec, NAME.json,
-    NAME.manifest.json.
+def run(config: Config, retriever: RetrieverDir) -> None:
+    """Answers every question of a split or a file with its best passages.
 
-    They lie in runs/ for the test questions, else in runs/dev/ or runs/<name of the file>/. A
-    killed run goes on with the batch that it was at.
+    The run lies in runs/SET/: NAME.trec, NAME.json (if `retrieve.json_run`), NAME.manifest.json. On
+    the dev questions the retriever's figure is kept in retriever.json too. A killed run goes on
+    with the batch that it was at.
 
     Raises:
-      InputError: no questions, no model or index, an index that another model's vectors are in, or
-        a bad run name.
+      InputError: no questions, or the retriever lacks a part, or its parts do not belong together.
     """
-    settings = config.retrieve
-    name = settings.name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(
-            f"retrieve.name is {name!r}; it names files, so it must begin with a letter or digit"
-            " and hold only letters, digits, '.', '_' and '-'"
-        )
-    corpus = open_corpus(workdir, search.searched(config, workdir))
-    asked = open_asked(workdir, split=settings.split, file=settings.questions)
-    folder = workdir.runs / asked.place
-    embedder = search.question_tower(config, workdir)
+    settings, name, workdir = config.retrieve, retriever.name, retriever.workdir
+    corpus = open_corpus(workdir)
+    asked = open_asked(workdir, settings.questions or settings.split or "test")
+    opened = open_retriever(retriever, corpus, config)
+    if retriever.kind == "hybrid" and settings.fusion == "linear" and not settings.fusion_weight:
+        weight.tune(retriever, opened, config, rows=len(corpus))
 
-    # --- is there anything to do? --------------------------------------------
+    # --- is there anything to do? ---
+    folder = workdir.runs(asked.name)
     manifest = folder / f"{name}.manifest.json"
-    found_by, inputs = search.depends_on(config, workdir, embedder)
     origin = artifacts.made_from(
         "retrieve",
         {
-            **found_by,
-            "split": asked.name,
+            **opened.settings,
+            "questions": asked.name,
             "top_k": settings.top_k,
             "answer_match": config.evaluate.answer_match,
+            "json_run": settings.json_run,
         },
-        inputs | asked.inputs,
+        opened.inputs | asked.inputs | {"corpus": changes.read(workdir).fingerprint},
     )
     if artifacts.is_fresh(manifest, origin):
-        say(f"retrieve: {name} is up to date")
+        _keep_dev_figure(retriever, artifacts.read_json(manifest))
+        say(f"retrieve: {name} is up to date on {asked.name}")
         return
-    way = search.open_search(config, workdir, corpus, embedder)
+    searcher = opened.start()
 
-    # --- search, and write as we go ------------------------------------------
+    # --- search, and write as we go ---
+    title = f"retrieve {name} on {asked.name}"
     with (
-        RunFiles(folder, name, origin) as files,
-        progress(f"retrieve {name}", asked.count - files.done, "questions") as advance,
+        RunFiles(folder, name, origin, with_json=settings.json_run) as files,
+        progress(title, asked.count - files.done, "questions") as advance,
     ):
         if files.done:
             say(f"retrieve: {files.done:,} questions are answered already")
         left = itertools.islice(asked.read(), files.done, None)
         k = min(settings.top_k, len(corpus))
-        for batch, ranking in _found(way, left, settings.batch_size, k):
+        for batch, ranking in _found(searcher, left, settings.batch_size, k):
             all_hits = _hits(batch, corpus, ranking, config.evaluate.answer_match)
+            gold = [question.positives for question in batch]
+            files.reciprocal_ranks += len(batch) * fusion.mean_reciprocal_rank(
+                ranking[1][:, :DEV_CUTOFF], gold
+            )
             for question, hits in zip(batch, all_hits, strict=True):
                 files.add(question, hits)
             files.save()
             advance(len(batch))
-        # the old run is no longer whole once the first of the two files is replaced
+        # the old run is no longer whole once the first of its files is replaced
         manifest.unlink(missing_ok=True)
         written = files.finish()
-    artifacts.write_manifest(
-        manifest,
-        origin,
-        written,
-        kind=settings.kind,
-        **way.facts,
-        split=asked.name,
-        count=asked.count,
-        top_k=settings.top_k,
-    )
-    say(f"retrieve: {name}, {asked.count:,} questions ({written[0]})")
+    facts = {"kind": retriever.kind, **searcher.facts, "questions": asked.name}
+    if asked.name == "dev":
+        facts[DEV_METRIC] = round(files.reciprocal_ranks / asked.count, 6)
+    facts |= {"count": asked.count, "top_k": settings.top_k}
+    artifacts.write_manifest(manifest, origin, written, **facts)
+    _keep_dev_figure(retriever, facts)
+    say(f"retrieve: {name}, {asked.count:,} questions of {asked.name} ({written[0]})")
+
+
+def _keep_dev_figure(retriever: RetrieverDir, facts: dict[str, Any]) -> None:
+    """Writes the figure on the dev questions, which chooses the retriever, into retriever.json."""
+    if facts["questions"] == "dev":
+        figures = {DEV_METRIC: facts[DEV_METRIC], "questions": facts["count"]}
+        retriever.update(dev=figures)
 
 
 def _found(
-    way: search.Search, questions: Iterator[Question], batch_size: int, k: int
+    searcher: Searcher, questions: Iterator[Question], batch_size: int, k: int
 ) -> Iterator[tuple[list[Question], Ranking]]:
-    """Batches with what was found: while one is written, the next is searched, and the one after
-    that encoded.
+    """Yields batches with their rankings.
+
+    While one is written, the next is searched, and the one after that encoded.
     """
     batches = iter(lambda: list(itertools.islice(questions, batch_size)), [])
     encoded = parallel.ahead(
-        (batch, way.encode([question.question for question in batch])) for batch in batches
+        (batch, searcher.encode([question.question for question in batch])) for batch in batches
     )
-    return parallel.ahead((batch, way.find(queries, k)) for batch, queries in encoded)
+    return parallel.ahead((batch, searcher.find(queries, k)) for batch, queries in encoded)
 
 
 def _hits(

@@ -41,7 +41,7 @@ def falling(scores_K: np.ndarray) -> np.ndarray:
 
 
 class RunFiles:
-    """NAME.trec and NAME.json of a run while they grow, never held in memory; a context manager.
+    """NAME.trec and NAME.json of a run while they grow; a context manager.
 
     They have `.partial` names until the end. NAME.partial says how many questions are safely in
     them, and with how many bytes: what a killed process wrote after that is cut off, and the next
@@ -49,16 +49,17 @@ class RunFiles:
 
     Attributes:
       done: questions that are written.
+      reciprocal_ranks: the sum over these of 1 / rank of the first gold passage; kept with them.
     """
 
-    def __init__(self, folder: Path, name: str, origin: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, origin: dict[str, Any], *, with_json: bool) -> None:
         """Takes up what was begun with the same `origin`, or starts anew."""
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._origin = name, origin
-        self._paths = [folder / f"{name}.trec", folder / f"{name}.json"]
+        self._paths = [folder / f"{name}.trec", *([folder / f"{name}.json"] if with_json else [])]
         self._partial = [path.with_name(path.name + ".partial") for path in self._paths]
         self._plan = folder / f"{name}.partial"
-        self.done, sizes = self._begun()
+        self.done, self.reciprocal_ranks, sizes = self._begun()
         self._files = [_cut(path, size) for path, size in zip(self._partial, sizes, strict=True)]
 
     def __enter__(self) -> Self:
@@ -77,10 +78,11 @@ class RunFiles:
         Raises:
           InputError: an id holds white space, which a TREC run cannot hold.
         """
-        trec, dpr_json = self._files
+        trec, *dpr_json = self._files
         trec.write(_trec(question, hits, self._name).encode())
-        before = ",\n" if self.done else "[\n"
-        dpr_json.write((before + _json(question, hits)).encode())
+        for file in dpr_json:
+            before = ",\n" if self.done else "[\n"
+            file.write((before + _json(question, hits)).encode())
         self.done += 1
 
     def save(self) -> None:
@@ -89,14 +91,13 @@ class RunFiles:
             file.flush()
             os.fsync(file.fileno())
         sizes = [file.tell() for file in self._files]
-        artifacts.write_json(
-            self._plan,
-            {"made_from": self._origin, "questions": self.done, "bytes": sizes},
-        )
+        plan = {"made_from": self._origin, "questions": self.done, "bytes": sizes}
+        artifacts.write_json(self._plan, plan | {"reciprocal_ranks": self.reciprocal_ranks})
 
     def finish(self) -> list[Path]:
         """Ends both files and gives them their names; returns their paths."""
-        self._files[1].write(b"\n]\n")
+        for file in self._files[1:]:
+            file.write(b"\n]\n")
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
@@ -105,14 +106,14 @@ class RunFiles:
             partial.replace(path)
         return self._paths
 
-    def _begun(self) -> tuple[int, list[int]]:
-        """Questions and bytes of each file that are there already."""
+    def _begun(self) -> tuple[int, float, list[int]]:
+        """Returns the questions, their reciprocal ranks and the bytes of each file so far."""
         if artifacts.is_fresh(self._plan, self._origin):
             plan = artifacts.read_json(self._plan)
             there = [path.exists() and path.stat().st_size for path in self._partial]
             if all(map(operator.ge, there, plan["bytes"])):
-                return plan["questions"], plan["bytes"]
-        return 0, [0, 0]
+                return plan["questions"], plan["reciprocal_ranks"], plan["bytes"]
+        return 0, 0.0, [0] * len(self._paths)
 
 
 def _cut(path: Path, size: int) -> BinaryIO:
@@ -155,4 +156,4 @@ def _json(question: Question, hits: Sequence[Hit]) -> str:
             for hit in hits
         ],
     }
-    return json.dumps(entry, ensure_ascii=False)
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))

@@ -1,90 +1,86 @@
-"""The weight of similarity against BM25 in a hybrid, found on the dev questions and on them
-alone.
-"""
+"""The weight of similarity against BM25 in a hybrid, found on the dev questions alone."""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
+from dpr_jax.config import Config
 from dpr_jax.console import progress, say
 from dpr_jax.data.store import Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval import fusion
 from dpr_jax.retrieval.fusion import Ranking
+from dpr_jax.retrieval.searcher import Opened, weight_origin
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 DEV_QUESTIONS = 2000  # the first so many: one number needs no more
-CUTOFF = 100  # passages a question that the mean reciprocal rank looks at
+CUTOFF = 100  # passages per question that the mean reciprocal rank looks at
 
 
-def tuned(
-    workdir: WorkDir,
-    name: str,
-    depends_on: tuple[dict[str, Any], dict[str, str]],
-    find_both: Callable[[list[str]], tuple[Ranking, Ranking]],
-    *,
-    batch_size: int,
-) -> float:
-    """The weight with the best mean reciprocal rank of the dev questions' gold passages.
+def tune(retriever: RetrieverDir, opened: Opened, config: Config, *, rows: int) -> None:
+    """Finds the weight with the best mean reciprocal rank of the dev questions' gold passages.
 
-    It is written to runs/NAME.weight.json with all that were tried, and read from there as long as
-    nothing changed that it depends on.
+    It becomes the retriever's current weight-HASH, with all that were tried. Nothing is done where
+    the current one belongs to the parts and the dev questions as they are.
 
     Args:
-      name: of the run.
-      depends_on: settings and inputs of the search.
-      find_both: questions -> (BM25's ranking, the dense one).
-      batch_size: questions searched at once.
+      retriever: the hybrid.
+      opened: the same, from `open_retriever`.
+      config: its settings.
+      rows: passages in the corpus.
 
     Raises:
       InputError: there are no dev questions.
     """
-    file = workdir.runs / f"{name}.weight.json"
-    origin = artifacts.made_from("fusion weight", *depends_on)
-    if artifacts.is_fresh(file, origin):
-        return artifacts.read_json(file)["weight"]
+    questions = _dev_questions(retriever.workdir)
+    dev = artifacts.fingerprint(retriever.workdir.data / "manifest.json", "questions/questions-dev")
+    origin = weight_origin(opened, dev)
+    folder = retriever.place("weight", origin)
+    if artifacts.is_fresh(folder / "manifest.json", origin):
+        retriever.point("weight", folder)
+        return
 
     # --- both rankings of the dev questions
-    questions = _dev_questions(workdir)
-    bm25: list[Ranking] = []
-    dense: list[Ranking] = []
-    with progress("retrieve: weight, on dev", len(questions), "questions") as advance:
-        for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            both = find_both([question.question for question in batch])
-            bm25.append(both[0])
-            dense.append(both[1])
+    searchers = [part.start() for part in opened.parts]
+    depth = min(config.retrieve.fusion_depth, rows)
+    found: list[tuple[Ranking, ...]] = []
+    size = config.retrieve.batch_size
+    title = f"retrieve {retriever.name}: weight, on dev"
+    with progress(title, len(questions), "questions") as advance:
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            texts = [question.question for question in batch]
+            found.append(tuple(searcher.search(texts, depth) for searcher in searchers))
             advance(len(batch))
 
     # --- what each weight makes of them
-    rankings = _joined(bm25), _joined(dense)
+    rankings = [_joined(parts) for parts in zip(*found, strict=True)]
     gold = [question.positives for question in questions]
     tried = {}
     for weight in fusion.weights_to_try(*rankings):
         _, rows_QK = fusion.linear(*rankings, weight=weight, k=CUTOFF)
         tried[weight] = fusion.mean_reciprocal_rank(rows_QK, gold)
     best = max(tried, key=tried.__getitem__)
-    alone = [fusion.mean_reciprocal_rank(rows[:, :CUTOFF], gold) for _, rows in rankings]
-    artifacts.write_manifest(
-        file,
-        origin,
-        [],
-        weight=best,
-        questions=len(questions),
-        mrr={
-            "bm25": alone[0],
-            "dense": alone[1],
-            "hybrid": [{"weight": weight, "mrr": mrr} for weight, mrr in tried.items()],
-        },
-    )
+    alone = {
+        name: fusion.mean_reciprocal_rank(rows[:, :CUTOFF], gold)
+        for name, (_, rows) in zip(config.retrieve.parts, rankings, strict=True)
+    }
+    with artifacts.atomic_dir(folder) as partial:
+        artifacts.write_manifest(
+            partial / "manifest.json",
+            origin,
+            [],
+            weight=best,
+            questions=len(questions),
+            mrr=alone | {"hybrid": [{"weight": w, "mrr": mrr} for w, mrr in tried.items()]},
+        )
+    retriever.point("weight", folder)
+    shown = ", ".join(f"{name} {mrr:.4f}" for name, mrr in alone.items())
     say(
         f"retrieve: weight {best:g}, MRR@{CUTOFF} {tried[best]:.4f} on {len(questions):,} dev"
-        f" questions (BM25 {alone[0]:.4f}, dense {alone[1]:.4f})"
+        f" questions ({shown})"
     )
-    return best
 
 
 def _dev_questions(workdir: WorkDir) -> list[Question]:
@@ -92,12 +88,12 @@ def _dev_questions(workdir: WorkDir) -> list[Question]:
         dev = open_questions(workdir, "dev")
     except InputError as error:
         raise InputError(
-            f"the weight of a hybrid is found on the dev questions, which are not there ({error});"
-            " give --retrieve.fusion-weight, or --retrieve.fusion rrf"
+            "the weight of a hybrid is found on the dev questions, which are not there"
+            f" ({error}); give --retrieve.fusion-weight, or --retrieve.fusion rrf"
         ) from None
     return list(itertools.islice(dev, DEV_QUESTIONS))
 
 
-def _joined(parts: list[Ranking]) -> Ranking:
+def _joined(parts: tuple[Ranking, ...]) -> Ranking:
     scores, rows = zip(*parts, strict=True)
     return np.concatenate(scores), np.concatenate(rows)
