@@ -28,7 +28,6 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    name="nq_bert_base",
     compare_untrained=False,  # BERT as it comes retrieves nothing, and encoding takes hours
     data=DataConfig(
         passages="data/nq/psgs_w100.tsv.gz",

@@ -22,7 +22,6 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    name="nq_natural",
     data=DataConfig(
         passages="data/nq_natural/passages.tsv",
         train="data/nq_natural/train.json",

@@ -25,7 +25,6 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    name="quickstart",
     data=DataConfig(
         passages="data/quickstart/passages.tsv.gz",
         train="data/quickstart/train.json.gz",

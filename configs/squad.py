@@ -36,7 +36,6 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    name="squad",
     data=DataConfig(
         passages="data/squad/passages.tsv",
         train="data/squad/train.json",

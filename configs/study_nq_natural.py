@@ -28,7 +28,6 @@ from dpr_jax.config import DataConfig
 squad = config_file.load(Path(__file__).with_name("study_squad.py"))
 config = dataclasses.replace(
     squad,
-    name="study_nq_natural",
     data=DataConfig(
         passages="runs/nq_natural_6k/passages.tsv",
         train="runs/nq_natural_6k/train.json",

@@ -26,7 +26,6 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    name="study_squad",
     data=DataConfig(
         passages="data/squad/passages.tsv",
         train="data/squad/train.json",

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import errno
 import io
+import itertools
 import os
 import re
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
@@ -401,7 +403,8 @@ def _setting(arg: str) -> tuple[str, bool]:
     """Returns the setting that an argument names, and whether it is negated."""
     name = arg[2:].split("=")[0].replace("-", "_")
     head, dot, tail = name.rpartition(".")
-    if name not in config_file.keys() and tail.startswith("no_"):
+    known = config_file.keys()
+    if name not in known and tail.startswith("no_"):
         return f"{head}{dot}{tail.removeprefix('no_')}", True
     return name, False
 
@@ -466,7 +469,7 @@ def _help(command: str, *, whole: bool) -> None:
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
     print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
-        print(f"  --{name:<34}{FLAG_HELP[name]}")
+        print(f"  --{name:<32}{FLAG_HELP[name]}")
     parts = ("", *Config.__annotations__) if whole else about.parts
     for part in parts:
         settings = getattr(Config(), part) if part else Config()
@@ -483,7 +486,8 @@ def _help(command: str, *, whole: bool) -> None:
             if not whole:
                 text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
             shown = "" if value in (None, ()) else f" [{_shown(value)}]"
-            print(f"  {flag.replace('_', '-'):<36}{text}{shown}")
+            text = text if whole else textwrap.shorten(text, 66 - len(shown), placeholder=" ...")
+            print(f"  {flag.replace('_', '-'):<34}{text}{shown}")
     if not whole:
         print(f"\nAll settings of all stages: dpr {command} --help-all")
 
@@ -498,6 +502,6 @@ def _field_texts(name: str) -> dict[str, str]:
     (body,) = [node.body for node in tree.body if getattr(node, "name", "") == name]
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

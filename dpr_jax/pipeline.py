@@ -192,7 +192,7 @@ def _on_main(stage: Callable[..., None]) -> Callable[..., None]:
 
 
 def _mine(config: Config, retriever: RetrieverDir) -> None:
-    if mine.is_wanted(config, retriever):
+    if store.wants_mining(retriever.workdir, config.mine.enabled):
         mine.run(config, retriever)
     else:
         say("mine: the hard negatives of the training questions are used (mine.enabled)")

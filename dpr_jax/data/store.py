@@ -180,6 +180,13 @@ def test_sets(workdir: WorkDir) -> tuple[str, ...]:
     return tuple(facts.get("test_sets") or (["test"] if "test" in facts["questions"] else ()))
 
 
+def wants_mining(workdir: WorkDir, enabled: bool | None) -> bool:
+    """Whether training takes mined hard negatives: as asked, else where the data have none."""
+    if enabled is not None:
+        return enabled
+    return not artifacts.read_json(workdir.data / "manifest.json").get("hard_negatives")
+
+
 def train_sets(workdir: WorkDir) -> list[tuple[str, range]]:
     """The files that the training questions are of, each with its rows; empty where there is one
     file.

@@ -90,14 +90,6 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         report.show(samples=split == "train")
 
 
-def is_wanted(config: Config, retriever: RetrieverDir) -> bool:
-    """Whether training takes mined hard negatives: asked for, or the questions bring none."""
-    if config.mine.enabled is not None:
-        return config.mine.enabled
-    manifest = artifacts.read_json(retriever.workdir.data / "manifest.json")
-    return not manifest.get("hard_negatives")
-
-
 def _open_source(config: Config, retriever: RetrieverDir, name: str, corpus: Corpus) -> Opened:
     """Opens a retriever that ranks passages for mining; bm25 is built where it is missing."""
     workdir = retriever.workdir

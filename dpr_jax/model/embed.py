@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dpr_jax import artifacts, host
 from dpr_jax import config as settings_of
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
@@ -146,7 +145,6 @@ def padded_length(tokens: int, texts: int) -> int:
 
 def load_embedder(
     source: str,
-    workdir: WorkDir | None,
     side: Side,
     *,
     model: settings_of.ModelConfig,
@@ -160,8 +158,7 @@ def load_embedder(
     of one width and, where training wrote the folder, are the two that its manifest lists.
 
     Args:
-      source: a folder (absolute, or inside `workdir`), or anything that `model.init` takes.
-      workdir: where a relative folder lies; None for none.
+      source: a folder, or anything else that `model.init` takes.
       side: which tower of a model folder.
       model: pooling, normalization and lengths for an encoder that does not bring its own.
       batch_tokens: tokens on a device at once, padding included; 0 chooses by platform.
@@ -170,8 +167,6 @@ def load_embedder(
     Raises:
       InputError: the model cannot be found or read, or its two towers do not belong together.
     """
-    if workdir is not None and workdir.inside(source).is_dir():
-        source = str(workdir.inside(source))
     folders = {one: hf.resolve(source, one) for one in ("question", "passage")}
     _check_pair(source, folders)
     own = {

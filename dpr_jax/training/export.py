@@ -2,8 +2,9 @@
 open.
 """
 
+from pathlib import Path
+
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.model import hf
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.dual_encoder import Params, Side, tower
@@ -12,7 +13,7 @@ SIDES: tuple[Side, Side] = ("question", "passage")
 
 
 def export(
-    workdir: WorkDir,
+    model: Path,
     params: Params,
     *,
     origin: dict[str, object],
@@ -21,10 +22,10 @@ def export(
     settings: dict[Side, hf.EncoderSettings],
     facts: dict[str, object],
 ) -> None:
-    """Writes model/question_encoder and model/passage_encoder, whole or not at all.
+    """Writes question_encoder/ and passage_encoder/, whole or not at all.
 
     Args:
-      workdir: where.
+      model: the folder to make.
       params: host arrays of both towers.
       origin: what the weights were made from.
       shape: architecture.
@@ -32,7 +33,7 @@ def export(
       settings: pooling, normalization and length of each side.
       facts: put into the manifest, such as the validation of these weights.
     """
-    with artifacts.atomic_dir(workdir.model) as folder:
+    with artifacts.atomic_dir(model) as folder:
         for side in SIDES:
             target = folder / f"{side}_encoder"
             target.mkdir()
@@ -45,4 +46,4 @@ def export(
             )
         files = [path for path in folder.rglob("*") if path.is_file()]
         artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)
-    console.say(f"train: wrote {workdir.model}")
+    console.say(f"train: wrote {model}")

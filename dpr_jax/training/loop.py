@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax import artifacts, console, parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
@@ -37,32 +36,34 @@ from dpr_jax.training.step import (
     temperature_of,
     train_step,
 )
+from dpr_jax.workdir import RetrieverDir
 
 
-def run(config: Config, workdir: WorkDir) -> None:
+def run(config: Config, retriever: RetrieverDir) -> None:
     """Trains both towers, resuming where a killed run was, and exports the result.
 
-    Runs on every process. Leaves checkpoints/ (Orbax steps, metrics.jsonl, tensorboard/) and
-    model/.
+    Runs on every process. Leaves checkpoints-HASH (Orbax steps, metrics.jsonl, TensorBoard events)
+    and model-HASH; other settings have other folders.
 
     Raises:
-      InputError: data or model missing, or checkpoints of other settings in the way.
+      InputError: data or model missing, or a retriever that is not trained here.
     """
     # --- what the result depends on ------------------------------------------
+    workdir = retriever.workdir
+    setup.check_trained_here(retriever)
+    init = workdir.model_source(config.model.init)
     side_settings = {side: embed.default_settings(config.model, side) for side in SIDES}
-    folders = {side: hf.resolve(config.model.init, side) for side in SIDES}
+    folders = {side: hf.resolve(init, side) for side in SIDES}
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
-    origin = setup.origin(config, workdir, start)
-    checkpoint.claim(
-        workdir.checkpoints,
-        origin.checkpoints,
-        defaults=setup.DEFAULTS,
-        write=parallel.is_main(),
-    )
-    if artifacts.is_fresh(workdir.model / "manifest.json", origin.model):
-        console.say("train: up to date")
+    mined = setup.mined_folder(config, retriever)
+    origin = setup.origin(config, workdir, start, mined)
+    folder = retriever.place("checkpoints", origin.checkpoints)
+    model = retriever.place("model", origin.model)
+    if artifacts.is_fresh(model / "manifest.json", origin.model):
+        parallel.on_main(lambda: retriever.point("model", model))
+        console.say(f"train: up to date ({model})")
         return
-    train, mined = config.train, config.mine.enabled
+    train = config.train
     setup.check_division(train.batch_size)
 
     # --- data ----------------------------------------------------------------
@@ -117,7 +118,11 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     # --- where a killed run was ----------------------------------------------
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
+        if parallel.is_main():
+            artifacts.write_json(folder / "settings.json", origin.checkpoints)
+            retriever.point("checkpoints", folder)
+        parallel.barrier("checkpoints claimed")
+        checkpoints = checkpoint.Checkpoints(folder)
         stack.callback(checkpoints.close)
         progress = START
         saved = checkpoints.latest(state)
@@ -125,7 +130,7 @@ def run(config: Config, workdir: WorkDir) -> None:
             state, progress = saved
             console.say(f"train: resuming after step {int(state.step)}")
         first_step = int(state.step)
-        record = Record(workdir.checkpoints, first_step=first_step)
+        record = Record(folder, first_step=first_step)
         stack.callback(record.close)
 
         # --- the mapped step -------------------------------------------------
@@ -190,9 +195,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 
         # --- updates ---------------------------------------------------------
         meter = speed.Meter()
-        trace = speed.Trace(
-            workdir.checkpoints / "profile", after=first_step, steps=train.profile_steps
-        )
+        trace = speed.Trace(folder / "profile", after=first_step, steps=train.profile_steps)
         stack.callback(trace.close)
 
         losses = record.losses
@@ -206,8 +209,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             ids = order.question_ids(questions, config.seed, step, train.batch_size, mixed)
             return InputError(
                 f"training diverged at step {step} ({why}) on the questions with ids {ids}; the"
-                f" checkpoints before it are kept in {workdir.checkpoints}; try a lower"
-                " train.learning_rate or train.clip_norm in another --workdir"
+                f" checkpoints before it are kept in {folder}; try a lower"
+                " train.learning_rate or train.clip_norm"
             )
 
         def finish(step: int, metrics: dict[str, jax.Array], work: speed.Work) -> str:
@@ -292,14 +295,15 @@ def run(config: Config, workdir: WorkDir) -> None:
         console.say(f"train: step {int(state.step)} of {step} becomes the model")
         if parallel.is_main():
             export(
-                workdir,
+                model,
                 state.params,
                 origin=origin.model,
                 shape=shape,
-                init=config.model.init,
+                init=init,
                 settings=side_settings,
                 facts={"step": int(state.step), "validation": progress.validation},
             )
+            retriever.point("model", model)
     parallel.barrier("model exported")
 
 

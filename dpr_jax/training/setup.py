@@ -1,16 +1,17 @@
 """What a training run depends on, and what cannot be trained at all."""
 
 import hashlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # what a setting was in checkpoints that are older than it
 DEFAULTS = {"train": to_dict(TrainConfig()), "model": to_dict(ModelConfig())}
@@ -31,18 +32,21 @@ class Origin(NamedTuple):
     model: dict[str, Any]
 
 
-def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
+def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> Origin:
     """The settings and inputs of a run.
 
     Args:
+      config: of the retriever.
+      workdir: with the data.
       start: fingerprints of the encoders that the towers start from.
+      mined: folder of the mined hard negatives, if training takes them.
     """
     inputs = {
         "data": artifacts.fingerprint(workdir.data / "manifest.json"),
         "init": hashlib.sha256(start.encode()).hexdigest(),
     }
-    if config.mine.enabled:
-        inputs["mined"] = artifacts.fingerprint(workdir.mined / "manifest.json")
+    if mined is not None:
+        inputs["mined"] = artifacts.fingerprint(mined / "manifest.json")
     if files := store.train_sets(workdir):
         inputs["train_sets"] = ", ".join(str(len(rows)) for _, rows in files)
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
@@ -54,6 +58,34 @@ def origin(config: Config, workdir: WorkDir, start: str) -> Origin:
         artifacts.made_from("train", settings, inputs, form=FORM),
         artifacts.made_from("train", exported, inputs, form=FORM),
     )
+
+
+def check_trained_here(retriever: RetrieverDir) -> None:
+    """Raises InputError where a retriever is BM25, a hybrid, or an encoder as it comes."""
+    what = f"uses {retriever.source} as it comes" if retriever.source else f"is {retriever.kind}"
+    if retriever.kind != "dense" or retriever.source:
+        raise InputError(
+            f"retriever {retriever.name} {what}, so it cannot be trained; name another one with"
+            " --retriever NAME"
+        )
+
+
+def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
+    """Returns the folder of the mined hard negatives; None where the questions' own are used.
+
+    Raises:
+      InputError: they are missing, or were mined from other data.
+    """
+    if not store.wants_mining(retriever.workdir, config.mine.enabled):
+        return None
+    folder = retriever.current("mined")
+    data = artifacts.fingerprint(retriever.workdir.data / "manifest.json")
+    if artifacts.read_json(folder / "manifest.json")["made_from"]["inputs"]["data"] != data:
+        raise InputError(
+            f"{folder} was mined from other data than {retriever.workdir.data}; run `dpr mine"
+            f" --retriever {retriever.name} --workdir {retriever.root}`"
+        )
+    return folder
 
 
 def check_division(batch_size: int) -> None:
