@@ -245,7 +245,6 @@ def _dispatch(call: Call) -> None:
 
         compare.run(config, workdir, *call.operands)
         return
-    parallel.on_main(lambda: recipes.store_workdir(workdir, config))
     if command == "pipeline":
         first, last = (flags.get(name) for name in ("from", "until"))
         for name, stage in (("from", first), ("until", last)):
@@ -262,8 +261,7 @@ def _dispatch(call: Call) -> None:
         retriever = workdir.retriever(flags.get("retriever", recipes.MAIN))
         like = workdir.retriever(flags["like"]) if "like" in flags else None
         source = flags.get("from")
-        parallel.on_main(lambda: recipes.store(retriever, config, source=source, like=like))
-        pipeline.run_stage(command, config, workdir, retriever)
+        pipeline.run_stage(command, config, workdir, retriever, source=source, like=like)
 
 
 def parse(command: str, args: list[str]) -> Call:

@@ -83,6 +83,8 @@ class _Lease:
         self._thread.join()
         if (self._read() or {}).get("token") == self._token:
             self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()  # where nothing came of it
 
     def _create(self) -> bool:
         """Writes the lease whole under another name and links it into place: one writer wins."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,23 +62,59 @@ def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = 
     for number, step in enumerate(wanted, 1):
         of = f" {step.retriever.name}" if step.retriever else ""
         say(f"stage {number} of {len(wanted)}: {step.stage}{of}")
-        if step.retriever is not None:
-            parallel.on_main(lambda step=step: recipes.store(*step[1:3], source=step.source))
-        run_stage(step.stage, step.config, workdir, step.retriever)
+        run_stage(step.stage, step.config, workdir, step.retriever, source=step.source)
     if last == ORDER[-1]:
         _say_what_is_next(config, workdir)
 
 
-def run_stage(stage: str, config: Config, workdir: WorkDir, retriever: RetrieverDir | None) -> None:
-    """Runs one stage while holding the lease on what it writes.
+def run_stage(
+    stage: str,
+    config: Config,
+    workdir: WorkDir,
+    retriever: RetrieverDir | None,
+    *,
+    source: str | None = None,
+    like: RetrieverDir | None = None,
+) -> None:
+    """Runs one stage while holding the lease on what it writes, and keeps the settings.
+
+    Args:
+      stage: one of STAGES.
+      config: the settings of the retriever, or of the work directory.
+      workdir: where.
+      retriever: None for prepare, inspect and evaluate.
+      source: an encoder that the retriever uses as it comes.
+      like: the retriever whose artifacts a new one starts with.
 
     Raises:
-      InputError: as the stage does.
+      InputError: as the stage does; a retriever that was not there is not there after it.
       Busy: another process is writing there.
     """
-    target = workdir if stage in ("prepare", "inspect", "evaluate") else retriever
-    with lease.held(target.home):
-        STAGES[stage](config, target)
+    if retriever is None:
+        with lease.held(workdir.home):
+            if stage != "prepare":  # whose settings are kept once its files are read
+                parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+            STAGES[stage](config, workdir)
+            parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+        return
+    parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+    with lease.held(retriever.home), _stored(retriever, config, source, like):
+        STAGES[stage](config, retriever)
+
+
+@contextlib.contextmanager
+def _stored(
+    retriever: RetrieverDir, config: Config, source: str | None, like: RetrieverDir | None
+) -> Iterator[None]:
+    """Stores the recipe of a retriever; a new one is forgotten where its first stage is refused."""
+    is_new = not retriever.file.exists()
+    parallel.on_main(lambda: recipes.store(retriever, config, source=source, like=like))
+    try:
+        yield
+    except InputError:
+        if is_new and parallel.is_main() and retriever.read().get("current", {}) == {}:
+            retriever.file.unlink(missing_ok=True)
+        raise
 
 
 def add(config: Config, workdir: WorkDir, passages: str) -> None:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
 from dpr_jax.data import named, prepare, raw, rows, store
@@ -24,6 +23,7 @@ from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.recognise import Source
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.npy"
