@@ -22,6 +22,7 @@ FORMAT = 2  # of config.json and retriever.json
 HASH_LENGTH = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
+OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
 # the command that makes each artifact
 COMMAND = {
     "data": "prepare",
@@ -273,7 +274,8 @@ def open_workdir(path: str | Path, *, new: bool = True) -> WorkDir:
         raise InputError(
             f"{root} is not a work directory (no config.json); give the --workdir of a finished run"
         )
-    if root.exists() and any(not entry.name.startswith("config.json") for entry in root.iterdir()):
+    # a run that was killed before its first pointer leaves these alone
+    if root.exists() and any(not entry.name.startswith(OWN) for entry in root.iterdir()):
         raise InputError(
             f"--workdir {root} is not empty and not a work directory (no config.json); give a new"
             " folder"

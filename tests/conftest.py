@@ -27,11 +27,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from dpr_jax import artifacts, host
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import host, recipes
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.mining import mine
+from dpr_jax.workdir import WorkDir, open_workdir
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,7 +62,6 @@ def nq_small_workdir(
     """
     folder = Path(__file__).parent / "fixtures" / "nq_small"
     config = Config(
-        name="nq_small",
         data=DataConfig(
             passages=str(folder / "passages.tsv.gz"),
             train=str(folder / "train.json"),
@@ -71,7 +70,9 @@ def nq_small_workdir(
             test_qrels=str(folder / "test.qrels"),
         ),
     )
-    workdir = artifacts.open_workdir(tmp_path_factory.mktemp("nq_small"), config.name)
+    workdir = open_workdir(tmp_path_factory.mktemp("nq_small"))
     prepare.run(config, workdir)
-    mine.run(config, workdir)
+    recipes.store_workdir(workdir, config)
+    recipes.store(workdir.retriever("trained"), config)
+    mine.run(config, workdir.retriever("trained"))
     return config, workdir
