@@ -306,49 +306,43 @@ class IndexConfig:
     """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else
     exact.
     """
-    embeddings: str = "embeddings"
-    """Folder of the embeddings, inside the work directory."""
-    out: str = "index"
-    """Folder for the index, inside the work directory."""
-    dimensions: int = 0
+    dimensions: int | None = None
     """Make vectors so many numbers wide before the index is built of them, and questions before
-    they are asked; 0: their whole width.
+    they are asked; None: their whole width.
     """
     reduction: Literal["pca", "truncate"] = "pca"
     """How: by principal components of the corpus, or the first numbers alone, for towers trained
     with train.matryoshka_widths.
     """
-    target_recall: float = 0.0
-    """Recall@100 against exact search that is wanted: settings below that are 0 are measured, and
-    the fastest that reach it kept; 0: by rule.
+    target_recall: float | None = None
+    """Recall@100 against exact search that is wanted: settings below that are None are measured,
+    and the fastest that reach it are kept; None: by rule.
     """
-    queries: str = ""
-    """Folder of question vectors to measure with, inside the work directory; empty: corpus rows,
+    queries: Literal["train", "dev", "test"] | None = None
+    """Questions to measure with, encoded by `dpr encode --encode.questions`; None: corpus rows,
     which are easier to find.
     """
-    leaves: int = 0
-    """Partitions (ScaNN tree, FAISS IVF); 0: the square root of the number of passages."""
-    leaves_to_search: int = 0
-    """Partitions searched a query; 0: a quarter of the leaves, at least 100 (all, where there are
-    fewer).
+    leaves: int | None = None
+    """Partitions (ScaNN tree, FAISS IVF); None: the square root of the number of passages."""
+    leaves_to_search: int | None = None
+    """Partitions searched per query; None: a quarter of the leaves, at least 100 (all, where there
+    are fewer).
     """
-    reorder: int = 0
-    """ScaNN, FAISS with refinement: candidates rescored exactly a query (at least the k asked for);
-    0: 400.
+    reorder: int | None = None
+    """ScaNN, FAISS with refinement: candidates rescored exactly per query (at least the k asked
+    for); None: 400.
     """
     faiss: str = "auto"
     """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages,
     else ivf_flat.
     """
-    ef_search: int = 0
-    """FAISS HNSW: candidates kept while searching (at least the k asked for); 0: 200."""
-    dimensions_per_block: int = 0
-    """ScaNN: dimensions a code word of the product quantization; 0: 2."""
-    anisotropic_threshold: float = 0.2
-    """ScaNN: anisotropic quantization threshold."""
-    soar_lambda: float = 0.0
+    ef_search: int | None = None
+    """FAISS HNSW: candidates kept while searching (at least the k asked for); None: 200."""
+    dimensions_per_block: int | None = None
+    """ScaNN: dimensions per code word of the product quantization; None: 2."""
+    soar_lambda: float | None = None
     """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is
-    usual); 0: in one alone, or with a target recall whichever is faster.
+    usual); None: in one alone, or with a target recall whichever is faster.
     """
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and

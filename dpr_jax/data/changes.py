@@ -1,9 +1,8 @@
-"""What came to the corpus, and what was taken out of it, since it was prepared.
+"""The log of changes: passages that were added to the corpus since it was prepared, or removed.
 
-Each change is a folder of its own, changes/00001, 00002, ..., written whole and never altered: an
-  addition holds a data set `corpus`, whose rows
-follow those before it; a removal holds rows. Training, mining and inspection know the corpus as it
-was prepared; what is searched is that corpus with its changes.
+Each change is a folder of its own, changes/00001, 00002, ..., written whole and never altered. An
+addition holds a data set `corpus`, whose rows follow those before it; a removal holds rows.
+Training, mining and inspection know the corpus as it was prepared. A search knows its changes too.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ class Log(NamedTuple):
     """The changes in their order.
 
     Attributes:
-      folders: one a change.
+      folders: one per change.
       prints: a hash of the corpus as it was prepared, after the first change, and so on.
     """
 
@@ -42,30 +41,41 @@ class Log(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of the corpus with these changes."""
+        """The corpus with these changes, as one hash."""
         return self.prints[-1]
 
     def first(self, count: int) -> "Log":
-        """The log as it was after so many changes."""
+        """Returns the log as it was after so many changes."""
         return Log(self.folders[:count], self.prints[: count + 1])
 
     def additions(self) -> list[tuple[int, Path]]:
-        """The changes that brought passages: (number, from 1; folder of their data set)."""
+        """Returns the changes that added passages: (number, from 1; folder of their data set)."""
         return [
             (number, folder / "corpus")
             for number, folder in enumerate(self.folders, 1)
             if not (folder / REMOVED).exists()
         ]
 
+    def live(self, prepared: int) -> list[int]:
+        """Returns how many passages there were at first, after the first change, and so on.
+
+        Args:
+          prepared: passages of the corpus as it was prepared.
+        """
+        steps = [artifacts.read_json(folder / MANIFEST)["passages"] for folder in self.folders]
+        added = {number for number, _ in self.additions()}
+        signed = [step if number in added else -step for number, step in enumerate(steps, 1)]
+        return list(itertools.accumulate([prepared, *signed]))
+
     def removed_R(self) -> np.ndarray:
-        """The rows that were taken out, int64, ascending."""
+        """Returns the rows that were removed, int64, ascending."""
         files = [one / REMOVED for one in self.folders if (one / REMOVED).exists()]
         parts = [np.load(file) for file in files]
         return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
 
 
 def read(workdir: WorkDir) -> Log:
-    """The changes of a work directory, none where there were none.
+    """Reads the changes of a work directory.
 
     Raises:
       InputError: a change is missing, or the corpus was prepared anew, from other files, after it.
@@ -86,7 +96,7 @@ def read(workdir: WorkDir) -> Log:
 
 
 def open_corpus(workdir: WorkDir, log: Log) -> Corpus:
-    """The corpus with these changes.
+    """Opens the corpus with these changes.
 
     Raises:
       InputError: it is missing, or a file of it or of a change is damaged.
@@ -105,8 +115,7 @@ def open_corpus(workdir: WorkDir, log: Log) -> Corpus:
 
 
 def with_current(question: Question, corpus: Corpus, passage_rows: dict[str, int]) -> Question:
-    """The question with gold passages that were replaced (taken out, and added under the same id)
-    by what replaced them.
+    """Replaces gold passages that were removed by what was added under the same id.
 
     Args:
       question: as it was prepared.
@@ -128,7 +137,7 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
     """Records new passages; a run that was killed before it is recorded leaves nothing.
 
     Args:
-      config: how documents are cut, where `data` says that the corpus is made of such.
+      config: its `data` says how documents are cut.
       workdir: whose corpus it is.
       passages: a file or folder in any layout that data.passages may have.
 
@@ -163,11 +172,11 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
 
 
 def remove(workdir: WorkDir, ids: str) -> None:
-    """Records that passages are taken out.
+    """Records that passages are removed.
 
     Args:
       workdir: whose corpus it is.
-      ids: a file with one passage id a line.
+      ids: a file with one passage id per line.
 
     Raises:
       InputError: the file is missing or empty, a passage is not in the corpus (file and line), or
@@ -202,14 +211,12 @@ def remove(workdir: WorkDir, ids: str) -> None:
 
 
 def _origin(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> dict:
-    """What a change that follows `log` is made from."""
+    """Returns what a change that follows `log` is made from."""
     return artifacts.made_from(verb, settings, inputs | {"before": log.fingerprint})
 
 
 def _is_last(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> bool:
-    """Whether the last change is just this one: what follows it may have been killed, and it is not
-    made twice.
-    """
+    """Whether the last change is this one; a command that was killed after it is run again."""
     if not log.folders:
         return False
     origin = _origin(log.first(len(log.folders) - 1), verb, settings, inputs)
@@ -221,19 +228,19 @@ def _next(workdir: WorkDir, log: Log) -> Path:
 
 
 def _ids(path: Path) -> dict[str, str]:
-    """The ids of a file, and where each stands."""
+    """Reads the ids of a file: id -> file and line."""
     found = {}
     for number, line in rows.lines(path):
         where = f"{path}:{number}"
         if line.strip():
             found[raw.one_word(line.strip(), "passage id", where)] = where
     if not found:
-        raise InputError(f"{path} is empty; a line is the id of a passage to remove")
+        raise InputError(f"{path} is empty; a line holds the id of a passage to remove")
     return found
 
 
 def _refuse_taken(source: Source, added: HashTable, corpus: Corpus) -> None:
-    """Raises where one of the added ids is that of a passage in the corpus."""
+    """Raises an error where an added id is that of a passage in the corpus."""
     gone = set(corpus.removed_R.tolist())
     with progress("index add: ids", len(corpus), "passages") as advance:
         for start in range(0, len(corpus), store.ROWS_PER_READ):

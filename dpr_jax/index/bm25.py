@@ -17,9 +17,10 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress
-from dpr_jax.errors import InputError
 from dpr_jax.index import bm25_build
+from dpr_jax.workdir import WorkDir
 
+MANIFEST = "manifest.json"
 BLOCK_SCORES = 512
 
 
@@ -31,14 +32,14 @@ class Bm25:
         self.count = index.scores["num_docs"]
 
     def search(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages a question; of equal scores the lower row is first.
+        """Returns the k best passages per question; of equal scores the lower row is first.
 
-        Takes 4 bytes a passage for each CPU core, and the result: ask in batches where questions
-          are many.
+        Takes 4 bytes per passage for each CPU core, and the result: ask in batches where questions
+        are many.
 
         Args:
           questions: texts.
-          k: hits a question.
+          k: hits per question.
 
         Returns:
           (scores float32 [Q, k], rows int64 [Q, k]). A passage without any word of the question is
@@ -62,34 +63,43 @@ class Bm25:
         return scores_QK, rows_QK
 
 
-def of_corpus(
-    folder: Path,
+def find(workdir: WorkDir, corpus: str, *, k1: float, b: float) -> Path:
+    """Returns the folder of the index over a corpus, there or not.
+
+    Args:
+      workdir: mining and retrievers share what is in it.
+      corpus: fingerprint of the corpus.
+      k1: as for `bm25_build.build`.
+      b: likewise.
+    """
+    return workdir.place("bm25", _origin(corpus, k1, b))
+
+
+def build_if_missing(
+    workdir: WorkDir,
     texts: Iterable[str],
     *,
     count: int,
     corpus: str,
     k1: float,
     b: float,
-) -> Bm25:
-    """The index in `folder`, built first unless it is there for this corpus and these settings.
+) -> Path:
+    """Builds the index over a corpus unless it is there, and returns its folder.
 
     Args:
-      folder: the artifact, with a manifest.
+      workdir: as for `find`.
       texts: title and text of each passage; not read where the index is there.
       count: how many there are, for the progress shown.
-      corpus: the corpus' fingerprint.
+      corpus: fingerprint of the corpus.
       k1: as for `bm25_build.build`.
       b: likewise.
 
     Raises:
-      InputError: there is no word to index, or a file of the index is damaged (by name).
+      InputError: there is no word to index.
     """
-    manifest = folder / "manifest.json"
-    origin = artifacts.made_from("bm25", {"k1": k1, "b": b}, {"corpus": corpus})
-    artifacts.restore_dir(folder)
-    if artifacts.is_fresh(manifest, origin):
-        artifacts.verify(manifest)
-        return load(folder)
+    folder, origin = find(workdir, corpus, k1=k1, b=b), _origin(corpus, k1, b)
+    if artifacts.is_fresh(folder / MANIFEST, origin):
+        return folder
     with (
         progress("BM25 index", count, "passages") as advance,
         artifacts.atomic_dir(folder) as partial,
@@ -101,26 +111,27 @@ def of_corpus(
                 advance()
 
         bm25_build.build(partial, told(), k1=k1, b=b)
-        artifacts.write_manifest(
-            partial / manifest.name, origin, list(partial.iterdir()), passages=count
-        )
-    return load(folder)
+        files = list(partial.iterdir())
+        artifacts.write_manifest(partial / MANIFEST, origin, files, passages=count)
+    return folder
 
 
 def load(folder: Path) -> Bm25:
-    """Opens what `bm25_build.build` wrote, memory-mapped.
+    """Opens an index, memory-mapped, after checking its files against their checksums.
 
     Raises:
-      InputError: there is no index in `folder`.
+      InputError: there is no index in `folder`, or a file of it is damaged (by name).
     """
-    if not (folder / bm25_build.PARAMETERS).exists():
-        raise InputError(f"{folder} holds no BM25 index")
-    index = bm25_build.bm25s().BM25.load(folder, mmap=True, show_progress=False)
-    return Bm25(index)
+    artifacts.verify(folder / MANIFEST)
+    return Bm25(bm25_build.bm25s().BM25.load(folder, mmap=True, show_progress=False))
+
+
+def _origin(corpus: str, k1: float, b: float) -> dict[str, Any]:
+    return artifacts.made_from("bm25", {"k1": k1, "b": b}, {"corpus": corpus})
 
 
 def _best(scores_N: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k largest scores above 0, the lower row first among equals."""
+    """Returns the rows of the k largest scores above 0, the lower row first among equals."""
     least = 0.0
     blocks = len(scores_N) // BLOCK_SCORES
     if blocks >= k:  # the k-th best is no less than the k-th best of the blocks' maxima

@@ -1,32 +1,25 @@
-"""The stage that builds the search index and measures, in a fresh process, how much of the exact
-result it finds.
-"""
+"""Building the engine's part of an index: which engine, of which settings, from which vectors."""
 
 import dataclasses
-import shutil
+from pathlib import Path
 from typing import Any
 
-from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, IndexConfig
+import numpy as np
+
+from dpr_jax.config import IndexConfig
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
-from dpr_jax.index import certificate, defaults, embeddings, worker
+from dpr_jax.index import defaults, worker
 from dpr_jax.index.engines import faiss_index, scann_index
-from dpr_jax.index.finished import up_to_date
-from dpr_jax.index.open import MANIFEST
-from dpr_jax.index.recall import RECALL_AT
 from dpr_jax.index.reduction import Reduction
-from dpr_jax.index.sample import draw
-from dpr_jax.index.tune import tune
+from dpr_jax.index.tune import Tuned, tune
 
 SCANN_FROM_ROWS = 5000
-FORM = 2  # since `model` in index.json is the encoder of passages, without that of questions
-# What building takes at its peak, measured: before it has any vectors, and for each of their
-# numbers. ScaNN holds three float32 copies (ours, its own, and one while it trains or writes),
-# FAISS one whose arrays double while they grow; the float16 shards are mapped.
+# Memory of a build at its peak, measured: before it has any vectors, and for each of their numbers.
+# ScaNN holds three float32 copies (ours, its own, and one while it trains or writes), FAISS one
+# whose arrays double while they grow; the float16 shards are mapped.
 PROCESS_MB = 350
-BYTES_A_NUMBER = {"scann": 14, "faiss": 10}
+BYTES_PER_NUMBER = {"scann": 14, "faiss": 10}
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
@@ -37,152 +30,73 @@ _SETTINGS_OF = {
         "leaves_to_search",
         "reorder",
         "dimensions_per_block",
-        "anisotropic_threshold",
         "soar_lambda",
         "reorder_dtype",
     ),
 }
 
 
-def run(config: Config, workdir: WorkDir) -> None:
-    """Builds, moves, and certifies an index of the embeddings; index.json is written last.
-
-    Raises:
-      InputError: no embeddings, a damaged or unsound shard, an engine that is not installed or that
-        crashed.
-    """
-    settings = config.index
-    source = workdir.inside(settings.embeddings)
-    out = workdir.inside(settings.out)
-
-    # --- is there anything to do? --------------------------------------------
-    artifacts.restore_dir(out)
-    facts = artifacts.read_json(source / "manifest.json")
-    count, dimension = facts["count"], facts["width"]
-    kind, why = choose_kind(settings.kind, count)
-    tuning = settings.target_recall > 0 and kind != "exact"
-    questions = workdir.inside(settings.queries) if settings.queries else None
-    origin = origin_of(
-        settings,
-        count,
-        artifacts.fingerprint(source / "manifest.json"),
-        artifacts.fingerprint(questions / "manifest.json") if questions else "",
-    )
-    if artifacts.is_fresh(out / MANIFEST, origin):
-        up_to_date(out, facts["model"])
-        return
-    shards, _ = embeddings.open_embeddings(source)
-    sample = draw(
-        shards,
-        questions,
-        model=facts["model"],
-        certificate=settings.recall_queries,
-        tuning=tuning,
-    )
-
-    # --- build ---------------------------------------------------------------
-    say(f"index: {kind} ({why})")
-    width = settings.dimensions or dimension
-    say(f"index: {count:,} vectors of width {width}, {_memory(kind, count, width)}")
-    building, reduced = (out.with_name(out.name + end) for end in (".building", ".reduced"))
-    for folder in (building, reduced):
-        shutil.rmtree(folder, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        if settings.dimensions:
-            reduction = Reduction.learn(shards, settings.reduction, settings.dimensions)
-            say(f"index: {reduction.describe()}")
-            reduction.write(shards, reduced)
-        narrow = reduced if settings.dimensions else None
-        if tuning:
-            built, engine_settings, tried = tune(
-                kind,
-                source,
-                building,
-                settings,
-                shards,
-                sample.tuning_QD,
-                build_of=narrow,
-            )
-            tuned = {"target_recall": settings.target_recall, "tried": tried}
-            tuned["tuning_queries"] = len(sample.tuning_QD)
-        else:
-            built, tuned = building, {}
-            engine_settings = worker.build(
-                kind, narrow or source, built, dataclasses.asdict(settings)
-            )
-        shutil.rmtree(reduced, ignore_errors=True)
-
-        # --- certify: the folder is moved, then a fresh process answers from it ---
-        with artifacts.atomic_dir(out) as moved:
-            built.replace(moved)
-            recall, queries_per_s = certificate.measure(
-                kind, moved, engine_settings, shards, sample.certificate_QD
-            )
-            # a file of their own, so that the fingerprint of the index changes with them
-            artifacts.write_json(moved / "settings.json", engine_settings)
-            artifacts.write_manifest(
-                moved / MANIFEST,
-                origin,
-                [path for path in moved.iterdir() if path.is_file()],
-                kind=kind,
-                metric="inner_product",
-                count=count,
-                dimension=dimension,
-                settings=engine_settings,
-                recall_at_100=round(recall, 6),
-                recall_queries=len(sample.certificate_QD),
-                recall_queries_from=sample.origin,
-                queries_per_s=queries_per_s,
-                model=facts["model"],
-                **tuned,
-            )
-    finally:
-        for folder in (building, reduced):
-            shutil.rmtree(folder, ignore_errors=True)
-    say(
-        f"index: done, recall@{RECALL_AT} {recall:.4f} against exact search on"
-        f" {len(sample.certificate_QD)} {sample.origin}"
-        + (", none of them tuned on" if tuning else "")
-    )
-    if recall < settings.target_recall:
-        say(
-            f"index: that is below index.target_recall {settings.target_recall:g}: the tuning"
-            f" queries had it; give a target that is {settings.target_recall - recall:.4f} higher"
-            " if it must hold here"
-        )
-
-
-def origin_of(
-    settings: IndexConfig, count: int, vectors: str, questions: str = ""
-) -> dict[str, Any]:
-    """What an index of `count` vectors with the fingerprint `vectors` is made from, for its
-    manifest.
+def build(
+    settings: IndexConfig,
+    vectors: Path,
+    shards: list[np.ndarray],
+    scratch: Path,
+    tuning_QD: np.ndarray,
+) -> Tuned:
+    """Builds an engine's files below `scratch`, in a fresh process.
 
     Args:
-      questions: fingerprint of the question vectors that it is measured with; empty for none.
+      settings: of the index.
+      vectors: folder of embeddings.
+      shards: its vectors, in corpus order.
+      scratch: an empty folder.
+      tuning_QD: float32, queries to choose settings by, where a recall is wanted.
+
+    Raises:
+      InputError: the vectors are unsound, the engine crashed, or no setting has the wanted recall.
+    """
+    count, width = sum(map(len, shards)), settings.dimensions or shards[0].shape[1]
+    kind, why = choose_kind(settings.kind, count)
+    say(f"index: {kind} ({why})")
+    say(f"index: {count:,} vectors of width {width}, {_memory(kind, count, width)}")
+    folder, narrow = scratch / "engine", None
+    folder.mkdir()
+    if settings.dimensions:
+        reduction = Reduction.learn(shards, settings.reduction, settings.dimensions)
+        say(f"index: {reduction.describe()}")
+        narrow = scratch / "reduced"
+        reduction.write(shards, narrow)
+    if is_tuned(settings, count):
+        return tune(kind, vectors, folder, settings, shards, tuning_QD, build_of=narrow)
+    found = worker.build(kind, narrow or vectors, folder, dataclasses.asdict(settings))
+    return Tuned(kind, folder, found, [])
+
+
+def is_tuned(settings: IndexConfig, count: int) -> bool:
+    """Whether the settings for `count` vectors are chosen by measuring."""
+    return settings.target_recall is not None and choose_kind(settings.kind, count)[0] != "exact"
+
+
+def settings_of(settings: IndexConfig, count: int) -> dict[str, Any]:
+    """Returns the settings that a build of `count` vectors depends on.
 
     Raises:
       InputError: the engine asked for is not installed.
     """
     kind, _ = choose_kind(settings.kind, count)
-    tuning = settings.target_recall > 0 and kind != "exact"
-    filled = settings if tuning else defaults.fill_in(settings, count)
+    tuned = is_tuned(settings, count)
+    filled = settings if tuned else defaults.fill_in(settings, count)
     chosen = {name: getattr(filled, name) for name in _SETTINGS_OF[kind]}
     chosen |= {"kind": kind, "recall_queries": settings.recall_queries}
     if settings.dimensions:
-        chosen["dimensions"] = settings.dimensions
-        chosen["reduction"] = settings.reduction
-    if tuning:
+        chosen |= {"dimensions": settings.dimensions, "reduction": settings.reduction}
+    if tuned:
         chosen["target_recall"] = settings.target_recall
-    inputs = {"embeddings": vectors}
-    if questions:
-        inputs["queries"] = questions
-    return artifacts.made_from("index", chosen, inputs, form=FORM)
+    return chosen
 
 
 def choose_kind(asked: str, count: int) -> tuple[str, str]:
-    """The engine to build, and why: (kind, reason).
+    """Returns the engine to build, and why: (kind, reason).
 
     Raises:
       InputError: the one asked for is not installed.
@@ -206,8 +120,8 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
 
 
 def _memory(kind: str, count: int, dimension: int) -> str:
-    """What a build takes at its peak, in words."""
+    """Returns the memory of a build at its peak, in words."""
     if kind == "exact":
         return "copied as they are"
-    megabytes = PROCESS_MB + count * dimension * BYTES_A_NUMBER[kind] / 1e6
+    megabytes = PROCESS_MB + count * dimension * BYTES_PER_NUMBER[kind] / 1e6
     return f"about {megabytes:,.0f} MB of memory to build"

@@ -1,4 +1,4 @@
-"""What a 0 in the index settings stands for."""
+"""What None stands for in the settings of an index."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The corpus' embeddings as the encoding stage left them, for those who read them."""
+"""Embeddings on disk: reading those of the encoding stage, and writing some of their rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +98,29 @@ def as_float32(shards: list[np.ndarray]) -> np.ndarray:
     for start, block_BD in checked_blocks(shards):
         vectors_ND[start : start + len(block_BD)] = block_BD
     return vectors_ND
+
+
+def write_without(
+    gone_R: np.ndarray, shards: list[np.ndarray], folder: Path
+) -> tuple[Path, list[np.ndarray]]:
+    """Writes embeddings without some rows.
+
+    Args:
+      gone_R: the rows, int64, ascending; not all.
+      shards: all vectors, in corpus order.
+      folder: does not exist yet.
+
+    Returns:
+      (folder, its shards, memory-mapped).
+    """
+    folder.mkdir()
+    files, start = [], 0
+    for number, shard in enumerate(shards):
+        here_R = gone_R[(gone_R >= start) & (gone_R < start + len(shard))] - start
+        start += len(shard)
+        if len(here_R) < len(shard):
+            files.append(folder / f"shard-{number:05d}.npy")
+            np.save(files[-1], np.delete(shard, here_R, axis=0))
+    origin = artifacts.made_from("live rows", {}, {})
+    artifacts.write_manifest(folder / "manifest.json", origin, files)
+    return folder, open_shards(folder)

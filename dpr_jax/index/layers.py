@@ -1,8 +1,8 @@
-"""A built index that followed its corpus: what was added since lies beside it, what was removed is
-left out.
+"""A built index with the changes of its corpus laid over it.
 
-Every engine alike: ScaNN and FAISS can take vectors in and out themselves, but write their whole
-  index anew for it (docs/log.md).
+What was added is searched exactly beside it; what was removed is left out. This holds for every
+engine: ScaNN and FAISS can add and remove vectors themselves, but write their whole index anew for
+it (docs/log.md).
 """
 
 from collections.abc import Callable
@@ -13,63 +13,10 @@ import numpy as np
 
 from dpr_jax.index import hits
 from dpr_jax.index.engines.exact import ExactIndex
-from dpr_jax.index.open import engine
-from dpr_jax.index.removed import Search, search_without
+from dpr_jax.index.removed import SearchFunction, search_without
 
 
-class LayeredIndex:
-    """The engine that the index was built with, exact search over the rows added since, and neither
-    finds a removed row.
-
-    Attributes:
-      count: rows of the corpus, removed ones included.
-      dimension: width of the vectors in it; `engines.load` lays a reduction around it where
-        questions are wider.
-      settings: what `load` needs again, to be kept by the caller: JSON values. kind, folder and
-        settings of the built index; rows, the file of its corpus rows, where it lacks some ("": it
-        has the first ones); first_added, the row where the additions begin; added and removed, the
-        files of their vectors and of their rows.
-    """
-
-    def __init__(self, layers: list["Layer"], settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.count, self.dimension = settings["count"], settings["dimension"]
-        self._layers = layers
-
-    @classmethod
-    def load(cls, folder: Path, settings: dict[str, Any]) -> "LayeredIndex":
-        """Opens the layers in `folder`."""
-        gone_R = rows_in([folder / name for name in settings["removed"]])
-        first_added = settings["first_added"]
-        built = engine(settings["kind"]).load(folder / settings["folder"], settings["settings"])
-        if settings["rows"]:
-            rows_N = np.load(folder / settings["rows"], mmap_mode="r")
-            layers = [_of_rows(built.search, rows_N, gone_R)]
-        else:
-            layers = [_of_range(built.search, range(first_added), gone_R)]
-        if settings["added"]:
-            files = [folder / name for name in settings["added"]]
-            added = ExactIndex([np.load(file, mmap_mode="r") for file in files])
-            rows = range(first_added, first_added + added.count)
-            layers.append(_of_range(added.search, rows, gone_R))
-        return cls(layers, settings)
-
-    def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits of all layers; see `ExactIndex.search` for arguments and result."""
-        queries_QD = hits.check_queries(queries_QD, self.dimension)
-        found = []
-        for layer in self._layers:
-            scores_QK, at_QK = search_without(
-                layer.search, layer.gone_R, queries_QD, k, count=layer.count
-            )
-            rows_QK = np.where(at_QK < 0, -1, layer.to_corpus(at_QK))
-            found.append((scores_QK, rows_QK))
-        scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
-        scores_QK, rows_QK = hits.in_order(scores, rows, rows < 0)
-        return scores_QK[:, :k], rows_QK[:, :k]
-
-
-class Layer(NamedTuple):
+class IndexPart(NamedTuple):
     """One engine and the corpus rows that it has, which it counts from 0.
 
     Attributes:
@@ -79,24 +26,75 @@ class Layer(NamedTuple):
       to_corpus: its rows -> rows of the corpus.
     """
 
-    search: Search
+    search: SearchFunction
     count: int
     gone_R: np.ndarray
     to_corpus: Callable[[np.ndarray], np.ndarray]
 
 
-def _of_range(search: Search, rows: range, gone_R: np.ndarray) -> Layer:
+class LayeredIndex:
+    """A built index and exact search over the rows added since; neither finds a removed row.
+
+    Attributes:
+      count: rows of the corpus, removed ones included.
+      dimension: width of the vectors in it.
+      settings: those of the built index.
+    """
+
+    def __init__(
+        self,
+        built: Any,
+        *,
+        rows_N: np.ndarray | None,
+        first_added: int,
+        added: list[np.ndarray],
+        gone_R: np.ndarray,
+    ) -> None:
+        """Takes an opened engine and what changed since it was built.
+
+        Args:
+          built: has `search`, `count`, `dimension` and `settings`.
+          rows_N: corpus rows of its rows, int64, ascending; None: the first ones.
+          first_added: corpus row where the additions begin.
+          added: their vectors in corpus order, [rows, dimension].
+          gone_R: removed rows, int64, ascending.
+        """
+        self.settings, self.dimension = built.settings, built.dimension
+        self.count = first_added + sum(map(len, added))
+        if rows_N is None:
+            self._parts = [_of_range(built.search, range(first_added), gone_R)]
+        else:
+            self._parts = [_of_rows(built.search, rows_N, gone_R)]
+        if added:
+            rows = range(first_added, self.count)
+            self._parts.append(_of_range(ExactIndex(added).search, rows, gone_R))
+
+    def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the k best hits of all parts; see `ExactIndex.search`."""
+        queries_QD = hits.check_queries(queries_QD, self.dimension)
+        found = []
+        for part in self._parts:
+            scores_QK, at_QK = search_without(
+                part.search, part.gone_R, queries_QD, k, count=part.count
+            )
+            found.append((scores_QK, np.where(at_QK < 0, -1, part.to_corpus(at_QK))))
+        scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+        scores_QK, rows_QK = hits.in_order(scores, rows, rows < 0)
+        return scores_QK[:, :k], rows_QK[:, :k]
+
+
+def _of_range(search: SearchFunction, rows: range, gone_R: np.ndarray) -> IndexPart:
     here_R = gone_R[(gone_R >= rows.start) & (gone_R < rows.stop)]
-    return Layer(search, len(rows), here_R - rows.start, lambda at: at + rows.start)
+    return IndexPart(search, len(rows), here_R - rows.start, lambda at: at + rows.start)
 
 
-def _of_rows(search: Search, rows_N: np.ndarray, gone_R: np.ndarray) -> Layer:
+def _of_rows(search: SearchFunction, rows_N: np.ndarray, gone_R: np.ndarray) -> IndexPart:
     at_R = np.minimum(np.searchsorted(rows_N, gone_R), len(rows_N) - 1)
     here_R = at_R[rows_N[at_R] == gone_R]
-    return Layer(search, len(rows_N), here_R, lambda at: rows_N[at])
+    return IndexPart(search, len(rows_N), here_R, lambda at: rows_N[at])
 
 
 def rows_in(files: list[Path]) -> np.ndarray:
-    """Rows out of several files, int64, ascending."""
+    """Returns the rows in several files, int64, ascending."""
     parts = [np.zeros(0, np.int64), *(np.load(file) for file in files)]
     return np.sort(np.concatenate(parts))

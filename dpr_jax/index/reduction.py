@@ -69,7 +69,7 @@ class Reduction(NamedTuple):
         if not 0 < dimensions < width:
             raise InputError(
                 f"index.dimensions is {dimensions}; it must be smaller than the width of the"
-                f" vectors, which is {width}, or 0 for all"
+                f" vectors, which is {width}, or None for all"
             )
         for _ in embeddings.checked_blocks(shards):
             pass
@@ -141,32 +141,15 @@ class Reduction(NamedTuple):
         return cls(settings, *(np.load(folder / name) for name in _FILES))
 
     def write(self, shards: list[np.ndarray], folder: Path) -> None:
-        """Writes the passages' vectors, made narrower, as embeddings in a folder of their own, and
-        the reduction with them for `carry`.
+        """Writes the passages' vectors, made narrower, as embeddings in a folder of their own.
 
-        Raises:
-          InputError: a vector is not finite.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "shard-00000-of-00001.npy"
-        self.write_shard(shards, file)
-        self.save(folder)
-        artifacts.write_manifest(
-            folder / "manifest.json",
-            artifacts.made_from("reduced vectors", {}, {}),
-            [file],
-            count=sum(map(len, shards)),
-            width=self.dimensions,
-            reduction=self.settings,
-        )
-
-    def write_shard(self, shards: list[np.ndarray], file: Path) -> None:
-        """Writes the passages' vectors, made narrower, into one .npy file, a block at a time:
-        float16 [rows, R].
+        The reduction lies with them, for `carry`. Blocks pass one at a time: float16 [rows, R].
 
         Raises:
           InputError: a vector is not finite, or is too large for float16 when it is narrower.
         """
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "shard-00000-of-00001.npy"
         shape = (sum(map(len, shards)), self.dimensions)
         emb_NR = np.lib.format.open_memmap(file, "w+", np.float16, shape)
         for start, block_BD in embeddings.checked_blocks(shards):
@@ -175,10 +158,19 @@ class Reduction(NamedTuple):
                 raise InputError(
                     f"row {start} or one of the {len(block_BD) - 1} after it has a number beyond"
                     f" float16's {np.finfo(np.float16).max} in {self.dimensions} dimensions; set"
-                    " index.dimensions to 0"
+                    " index.dimensions to None"
                 )
             emb_NR[start : start + len(block_BD)] = narrow_BR
         emb_NR.flush()
+        self.save(folder)
+        artifacts.write_manifest(
+            folder / "manifest.json",
+            artifacts.made_from("reduced vectors", {}, {}),
+            [file],
+            count=len(emb_NR),
+            width=self.dimensions,
+            reduction=self.settings,
+        )
 
 
 def carry(vectors: Path, folder: Path) -> dict[str, Any]:

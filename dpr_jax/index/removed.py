@@ -1,4 +1,4 @@
-"""Searching around rows that were removed: any engine, asked for more hits than wanted."""
+"""Leaves removed rows out of any engine's hits, by asking it for more than wanted."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ from dpr_jax.index import hits
 
 # (queries float32 [Q, D], k) -> (scores float32 [Q, k], rows int64 [Q, k]), missing hits -inf and
 # -1 at the end
-Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+SearchFunction = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def search_without(
-    search: Search, gone_R: np.ndarray, queries_QD: np.ndarray, k: int, *, count: int
+    search: SearchFunction, gone_R: np.ndarray, queries_QD: np.ndarray, k: int, *, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best hits that are not in `gone_R`.
+    """Returns the k best hits that are not in `gone_R`.
 
     Twice as many are asked for as long as a question has too few, so that only a question whose
     best passages were all removed costs more.

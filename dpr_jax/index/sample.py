@@ -33,9 +33,11 @@ def draw(
     model: str,
     certificate: int,
     tuning: bool,
+    gone_R: np.ndarray = NOTHING,
 ) -> Sample:
-    """Takes queries evenly spaced over the question vectors, or over the corpus where there are
-    none; no row is in both parts.
+    """Takes queries evenly spaced over the question vectors, or over the corpus without them.
+
+    No row is in both parts.
 
     Args:
       shards: the corpus.
@@ -44,6 +46,7 @@ def draw(
       certificate: queries to certify with; at most half of what there is, where some are wanted for
         tuning.
       tuning: whether there is something to tune.
+      gone_R: rows of the corpus that were removed, int64, ascending.
 
     Raises:
       InputError: the question vectors are damaged, too few, unsound or of another model.
@@ -53,18 +56,19 @@ def draw(
         pool, facts = embeddings.open_embeddings(questions)
         if (facts["model"], facts["width"]) != (model, shards[0].shape[1]):
             raise InputError(
-                f"index.queries names {questions}, whose vectors are of another model than the"
-                " corpus'; encode the questions with the model that encoded the passages"
+                f"{questions} holds vectors of another model than that of the passages; run `dpr"
+                " encode` for both again"
             )
-        origin = f"question vectors in {questions.name}"
-    count = sum(len(shard) for shard in pool)
+        origin = f"question vectors of {questions.name.rpartition('-')[0]}"
+        gone_R = NOTHING
+    count = sum(len(shard) for shard in pool) - len(gone_R)
     if count < 1 + tuning:
         raise InputError(
             f"there are {count} {origin} to measure with; tuning takes some and the certificate"
-            " others, so give --index.queries a folder with more"
+            " others, so name a split with more questions by --index.queries"
         )
     rows_R = _spaced(count, certificate + (TUNING_QUERIES if tuning else 0))
-    queries_RD = embeddings.pick_rows(pool, rows_R)
+    queries_RD = embeddings.pick_rows(pool, _corpus_rows(rows_R, gone_R))
     if questions is not None and not np.isfinite(queries_RD).all():
         raise InputError(
             f"{questions} holds NaN or infinity; delete it and encode the questions again with a"
@@ -77,14 +81,12 @@ def draw(
     return Sample(queries_RD[held_out_R], queries_RD[~held_out_R], origin)
 
 
-def corpus_rows(shards: list[np.ndarray], wanted: int, gone_R: np.ndarray) -> np.ndarray:
-    """At most `wanted` vectors of the corpus, evenly spaced over the rows that are not in `gone_R`:
-    float32 [Q, D].
-    """
-    live_N = np.delete(np.arange(sum(len(shard) for shard in shards)), gone_R)
-    return embeddings.pick_rows(shards, live_N[_spaced(len(live_N), wanted)])
+def _corpus_rows(live_R: np.ndarray, gone_R: np.ndarray) -> np.ndarray:
+    """Returns the rows of passages that are counted without the removed ones."""
+    gone_before_R = np.searchsorted(gone_R - np.arange(len(gone_R)), live_R, side="right")
+    return live_R + gone_before_R
 
 
 def _spaced(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` of `count` places, in order."""
+    """Returns at most `wanted` of `count` places, in order."""
     return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))

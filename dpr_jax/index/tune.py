@@ -34,11 +34,13 @@ class Tuned(NamedTuple):
     """The index that was kept.
 
     Attributes:
+      kind: of the engine.
       folder: of its files.
       settings: what the engine's `load` needs.
       tried: every point measured, JSON values, in order.
     """
 
+    kind: str
     folder: Path
     settings: dict[str, Any]
     tried: list[dict[str, Any]]
@@ -68,7 +70,7 @@ def tune(
       kind: of the engine.
       vectors: folder of the embeddings, by which recall is measured.
       folder: exists, empty.
-      config: what is 0 in it is chosen; what is set stays.
+      config: what is None in it is chosen; what is set stays.
       shards: the vectors, in corpus order.
       queries_QD: float32, to measure with.
       build_of: folder of the same vectors made narrower, to build of; None builds of `vectors`.
@@ -125,7 +127,7 @@ def tune(
 
     champion = attempt(config)
     for name, values in _walks(champion.settings):
-        if getattr(champion.config, name):
+        if getattr(champion.config, name) is not None:
             continue  # set by hand, or found by the walk the other way
         for value in values:
             challenger = attempt(dataclasses.replace(champion.config, **{name: value}))
@@ -141,7 +143,7 @@ def tune(
             f" best, {_words(champion.settings)}, has {_found(champion.best)}: lower"
             f" --index.target-recall, or {wider}"
         )
-    return Tuned(champion.folder, champion.settings, tried)
+    return Tuned(kind, champion.folder, champion.settings, tried)
 
 
 def _walks(settings: dict[str, Any]) -> list[tuple[str, list[float]]]:
@@ -172,7 +174,7 @@ def search_knobs(
         "reorder": lambda: sweep.ladder(k, min(REORDER_AT_MOST * k, count), steps=2),
     }
     return {
-        name: [getattr(config, name)] if getattr(config, name) else ladder()
+        name: ladder() if getattr(config, name) is None else [getattr(config, name)]
         for name, ladder in ladders.items()
         if name in settings
     }
@@ -190,5 +192,5 @@ def _words(settings: dict[str, Any]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {settings[name]:,}"
         for name in (*_BUILT, "leaves_to_search", "ef_search", "reorder")
-        if name in settings
+        if settings.get(name) is not None
     )

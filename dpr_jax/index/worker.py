@@ -24,7 +24,7 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, reduction
 from dpr_jax.index import sweep as sweeping
-from dpr_jax.index.open import engine, load
+from dpr_jax.index.open import Parts, engine, load
 from dpr_jax.index.recall import recall
 from dpr_jax.index.sweep import Point
 
@@ -36,7 +36,7 @@ def build(kind: str, vectors: Path, folder: Path, config: dict[str, Any]) -> dic
     """Builds an index of the embeddings in `vectors` into the empty `folder`, in a fresh process.
 
     Returns:
-      The settings that `engines.load` needs.
+      The settings that `open.load` needs.
 
     Raises:
       InputError: the vectors are unsound, or the engine crashed.
@@ -45,14 +45,12 @@ def build(kind: str, vectors: Path, folder: Path, config: dict[str, Any]) -> dic
     return _run({**job, "folder": str(folder), "config": config})
 
 
-def ask(
-    kind: str, folder: Path, settings: dict[str, Any], queries_QD: np.ndarray, k: int
-) -> tuple[np.ndarray, float]:
+def ask(folder: Path, parts: Parts, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     """Loads an index in a fresh process and searches it there, on the CPU.
 
     Returns:
-      rows int64 [Q, k], -1 where there is no hit; and how many queries it answers a second when all
-      are asked at once.
+      rows int64 [Q, k], -1 where there is no hit; and how many queries it answers per second when
+      all are asked at once.
 
     Raises:
       InputError: the engine crashed.
@@ -60,8 +58,8 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="dpr-index-") as name:
         queries, rows = Path(name) / "queries.npy", Path(name) / "rows.npy"
         np.save(queries, queries_QD)
-        job = {"verb": "ask", "kind": kind, "folder": str(folder), "k": k}
-        job |= {"settings": settings, "queries": str(queries), "rows": str(rows)}
+        job = {"verb": "ask", "kind": parts.kind, "folder": str(folder), "k": k}
+        job |= {"parts": parts._asdict(), "queries": str(queries), "rows": str(rows)}
         speed = _run(job)["queries_per_s"]
         return np.load(rows), speed
 
@@ -159,7 +157,7 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(job: dict[str, Any]) -> dict[str, Any]:
-    index = load(job["kind"], Path(job["folder"]), job["settings"])
+    index = load(Path(job["folder"]), Parts(**job["parts"]))
     queries_QD = np.load(job["queries"])
     index.search(queries_QD, job["k"])  # the first time reads files and compiles
     taken = []
@@ -173,7 +171,7 @@ def _ask(job: dict[str, Any]) -> dict[str, Any]:
 
 def _sweep(job: dict[str, Any]) -> dict[str, Any]:
     shards = embeddings.open_shards(Path(job["vectors"]))
-    index = load(job["kind"], Path(job["folder"]), job["settings"])
+    index = load(Path(job["folder"]), Parts(job["kind"], job["settings"]))
     queries_QD, exact_QK = np.load(job["queries"]), np.load(job["exact"])
     count, k = exact_QK.shape
     index.search(queries_QD, k)

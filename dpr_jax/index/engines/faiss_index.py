@@ -17,7 +17,7 @@ from dpr_jax.index import defaults, embeddings, hits
 # to gain.
 PARTITIONS_FROM_ROWS = 5000
 TRAINING_ROWS = 100_000
-TRAINING_ROWS_A_LEAF = 50
+TRAINING_ROWS_PER_LEAF = 50
 # {leaves} is index.leaves, {half} half the width of a vector; RFlat scores the best candidates
 # again, exactly.
 FACTORIES = {
@@ -142,7 +142,7 @@ def _search_settings(faiss: ModuleType, index: Any, config: IndexConfig) -> dict
 def _training_rows(shards: list[np.ndarray], leaves: int) -> np.ndarray:
     """Vectors evenly spaced over the corpus, as many as k-means needs: float32 [rows, D]."""
     count = sum(map(len, shards))
-    wanted = min(count, max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * leaves))
+    wanted = min(count, max(TRAINING_ROWS, TRAINING_ROWS_PER_LEAF * leaves))
     return embeddings.pick_rows(shards, np.linspace(0, count - 1, wanted).astype(np.int64))
 
 

@@ -21,7 +21,8 @@ from dpr_jax.index.engines import simd
 TREE_FROM_ROWS = 1000
 TRAINING_ROWS = 100_000
 # 0.006 more recall than with 100, at the same speed (docs/log.md)
-TRAINING_ROWS_A_LEAF = 250
+TRAINING_ROWS_PER_LEAF = 250
+ANISOTROPIC_THRESHOLD = 0.2  # ScaNN's usual one
 
 
 def available() -> bool:
@@ -50,8 +51,8 @@ class ScannIndex:
 
         Args:
           shards: the vectors in corpus order, float16 or float32 [rows, D].
-          config: leaves, leaves_to_search, reorder, dimensions_per_block, anisotropic_threshold,
-            soar_lambda (Sun et al., 2023, arXiv 2404.00774), reorder_dtype.
+          config: leaves, leaves_to_search, reorder, dimensions_per_block, soar_lambda (Sun et al.,
+            2023, arXiv 2404.00774), reorder_dtype.
 
         Raises:
           InputError: ScaNN is not installed, or a vector is not finite.
@@ -69,7 +70,6 @@ class ScannIndex:
             "leaves_to_search": config.leaves_to_search,
             "reorder": config.reorder,
             "dimensions_per_block": min(config.dimensions_per_block, dimension),
-            "anisotropic_threshold": config.anisotropic_threshold,
             "soar_lambda": config.soar_lambda,
             "reorder_dtype": config.reorder_dtype,
         }
@@ -79,13 +79,13 @@ class ScannIndex:
             builder.tree(
                 config.leaves,
                 config.leaves_to_search,
-                training_sample_size=max(TRAINING_ROWS, TRAINING_ROWS_A_LEAF * config.leaves),
+                training_sample_size=max(TRAINING_ROWS, TRAINING_ROWS_PER_LEAF * config.leaves),
                 random_init=False,
-                soar_lambda=config.soar_lambda or None,
+                soar_lambda=config.soar_lambda,
             )
             .score_ah(
                 settings["dimensions_per_block"],
-                anisotropic_quantization_threshold=config.anisotropic_threshold,
+                anisotropic_quantization_threshold=ANISOTROPIC_THRESHOLD,
             )
             .reorder(config.reorder, scann.ReorderType[config.reorder_dtype.upper()])
             .build()
