@@ -306,7 +306,7 @@ class IndexConfig:
     """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else
     exact.
     """
-    dimensions: int | None = None
+    dimensions: Positive | None = None
     """Make vectors so many numbers wide before the index is built of them, and questions before
     they are asked; None: their whole width.
     """
@@ -314,7 +314,7 @@ class IndexConfig:
     """How: by principal components of the corpus, or the first numbers alone, for towers trained
     with train.matryoshka_widths.
     """
-    target_recall: float | None = None
+    target_recall: Share | None = None
     """Recall@100 against exact search that is wanted: settings below that are None are measured,
     and the fastest that reach it are kept; None: by rule.
     """
@@ -322,13 +322,13 @@ class IndexConfig:
     """Questions to measure with, encoded by `dpr encode --encode.questions`; None: corpus rows,
     which are easier to find.
     """
-    leaves: int | None = None
+    leaves: Positive | None = None
     """Partitions (ScaNN tree, FAISS IVF); None: the square root of the number of passages."""
-    leaves_to_search: int | None = None
+    leaves_to_search: Positive | None = None
     """Partitions searched per query; None: a quarter of the leaves, at least 100 (all, where there
     are fewer).
     """
-    reorder: int | None = None
+    reorder: Positive | None = None
     """ScaNN, FAISS with refinement: candidates rescored exactly per query (at least the k asked
     for); None: 400.
     """
@@ -336,11 +336,11 @@ class IndexConfig:
     """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages,
     else ivf_flat.
     """
-    ef_search: int | None = None
+    ef_search: Positive | None = None
     """FAISS HNSW: candidates kept while searching (at least the k asked for); None: 200."""
-    dimensions_per_block: int | None = None
+    dimensions_per_block: Positive | None = None
     """ScaNN: dimensions per code word of the product quantization; None: 2."""
-    soar_lambda: float | None = None
+    soar_lambda: Annotated[float, Bounds(above=0)] | None = None
     """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is
     usual); None: in one alone, or with a target recall whichever is faster.
     """
@@ -348,11 +348,11 @@ class IndexConfig:
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and
     scores are rounded.
     """
-    exact_recall: float = 1.0
+    exact_recall: Share = 1.0
     """Exact: share of its best k that a TPU should find in a block; below 1 it takes approx_max_k,
     which is faster. CPUs and GPUs find all.
     """
-    recall_queries: int = 200
+    recall_queries: Positive = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned
     on.
     """

@@ -2,62 +2,68 @@
 last.
 """
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prepared import prepare
+from vectors import names_in, new_retriever, with_recipe, write_vectors
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, IndexConfig
+from dpr_jax.config import Config, IndexConfig, ModelConfig
+from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, defaults, worker
+from dpr_jax.index import build, defaults, update, worker
 from dpr_jax.index.engines import faiss_index, scann_index
 from dpr_jax.index.engines.exact import ExactIndex
-from dpr_jax.index.open import open_index
+from dpr_jax.index.open import MANIFEST, Parts, built_of, open_index
+from dpr_jax.model.embed import load_embedder
+from dpr_jax.workdir import RetrieverDir
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGED = "packaged:all-MiniLM-L6-v2"
 
 
-def _vectors(count: int = 2000) -> np.ndarray:
+def clusters(count: int = 2000) -> np.ndarray:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(30, 16))
     vectors_ND = centres[rng.integers(0, 30, count)] + 0.5 * rng.normal(size=(count, 16))
     return vectors_ND.astype(np.float16)
 
 
-def _write_embeddings(workdir: WorkDir, vectors_ND: np.ndarray) -> None:
-    folder = workdir.inside("embeddings")
-    folder.mkdir(exist_ok=True)
-    files = []
-    for number, shard in enumerate(np.array_split(vectors_ND, 3)):
-        files.append(folder / f"shard-{number:05d}-of-00003.npy")
-        np.save(files[-1], shard)
-    artifacts.write_manifest(
-        folder / "manifest.json",
-        artifacts.made_from("encode", {}, {}),
-        files,
-        count=len(vectors_ND),
-        width=vectors_ND.shape[1],
-        model="a model",
-    )
+def write_embeddings(retriever: RetrieverDir, vectors_ND: np.ndarray) -> Path:
+    return write_vectors(retriever, np.array_split(vectors_ND, 3))
 
 
 @pytest.fixture
-def workdir(tmp_path: Path) -> WorkDir:
-    workdir = artifacts.open_workdir(tmp_path / "work", "test")
-    _write_embeddings(workdir, _vectors())
-    return workdir
+def retriever(tmp_path: Path) -> RetrieverDir:
+    retriever = new_retriever(tmp_path / "work")
+    write_embeddings(retriever, clusters())
+    return retriever
 
 
-def _config(kind: str, **changes: float | str) -> Config:
+def config_of(kind: str, **changes: float | str | None) -> Config:
     return Config(index=IndexConfig(kind=kind, recall_queries=40, **changes))
 
 
+def facts_of(retriever: RetrieverDir) -> dict:
+    return artifacts.read_json(retriever.current("index") / MANIFEST)
+
+
+def nothing_left_over(retriever: RetrieverDir) -> bool:
+    return all(
+        name == "retriever.json" or name.count("-") == 1 and "." not in name
+        for name in names_in(retriever.home)
+    )
+
+
 @pytest.mark.parametrize("kind", ["scann", "faiss", "exact"])
-def test_builds_a_movable_index_and_measures_it(workdir: WorkDir, kind: str) -> None:
+def test_builds_a_movable_index_and_measures_it(retriever: RetrieverDir, kind: str) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    build.run(_config(kind), workdir)
-    facts = artifacts.read_json(workdir.inside("index") / "index.json")
+    update.run(config_of(kind), retriever)
+    facts = facts_of(retriever)
     assert facts["kind"] == kind and facts["count"] == 2000
     assert facts["dimension"] == 16 and facts["metric"] == "inner_product"
     assert facts["recall_at_100"] >= (0.9 if kind == "scann" else 1.0)
@@ -65,87 +71,75 @@ def test_builds_a_movable_index_and_measures_it(workdir: WorkDir, kind: str) -> 
     assert facts["queries_per_s"] > 0
     assert facts["recall_queries"] == 40 and "corpus" in facts["recall_queries_from"]
 
-    moved = workdir.root.parent / "elsewhere"
-    workdir.inside("index").rename(moved)
+    moved = retriever.root.parent / "elsewhere"
+    retriever.current("index").rename(moved)
     index = open_index(moved)
-    queries_QD = _vectors()[::100].astype(np.float32)
-    wanted_QK, _ = ExactIndex([_vectors()]).search(queries_QD, 5)
+    queries_QD = clusters()[::100].astype(np.float32)
+    wanted_QK, _ = ExactIndex([clusters()]).search(queries_QD, 5)
     np.testing.assert_allclose(index.search(queries_QD, 5)[0], wanted_QK, rtol=1e-5)
     assert index.passage_fingerprint == "a model" and index.count == 2000
-    left = {path.name for path in workdir.root.iterdir()}
-    assert left == {"workdir.json", "embeddings"}
+    assert nothing_left_over(retriever)
 
 
-def test_recall_is_what_a_weak_index_deserves(workdir: WorkDir) -> None:
+def test_recall_is_what_a_weak_index_deserves(retriever: RetrieverDir) -> None:
     pytest.importorskip("scann")
-    build.run(_config("scann", leaves=100, leaves_to_search=1), workdir)
-    index = open_index(workdir.inside("index"))
+    update.run(config_of("scann", leaves=100, leaves_to_search=1), retriever)
+    index = open_index(retriever.current("index"))
     sample_Q = np.unique(np.linspace(0, 1999, 40).astype(int))
-    queries_QD = _vectors()[sample_Q].astype(np.float32)
+    queries_QD = clusters()[sample_Q].astype(np.float32)
     found_QK = index.search(queries_QD, 100)[1]
-    wanted_QK = ExactIndex([_vectors()]).search(queries_QD, 100)[1]
+    wanted_QK = ExactIndex([clusters()]).search(queries_QD, 100)[1]
     both = [len(set(a) & set(b)) for a, b in zip(found_QK, wanted_QK, strict=True)]
     assert index.recall_at_100 == pytest.approx(sum(both) / wanted_QK.size, abs=1e-3)
     assert index.recall_at_100 < 0.9
 
 
-def test_equal_passages_do_not_lower_recall(workdir: WorkDir) -> None:
+def test_equal_passages_do_not_lower_recall(retriever: RetrieverDir) -> None:
     pytest.importorskip("scann")
-    _write_embeddings(workdir, np.tile(_vectors(4), (500, 1)))
-    build.run(_config("scann", leaves=2), workdir)
-    assert open_index(workdir.inside("index")).recall_at_100 == 1.0
+    write_embeddings(retriever, np.tile(clusters(4), (500, 1)))
+    update.run(config_of("scann", leaves=2), retriever)
+    assert open_index(retriever.current("index")).recall_at_100 == 1.0
 
 
-def test_fewer_passages_than_recall_looks_at(workdir: WorkDir) -> None:
-    _write_embeddings(workdir, _vectors(30))
-    build.run(_config("faiss"), workdir)
-    index = open_index(workdir.inside("index"))
+def test_fewer_passages_than_recall_looks_at(retriever: RetrieverDir) -> None:
+    write_embeddings(retriever, clusters(30))
+    update.run(config_of("faiss"), retriever)
+    index = open_index(retriever.current("index"))
     assert index.recall_at_100 == 1.0
-    scores_QK, rows_QK = index.search(_vectors(2).astype(np.float32), 40)
+    scores_QK, rows_QK = index.search(clusters(2).astype(np.float32), 40)
     assert (rows_QK[:, 30:] == -1).all() and np.isneginf(scores_QK[:, 30:]).all()
 
 
 def test_a_finished_index_is_not_built_again(
-    workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
+    retriever: RetrieverDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.run(_config("faiss"), workdir)
+    update.run(config_of("faiss"), retriever)
     with monkeypatch.context() as patch:
         patch.setattr(worker, "build", lambda *_: pytest.fail("built again"))
-        build.run(_config("faiss"), workdir)
+        update.run(config_of("faiss"), retriever)
         # a setting of another engine is none of this one's
-        build.run(_config("faiss", dimensions_per_block=7), workdir)
-    _write_embeddings(workdir, _vectors(500))
-    build.run(_config("faiss"), workdir)
-    assert open_index(workdir.inside("index")).count == 500
+        update.run(config_of("faiss", dimensions_per_block=7), retriever)
+    write_embeddings(retriever, clusters(500))
+    update.run(config_of("faiss"), retriever)
+    assert open_index(retriever.current("index")).count == 500
 
 
-def _write_questions(workdir: WorkDir, model: str = "a model") -> np.ndarray:
-    questions_QD = (_vectors(2000)[::5] + _vectors(2000)[1::5]).astype(np.float16)
-    folder = workdir.inside("questions")
-    folder.mkdir(exist_ok=True)
-    np.save(folder / "shard-00000-of-00001.npy", questions_QD)
-    artifacts.write_manifest(
-        folder / "manifest.json",
-        artifacts.made_from("encode", {}, {}),
-        [folder / "shard-00000-of-00001.npy"],
-        count=len(questions_QD),
-        width=16,
-        model=model,
-    )
-    return questions_QD
+def write_questions(retriever: RetrieverDir, model: str = "a model") -> None:
+    questions_QD = (clusters(2000)[::5] + clusters(2000)[1::5]).astype(np.float16)
+    write_vectors(retriever, [questions_QD], stage="questions/dev", model=model)
 
 
 def test_a_target_is_reached_with_questions_and_other_questions_certify_it(
-    workdir: WorkDir,
+    retriever: RetrieverDir,
 ) -> None:
     pytest.importorskip("faiss")
-    _write_embeddings(workdir, _vectors(6000))
-    _write_questions(workdir)
-    settings = {"target_recall": 0.9, "queries": "questions", "leaves": 60}
-    build.run(_config("faiss", **settings), workdir)
-    folder = workdir.inside("index")
+    write_embeddings(retriever, clusters(6000))
+    write_questions(retriever)
+    settings = {"target_recall": 0.9, "queries": "dev", "leaves": 60}
+    update.run(config_of("faiss", **settings), retriever)
+    folder = retriever.current("index")
     facts = artifacts.read_json(folder / "index.json")
-    assert facts["recall_queries_from"] == "question vectors in questions"
+    assert facts["recall_queries_from"] == "question vectors of dev"
     assert facts["recall_queries"] == 40 and facts["tuning_queries"] == 360
     assert facts["target_recall"] == 0.9 and 0.87 < facts["recall_at_100"] < 1
     reached = [
@@ -154,30 +148,30 @@ def test_a_target_is_reached_with_questions_and_other_questions_certify_it(
         if point["recall_at_100"] - point["standard_error"] >= 0.9
     ]
     assert facts["settings"]["leaves_to_search"] in reached
-    assert facts["settings"] == artifacts.read_json(folder / "settings.json")
+    assert facts["settings"] == artifacts.read_json(folder / "parts.json")["settings"]
 
     # the same files and another setting at search time are another index to those who search it
     before = artifacts.fingerprint(folder / "index.json")
-    build.run(_config("faiss", **settings | {"leaves_to_search": 60}), workdir)
-    assert artifacts.fingerprint(folder / "index.json") != before
-    assert open_index(folder).recall_at_100 == 1.0
+    update.run(config_of("faiss", **settings | {"leaves_to_search": 60}), retriever)
+    assert artifacts.fingerprint(retriever.current("index") / "index.json") != before
+    assert open_index(retriever.current("index")).recall_at_100 == 1.0
+    assert artifacts.fingerprint(folder / "index.json") == before
 
 
-def test_a_target_out_of_reach_leaves_the_old_index(workdir: WorkDir) -> None:
+def test_a_target_out_of_reach_leaves_the_old_index(retriever: RetrieverDir) -> None:
     pytest.importorskip("scann")
-    build.run(_config("exact"), workdir)
+    update.run(config_of("exact"), retriever)
     hopeless = {"target_recall": 0.99, "leaves": 100, "leaves_to_search": 1}
     with pytest.raises(InputError, match=r"no setting of scann reaches .* 0\.99"):
-        build.run(_config("scann", reorder=100, dimensions_per_block=2, **hopeless), workdir)
-    assert open_index(workdir.inside("index")).kind == "exact"
-    left = {path.name for path in workdir.root.iterdir()}
-    assert left == {"workdir.json", "embeddings", "index"}
+        update.run(config_of("scann", reorder=100, dimensions_per_block=2, **hopeless), retriever)
+    assert open_index(retriever.current("index")).kind == "exact"
+    assert nothing_left_over(retriever)
 
 
-def test_questions_of_another_model_are_refused(workdir: WorkDir) -> None:
-    _write_questions(workdir, model="another")
-    with pytest.raises(InputError, match="questions, whose vectors are of another model"):
-        build.run(_config("exact", queries="questions"), workdir)
+def test_questions_of_another_model_are_refused(retriever: RetrieverDir) -> None:
+    write_questions(retriever, model="another")
+    with pytest.raises(InputError, match="vectors of another model than that of the passages"):
+        update.run(config_of("exact", queries="dev"), retriever)
 
 
 def _flip_byte(path: Path) -> None:
@@ -186,9 +180,9 @@ def _flip_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_file_is_named(workdir: WorkDir) -> None:
-    build.run(_config("faiss"), workdir)
-    folder = workdir.inside("index")
+def test_a_damaged_file_is_named(retriever: RetrieverDir) -> None:
+    update.run(config_of("faiss"), retriever)
+    folder = retriever.current("index")
     _flip_byte(folder / "index.faiss")
     with pytest.raises(InputError, match="index.faiss is damaged"):
         open_index(folder)
@@ -200,31 +194,30 @@ def test_a_damaged_file_is_named(workdir: WorkDir) -> None:
         open_index(folder)
 
 
-def test_a_damaged_shard_is_named_and_the_old_index_stays(workdir: WorkDir) -> None:
-    build.run(_config("faiss"), workdir)
-    shard = workdir.inside("embeddings") / "shard-00002-of-00003.npy"
+def test_a_damaged_shard_is_named_and_the_old_index_stays(retriever: RetrieverDir) -> None:
+    update.run(config_of("faiss"), retriever)
+    shard = retriever.current("embeddings") / "shard-00002-of-00003.npy"
     _flip_byte(shard)
     with pytest.raises(InputError, match=f"{shard.name} is damaged"):
-        build.run(_config("exact"), workdir)
-    assert open_index(workdir.inside("index")).kind == "faiss"
+        update.run(config_of("exact"), retriever)
+    assert open_index(retriever.current("index")).kind == "faiss"
 
 
 @pytest.mark.parametrize("kind", ["scann", "faiss", "exact"])
-def test_rows_that_are_not_finite_are_refused(workdir: WorkDir, kind: str) -> None:
+def test_rows_that_are_not_finite_are_refused(retriever: RetrieverDir, kind: str) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    vectors_ND = _vectors()
+    vectors_ND = clusters()
     vectors_ND[1234, 5] = np.nan
-    _write_embeddings(workdir, vectors_ND)
+    write_embeddings(retriever, vectors_ND)
     with pytest.raises(InputError, match="row 1,234 of the embeddings"):
-        build.run(_config(kind), workdir)
-    left = {path.name for path in workdir.root.iterdir()}
-    assert left == {"workdir.json", "embeddings"}
+        update.run(config_of(kind), retriever)
+    assert nothing_left_over(retriever)
 
 
-def test_an_engine_that_crashes_is_one_line(workdir: WorkDir) -> None:
+def test_an_engine_that_crashes_is_one_line(retriever: RetrieverDir) -> None:
     with pytest.raises(InputError, match="faiss engine failed .*--index.kind") as error:
-        worker.ask("faiss", workdir.root / "nothing", {}, np.ones((1, 4)), 3)
+        worker.ask(retriever.root / "nothing", Parts("faiss", {}), np.ones((1, 4)), 3)
     assert "\n" not in str(error.value)
 
 
@@ -246,20 +239,71 @@ def test_the_choice_of_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("count", "leaves", "to_search", "wanted"),
     [
-        (3300, 0, 0, (57, 57)),
-        (40_000, 0, 0, (200, 100)),
-        (21_000_000, 0, 0, (4583, 1145)),
+        (3300, None, None, (57, 57)),
+        (40_000, None, None, (200, 100)),
+        (21_000_000, None, None, (4583, 1145)),
         (40_000, 80, 9, (80, 9)),
         (10, 80, 90, (10, 10)),
     ],
 )
-def test_partitions(count: int, leaves: int, to_search: int, wanted: tuple[int, int]) -> None:
+def test_partitions(
+    count: int, leaves: int | None, to_search: int | None, wanted: tuple[int, int]
+) -> None:
     config = IndexConfig(leaves=leaves, leaves_to_search=to_search)
     filled = defaults.fill_in(config, count)
     assert (filled.leaves, filled.leaves_to_search) == wanted
 
 
-def test_no_embeddings(tmp_path: Path) -> None:
-    workdir = artifacts.open_workdir(tmp_path / "work", "test")
-    with pytest.raises(InputError, match="manifest.json does not exist"):
-        build.run(Config(), workdir)
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    retriever = new_retriever(tmp_path / "work")
+    with pytest.raises(InputError, match="no embeddings yet; run `dpr encode"):
+        update.run(Config(), retriever)
+    write_embeddings(retriever, clusters(30))
+    with pytest.raises(
+        InputError, match=r"not encoded; run `dpr encode .* --encode.questions dev`"
+    ):
+        update.run(config_of("exact", queries="dev"), retriever)
+
+
+def test_other_settings_are_another_folder_and_the_way_back_is_a_pointer(
+    retriever: RetrieverDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update.run(config_of("exact"), retriever)
+    exact = retriever.current("index")
+    update.run(config_of("faiss"), retriever)
+    assert open_index(exact).kind == "exact" and built_of(exact) == []
+    assert open_index(retriever.current("index")).kind == "faiss"
+    monkeypatch.setattr(worker, "build", lambda *_: pytest.fail("built again"))
+    update.run(config_of("exact"), retriever)
+    assert retriever.current("index") == exact
+
+
+def test_a_hybrid_has_no_index(retriever: RetrieverDir, capsys: pytest.CaptureFixture[str]) -> None:
+    hybrid = with_recipe(retriever.workdir, "hybrid", "hybrid")
+    update.run(Config(), hybrid)
+    assert "hybrid" in capsys.readouterr().err
+    assert hybrid.find("index") is None
+
+
+def test_a_real_encoder_and_real_passages_in_scann(tmp_path: Path) -> None:
+    """The packaged encoder over the first passages of the quickstart, against brute force."""
+    pytest.importorskip("scann")
+    with gzip.open(ROOT / "data/quickstart/passages.tsv.gz", "rt", encoding="utf-8") as lines:
+        rows = [line.rstrip("\n").split("\t") for line in lines][1:1201]
+    passages = [Passage(id_, title, text) for id_, text, title in rows]
+    retriever = with_recipe(prepare(tmp_path / "work", passages))
+    embedder = load_embedder(PACKAGED, "passage", model=ModelConfig(max_passage_tokens=48))
+    emb_ND = embedder.encode([(one.title, one.text) for one in passages]).astype(np.float16)
+    write_vectors(retriever, [emb_ND[:700], emb_ND[700:]], model=embedder.passage_fingerprint)
+    update.run(Config(index=IndexConfig(kind="scann", leaves_to_search=12)), retriever)
+    index = open_index(retriever.current("index"))
+    asked = [f"what is {one.title}?" for one in passages[::12]]
+    queries_QD = embedder.encode(asked)
+    wanted_QK = np.argsort(-queries_QD @ emb_ND.T.astype(np.float32), axis=1)[:, :10]
+    found_QK = index.search(queries_QD, 10)[1]
+    pairs = zip(found_QK, wanted_QK, strict=True)
+    recall = sum(len({*a} & {*b}) for a, b in pairs) / wanted_QK.size
+    assert 0.9 < recall <= 1 and 0.8 < index.recall_at_100 < 1
+    # title questions are answered by a passage with that title
+    best = [passages[row].title for row in found_QK[:, 0]]
+    assert np.mean([a == one.title for a, one in zip(best, passages[::12], strict=True)]) > 0.7

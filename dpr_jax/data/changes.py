@@ -5,7 +5,6 @@ addition holds a data set `corpus`, whose rows follow those before it; a removal
 Training, mining and inspection know the corpus as it was prepared. A search knows its changes too.
 """
 
-import dataclasses
 import hashlib
 import itertools
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config
+from dpr_jax.config import Config, DataConfig
 from dpr_jax.console import progress, say
 from dpr_jax.data import named, prepare, raw, rows, store
 from dpr_jax.data.passage_rows import HashTable
@@ -145,12 +144,13 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
       InputError: the file is missing, of no known layout, or broken (file and line), or a passage's
         id is taken.
     """
+    path = Path(passages).expanduser()
     with rows.readable(passages):
-        there = Path(passages).exists()
+        there = path.exists()
     if not there:
         raise InputError(f"{passages} does not exist; dpr index add takes a file of passages")
-    nothing = {f"{split}{end}": "" for split in named.SPLITS for end in ("", "_qrels")}
-    data = dataclasses.replace(config.data, passages=passages, **nothing)
+    how_to_cut = ("split_words", "split_tokens", "split_stride_tokens")
+    data = DataConfig(str(path), **{name: getattr(config.data, name) for name in how_to_cut})
     documents: Counter[str] = Counter()
     source = named.recognised(data, config.model.init, documents)[0]["passages"]
     settings = {
@@ -182,7 +182,7 @@ def remove(workdir: WorkDir, ids: str) -> None:
       InputError: the file is missing or empty, a passage is not in the corpus (file and line), or
         none would be left.
     """
-    path = Path(ids)
+    path = Path(ids).expanduser()
     log = read(workdir)
     inputs = {"ids": artifacts.checksum(path)}
     if _is_last(log, "remove", {}, inputs):

@@ -6,6 +6,7 @@ added and the rows that were removed, hard-linked from the index before it. The 
 are built in it, or stay in the folder of an earlier build over which the changes are laid.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,12 @@ def run(config: Config, retriever: RetrieverDir, *, lay: bool = True) -> None:
         shutil.rmtree(_building(out), ignore_errors=True)
         say(f"index: up to date ({out})")
     else:
-        _write(config, retriever, source, base, out, origin)
+        try:
+            _write(config, retriever, source, base, out, origin)
+        finally:  # the shards of additions stay for the next run
+            shutil.rmtree(_building(out) / "scratch", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _building(out).rmdir()
     retriever.point("index", out)
 
 
