@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 def render(
     config: Config,
     *,
+    title: str,
     corpus_size: int,
     summaries: list[dict[str, Any]],
     curves: dict[str, dict[str, list[Estimate]]],
@@ -35,6 +36,7 @@ def render(
 
     Args:
       config: whose settings are shown, those that differ from the defaults first.
+      title: of the page.
       corpus_size: number of passages.
       summaries: what metrics/NAME.json holds, in the order to show.
       curves: view -> run -> top-k accuracy for k = 1, 2, ...
@@ -55,6 +57,7 @@ def render(
     cutoffs = config.evaluate.cutoffs
     return template.render(
         config=config,
+        title=title,
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         corpus_size=corpus_size,
         summaries=summaries,

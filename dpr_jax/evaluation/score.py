@@ -132,6 +132,29 @@ def summary(
     }
 
 
+def macro_average(
+    of_sets: dict[str, list[dict[str, Any]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns view -> run -> metric -> the mean over the sets, each set counting alike.
+
+    Runs, views and metrics that a set lacks are left out.
+
+    Args:
+      of_sets: set -> what metrics/SET/NAME.json holds of each run.
+    """
+    by_run = [{facts["run"]: facts for facts in summaries} for summaries in of_sets.values()]
+    averages: dict[str, dict[str, dict[str, float]]] = {}
+    for view in ("gold", "answer"):
+        for run in by_run[0]:
+            found = [facts.get(run, {}).get(view, {}).get("metrics") for facts in by_run]
+            if all(found):
+                common = [name for name in found[0] if all(name in one for one in found)]
+                averages.setdefault(view, {})[run] = {
+                    name: float(np.mean([one[name]["value"] for one in found])) for name in common
+                }
+    return averages
+
+
 def _table(scored: Scored) -> np.ndarray:
     """value_JM: the metrics side by side."""
     return np.stack(list(scored.values.values()), axis=1)

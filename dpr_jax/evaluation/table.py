@@ -10,20 +10,39 @@ TITLES = {"gold": "Gold passage found", "answer": "Answer found in the text"}
 SIGNIFICANT = 0.05
 
 
-def show(summaries: list[dict[str, Any]]) -> None:
-    """Prints the metrics of all runs and their differences from the baseline, in percent, for each
-    view.
+def show(summaries: list[dict[str, Any]], question_set: str = "") -> None:
+    """Prints the metrics of all runs and their differences from the baseline, in percent.
 
     Args:
-      summaries: what metrics/NAME.json holds, in the order to show.
+      summaries: what metrics/SET/NAME.json holds, in the order to show.
+      question_set: which of several sets; "" for a single one.
     """
     console = results_console()
+    if question_set:
+        console.print(f"\n{question_set}", style="bold", markup=False)
     for view, title in TITLES.items():
         shown = [facts for facts in summaries if view in facts]
         if shown:
             console.print(_metrics(shown, view, title))
         if any(facts["compared_with"] for facts in shown):
             console.print(_differences(shown, view))
+
+
+def show_macro_average(averages: dict[str, dict[str, dict[str, float]]], sets: int) -> None:
+    """Prints the means over several sets of questions, in percent.
+
+    Args:
+      averages: from `score.macro_average`.
+      sets: how many sets there are.
+    """
+    for view, runs in averages.items():
+        table = Table(title=f"{TITLES[view]}, macro-average of {sets} sets", title_justify="left")
+        names = list(next(iter(runs.values())))
+        for name in ("run", *names):
+            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+        for run, values in runs.items():
+            table.add_row(run, *(percent(values[name]) for name in names))
+        results_console().print(table)
 
 
 def verdict(difference: dict[str, float]) -> str:
