@@ -53,8 +53,10 @@ class _Lease:
         self._token = uuid.uuid4().hex
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._made_folder = False
 
     def acquire(self) -> None:
+        self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         began_s, first_seen = time.monotonic(), None
         while not self._create():
@@ -84,7 +86,8 @@ class _Lease:
         if (self._read() or {}).get("token") == self._token:
             self._path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                self._path.parent.rmdir()  # where nothing came of it
+                if self._made_folder:
+                    self._path.parent.rmdir()  # nothing came of it
 
     def _create(self) -> bool:
         """Writes the lease whole under another name and links it into place: one writer wins."""

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tiny
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, recipes
+from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.model.embed import Vectors
 from dpr_jax.model.tokenizer import Text
-from dpr_jax.workdir import WorkDir, open_workdir
+from dpr_jax.workdir import RetrieverDir, WorkDir, kind_by_name, open_workdir
 
 WIDTH = 64
 
@@ -47,6 +48,16 @@ def prepare(
         )
     workdir.point("data", data)
     return workdir
+
+
+def retriever(
+    workdir: WorkDir, name: str, config: Config, *, source: str | None = "words"
+) -> RetrieverDir:
+    """Stores a retriever's recipe; a dense one uses an encoder that a test stands in for."""
+    found = workdir.retriever(name)
+    kind = config.retrieve.kind or kind_by_name(name)
+    recipes.store(found, config, source=source if kind == "dense" else None)
+    return found
 
 
 class WordRows(NamedTuple):

@@ -3,24 +3,25 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared import WordEmbedder, prepare
+from prepared import WordEmbedder, prepare, retriever
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, EncodeConfig, IndexConfig, RetrieveConfig
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
-from dpr_jax.index import build
-from dpr_jax.retrieval import retrieve, search
+from dpr_jax.index import update
+from dpr_jax.retrieval import retrieve, searcher
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
+from dpr_jax.workdir import WorkDir, open_workdir
 
 PASSAGES = [
     Passage("w1", "Rome", "The Tiber flows through Rome, the capital of Italy."),
@@ -39,46 +40,53 @@ CONFIG = Config(
     index=IndexConfig(kind="faiss", recall_queries=3),
     retrieve=RetrieveConfig(top_k=4, batch_size=2),
 )
-BM25 = dataclasses.replace(
-    CONFIG, retrieve=RetrieveConfig(kind="bm25", name="bm25", top_k=4, batch_size=2)
-)
 
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
-    """A work directory up to the index."""
+    """A work directory with the index of a dense retriever and of BM25."""
     root = tmp_path_factory.mktemp("retrieve") / "work"
     workdir = prepare(root, PASSAGES, QUESTIONS)
+    index_both(workdir)
+    return workdir
+
+
+def index_both(workdir: WorkDir) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "load_embedder", lambda *_, **__: WordEmbedder())
-        encode.run(CONFIG, workdir)
-    build.run(CONFIG, workdir)
-    return workdir
+        encode.run(CONFIG, retriever(workdir, "trained", CONFIG))
+    for name in ("trained", "bm25"):
+        update.run(CONFIG, retriever(workdir, name, CONFIG))
 
 
 @pytest.fixture
 def workdir(indexed: WorkDir, tmp_path: Path) -> WorkDir:
-    workdir = artifacts.open_workdir(tmp_path / "work", "test")
-    for name in ("data", "embeddings", "index"):
-        (workdir.root / name).symlink_to(indexed.root / name)
-    return workdir
+    shutil.copytree(indexed.root, tmp_path / "work", symlinks=True)
+    return open_workdir(tmp_path / "work")
 
 
 @pytest.fixture
 def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
     embedder = WordEmbedder()
-    monkeypatch.setattr(search, "load_embedder", lambda *_, **__: embedder)
+    monkeypatch.setattr(searcher, "load_embedder", lambda *_, **__: embedder)
     return embedder
 
 
+def answer(workdir: WorkDir, name: str, **changes: object) -> None:
+    """Runs the stage for a retriever, with some settings of `retrieve` changed."""
+    config = dataclasses.replace(CONFIG, retrieve=dataclasses.replace(CONFIG.retrieve, **changes))
+    retrieve.run(config, retriever(workdir, name, config))
+
+
 def _read(workdir: WorkDir, name: str) -> tuple[list[list[str]], list[dict]]:
-    lines = (workdir.runs / f"{name}.trec").read_text(encoding="utf-8").splitlines()
-    run = json.loads((workdir.runs / f"{name}.json").read_text(encoding="utf-8"))
+    runs = workdir.runs("test")
+    lines = (runs / f"{name}.trec").read_text(encoding="utf-8").splitlines()
+    run = json.loads((runs / f"{name}.json").read_text(encoding="utf-8"))
     return [line.split(" ") for line in lines], run
 
 
 def test_a_dense_run(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     lines, run = _read(workdir, "trained")
 
     texts = [(passage.title, passage.text) for passage in PASSAGES]
@@ -98,12 +106,12 @@ def test_a_dense_run(workdir: WorkDir, embedder: WordEmbedder) -> None:
         np.testing.assert_allclose(scores, -np.sort(-scores_QN[i])[:4], rtol=1e-4)
         assert (np.diff(scores) < 0).all()
         assert [np.float32(ctx["score"]) for ctx in run[i]["ctxs"]] == scores.tolist()
-    facts = artifacts.verify(workdir.runs / "trained.manifest.json")
+    facts = artifacts.verify(workdir.runs("test") / "trained.manifest.json")
     assert (facts["kind"], facts["count"], facts["top_k"]) == ("dense", 3, 4)
 
 
 def test_dprs_json(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     _, run = _read(workdir, "trained")
     assert [entry["question"] for entry in run] == [q.question for q in QUESTIONS]
     assert [entry["answers"] for entry in run] == [list(q.answers) for q in QUESTIONS]
@@ -117,7 +125,7 @@ def test_dprs_json(workdir: WorkDir, embedder: WordEmbedder) -> None:
 
 
 def test_a_bm25_run_leaves_out_what_is_no_hit(workdir: WorkDir) -> None:
-    retrieve.run(BM25, workdir)
+    answer(workdir, "bm25")
     lines, run = _read(workdir, "bm25")
     found = {q.id: [line[2] for line in lines if line[0] == q.id] for q in QUESTIONS}
     assert found == {"q0": ["w2", "w3", "w1"], "q1": ["w4"], "q2": ["w5"]}
@@ -126,15 +134,14 @@ def test_a_bm25_run_leaves_out_what_is_no_hit(workdir: WorkDir) -> None:
 
 
 def test_a_finished_run_is_not_made_again(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    retrieve.run(CONFIG, workdir)
-    retrieve.run(BM25, workdir)
-    before = (workdir.runs / "trained.trec").stat()
+    answer(workdir, "trained")
+    answer(workdir, "bm25")
+    before = (workdir.runs("test") / "trained.trec").stat()
     embedder.encoded.clear()
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     assert embedder.encoded == []
-    assert (workdir.runs / "trained.trec").stat().st_ino == before.st_ino
-    deeper = dataclasses.replace(CONFIG.retrieve, top_k=9)
-    retrieve.run(dataclasses.replace(CONFIG, retrieve=deeper), workdir)
+    assert (workdir.runs("test") / "trained.trec").stat().st_ino == before.st_ino
+    answer(workdir, "trained", top_k=9)
     assert len(_read(workdir, "trained")[0]) == 15  # three questions, five passages
 
 
@@ -145,20 +152,19 @@ class _Killed(BaseException):
 def test_killed_in_the_middle(
     workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     whole = _read(workdir, "trained")
 
     def killed(*_: object, **__: object) -> None:
         raise _Killed
 
-    shallow = dataclasses.replace(CONFIG.retrieve, top_k=2)
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "write_manifest", killed)
         with pytest.raises(_Killed):
-            retrieve.run(dataclasses.replace(CONFIG, retrieve=shallow), workdir)
-    retrieve.run(CONFIG, workdir)  # the files on disk are of the other run: made again
+            answer(workdir, "trained", top_k=2)
+    answer(workdir, "trained")  # the files on disk are of the other run: made again
     assert _read(workdir, "trained") == whole
-    names = {path.name for path in workdir.runs.iterdir()}
+    names = {path.name for path in workdir.runs("test").iterdir()}
     assert names == {"trained.trec", "trained.json", "trained.manifest.json"}
 
 
@@ -168,10 +174,10 @@ def test_a_killed_run_goes_on_where_it_was(
     """Killed while the second batch was being written: the first is not searched again, and the
     files are an unbroken run's.
     """
-    retrieve.run(CONFIG, workdir)
-    files = [workdir.runs / "trained.trec", workdir.runs / "trained.json"]
+    answer(workdir, "trained")
+    files = [workdir.runs("test") / "trained.trec", workdir.runs("test") / "trained.json"]
     whole = [file.read_bytes() for file in files]
-    for file in workdir.runs.iterdir():
+    for file in workdir.runs("test").iterdir():
         file.unlink()
 
     added: list[Question] = []
@@ -188,44 +194,49 @@ def test_a_killed_run_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(RunFiles, "add", add_two)
         with pytest.raises(_Killed):
-            retrieve.run(CONFIG, workdir)
+            answer(workdir, "trained")
     assert not any(file.exists() for file in files)
     embedder.encoded.clear()
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     assert embedder.encoded == [QUESTIONS[2].question]
     assert [file.read_bytes() for file in files] == whole
-    assert artifacts.verify(workdir.runs / "trained.manifest.json")["count"] == 3
+    assert artifacts.verify(workdir.runs("test") / "trained.manifest.json")["count"] == 3
 
 
 def test_what_was_begun_with_other_settings_is_dropped(
     workdir: WorkDir, embedder: WordEmbedder
 ) -> None:
-    with RunFiles(workdir.runs, "trained", {"stage": "another"}) as files:
+    origin = {"stage": "another"}
+    with RunFiles(workdir.runs("test"), "trained", origin, with_json=True) as files:
         files.add(QUESTIONS[0], [])
         files.save()
-    retrieve.run(CONFIG, workdir)
+    answer(workdir, "trained")
     lines, run = _read(workdir, "trained")
     assert len(run) == 3 and len(lines) == 12
-    assert not list(workdir.runs.glob("*.partial"))
+    assert not list(workdir.runs("test").glob("*.partial"))
 
 
 def test_dev_runs_do_not_replace_test_runs(tmp_path: Path) -> None:
     workdir = prepare(tmp_path / "work", PASSAGES, QUESTIONS, dev=QUESTIONS[1:])
-    retrieve.run(BM25, workdir)
-    before = (workdir.runs / "bm25.trec").read_bytes()
-    on_dev = dataclasses.replace(BM25.retrieve, split="dev")
-    retrieve.run(dataclasses.replace(BM25, retrieve=on_dev), workdir)
-    assert (workdir.runs / "bm25.trec").read_bytes() == before
-    run = json.loads((workdir.runs / "dev" / "bm25.json").read_text(encoding="utf-8"))
+    update.run(CONFIG, retriever(workdir, "bm25", CONFIG))
+    answer(workdir, "bm25")
+    before = (workdir.runs("test") / "bm25.trec").read_bytes()
+    answer(workdir, "bm25", split="dev")
+    assert (workdir.runs("test") / "bm25.trec").read_bytes() == before
+    run = json.loads((workdir.runs("dev") / "bm25.json").read_text(encoding="utf-8"))
     assert [entry["question"] for entry in run] == [q.question for q in QUESTIONS[1:]]
+    assert workdir.retriever("bm25").read()["dev"] == {"MRR@10": 1.0, "questions": 2}
+
+
+def test_the_json_may_be_left_out(workdir: WorkDir) -> None:
+    answer(workdir, "bm25", json_run=False)
+    assert {path.name for path in workdir.runs("test").iterdir()} == {
+        "bm25.trec",
+        "bm25.manifest.json",
+    }
 
 
 # --- questions of a file
-
-
-def _asking(config: Config, file: Path) -> Config:
-    asked = dataclasses.replace(config.retrieve, questions=str(file))
-    return dataclasses.replace(config, retrieve=asked)
 
 
 @pytest.mark.parametrize(
@@ -246,18 +257,32 @@ def test_questions_of_a_file(
 ) -> None:
     file = tmp_path / name
     file.write_text(text, encoding="utf-8")
-    config = _asking(BM25, file)
-    retrieve.run(config, workdir)
-    lines = (workdir.runs / "mine" / "bm25.trec").read_text().splitlines()
+    answer(workdir, "bm25", questions=str(file))
+    (folder,) = workdir.root.glob("runs/mine-*")
+    lines = (folder / "bm25.trec").read_text().splitlines()
     assert list(dict.fromkeys(line.split()[0] for line in lines)) == ids
-    run = json.loads((workdir.runs / "mine" / "bm25.json").read_text(encoding="utf-8"))
+    run = json.loads((folder / "bm25.json").read_text(encoding="utf-8"))
     assert run[0]["ctxs"][0]["has_answer"] == bool(run[0]["answers"])
-    first = (workdir.runs / "mine" / "bm25.trec").stat().st_ino
-    retrieve.run(config, workdir)
-    assert (workdir.runs / "mine" / "bm25.trec").stat().st_ino == first
-    file.write_text(text.replace("Alps", "Danube").replace("Seine", "Tiber"))
-    retrieve.run(config, workdir)
-    assert (workdir.runs / "mine" / "bm25.trec").stat().st_ino != first
+    first = (folder / "bm25.trec").stat().st_ino
+    answer(workdir, "bm25", questions=str(file))
+    assert (folder / "bm25.trec").stat().st_ino == first
+
+
+def test_files_of_one_name_and_of_the_splits_names_keep_apart(
+    workdir: WorkDir, tmp_path: Path
+) -> None:
+    """Every BEIR set has a queries file, and a user's file may be called test."""
+    answer(workdir, "bm25")
+    for folder, name in (("a", "queries.tsv"), ("b", "queries.tsv"), ("c", "test.tsv")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / name
+        file.write_text(f"{folder}1\tAlps highest mountain {folder}\n")
+        answer(workdir, "bm25", questions=str(file))
+    ids = {
+        path.parent.name: path.read_text().split()[0]
+        for path in workdir.root.glob("runs/*/bm25.trec")
+    }
+    assert sorted(ids.values()) == ["a1", "b1", "c1", "q0"] and ids["test"] == "q0"
 
 
 @pytest.mark.parametrize(
@@ -274,54 +299,46 @@ def test_a_file_of_questions_that_is_wrong(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
-        retrieve.run(_asking(BM25, tmp_path / name), workdir)
-    assert not workdir.runs.exists()
+        answer(workdir, "bm25", questions=str(tmp_path / name))
+    assert not (workdir.root / "runs").exists()
 
 
 def test_no_file_of_questions(workdir: WorkDir, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none.tsv does not exist"):
-        retrieve.run(_asking(BM25, tmp_path / "none.tsv"), workdir)
+        answer(workdir, "bm25", questions=str(tmp_path / "none.tsv"))
 
 
 # --- hybrid
 
 
-def _hybrid(**changes: object) -> Config:
-    retrieve_config = RetrieveConfig(kind="hybrid", name="hybrid", top_k=4, **changes)
-    return dataclasses.replace(CONFIG, retrieve=retrieve_config)
-
-
-def test_the_weight_is_found_on_dev(
-    indexed: WorkDir, tmp_path: Path, embedder: WordEmbedder
-) -> None:
+def test_the_weight_is_found_on_dev(tmp_path: Path, embedder: WordEmbedder) -> None:
     """Of equal gold, the dev split decides; the test split is not looked at."""
     workdir = prepare(tmp_path / "work", PASSAGES, QUESTIONS[:1], dev=QUESTIONS)
-    for name in ("embeddings", "index"):
-        (workdir.root / name).symlink_to(indexed.root / name)
-    retrieve.run(_hybrid(), workdir)
-    found = artifacts.read_json(workdir.runs / "hybrid.weight.json")
+    index_both(workdir)
+    answer(workdir, "hybrid")
+    found = artifacts.read_json(workdir.retriever("hybrid").current("weight") / "manifest.json")
     assert found["questions"] == 3
     tried = {one["weight"]: one["mrr"] for one in found["mrr"]["hybrid"]}
     assert len(tried) == 17 and tried[found["weight"]] == max(tried.values())
-    manifest = artifacts.verify(workdir.runs / "hybrid.manifest.json")
+    manifest = artifacts.verify(workdir.runs("test") / "hybrid.manifest.json")
     assert manifest["weight"] == found["weight"]
 
     # the same weight, given: the same run, and nothing is searched for it
     lines, _ = _read(workdir, "hybrid")
     embedder.encoded.clear()
-    retrieve.run(_hybrid(fusion_weight=found["weight"]), workdir)
+    answer(workdir, "hybrid", fusion_weight=found["weight"])
     assert _read(workdir, "hybrid")[0] == lines
     assert embedder.encoded == [QUESTIONS[0].question]
     # and back: it is known by now
     embedder.encoded.clear()
-    retrieve.run(_hybrid(), workdir)
+    answer(workdir, "hybrid")
     assert embedder.encoded == [QUESTIONS[0].question]
 
 
 def test_a_hybrid_run_is_the_sum(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    retrieve.run(CONFIG, workdir)
-    retrieve.run(BM25, workdir)
-    retrieve.run(_hybrid(fusion_weight=0.5), workdir)
+    answer(workdir, "trained")
+    answer(workdir, "bm25")
+    answer(workdir, "hybrid", fusion_weight=0.5)
     scores = {
         name: {(line[0], line[2]): float(line[4]) for line in _read(workdir, name)[0]}
         for name in ("trained", "bm25", "hybrid")
@@ -334,48 +351,56 @@ def test_a_hybrid_run_is_the_sum(workdir: WorkDir, embedder: WordEmbedder) -> No
 
 
 def test_reciprocal_rank_fusion_needs_no_dev(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    retrieve.run(_hybrid(fusion="rrf"), workdir)
+    answer(workdir, "hybrid", fusion="rrf")
     lines, _ = _read(workdir, "hybrid")
     # q1 shares its words with w4 alone: first in both rankings
     first = next(line for line in lines if line[0] == "q1")
     assert first[2] == "w4" and float(first[4]) == pytest.approx(2 / 61)
-    assert not (workdir.runs / "hybrid.weight.json").exists()
+    assert workdir.retriever("hybrid").find("weight") is None
 
 
 def test_a_weight_without_dev_questions(workdir: WorkDir, embedder: WordEmbedder) -> None:
     with pytest.raises(InputError, match="give --retrieve.fusion-weight"):
-        retrieve.run(_hybrid(), workdir)
+        answer(workdir, "hybrid")
 
 
 def test_vectors_of_another_model_are_refused(workdir: WorkDir, embedder: WordEmbedder) -> None:
     embedder.passage_fingerprint = "another"
-    with pytest.raises(InputError, match="another model"):
-        retrieve.run(CONFIG, workdir)
-    assert not workdir.runs.exists()
+    with pytest.raises(InputError, match="passages of another encoder"):
+        answer(workdir, "trained")
+    assert not (workdir.root / "runs").exists()
 
 
-def test_an_index_of_another_corpus_is_refused(
-    indexed: WorkDir, tmp_path: Path, embedder: WordEmbedder
+def test_an_index_of_another_corpus_is_refused(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    prepare(workdir.root, PASSAGES[:3], QUESTIONS[:1])
+    for name in ("trained", "bm25"):
+        with pytest.raises(InputError, match=f"retriever {name} is behind the corpus"):
+            answer(workdir, name)
+
+
+def test_a_hybrid_of_what_is_not_there(workdir: WorkDir, embedder: WordEmbedder) -> None:
+    with pytest.raises(InputError, match="no retriever 'e5'; there is bm25, hybrid, trained"):
+        answer(workdir, "hybrid", parts=("bm25", "e5"))
+
+
+def test_another_retriever_leaves_the_runs_of_this_one(
+    workdir: WorkDir, embedder: WordEmbedder
 ) -> None:
-    workdir = prepare(tmp_path / "work", PASSAGES[:3], QUESTIONS[:1])
-    (workdir.root / "index").symlink_to(indexed.root / "index")
-    with pytest.raises(InputError, match="holds 5 passages, the corpus 3"):
-        retrieve.run(CONFIG, workdir)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words"])
-def test_a_run_name_that_is_no_file_name(workdir: WorkDir, name: str) -> None:
-    config = dataclasses.replace(BM25, retrieve=dataclasses.replace(BM25.retrieve, name=name))
-    with pytest.raises(InputError, match="retrieve.name"):
-        retrieve.run(config, workdir)
+    """`--retrieve.kind bm25` once replaced the trained run by BM25's."""
+    answer(workdir, "trained")
+    before = _read(workdir, "trained")
+    with pytest.raises(InputError, match="trained is dense, and retrieve.kind says bm25"):
+        answer(workdir, "trained", kind="bm25")
+    assert _read(workdir, "trained") == before
 
 
 def test_ids_that_trec_cannot_hold(tmp_path: Path) -> None:
     spaced = PASSAGES[1]._replace(id="w 2")
     workdir = prepare(tmp_path / "work", [PASSAGES[0], spaced], QUESTIONS[:1])
+    update.run(CONFIG, retriever(workdir, "bm25", CONFIG))
     with pytest.raises(InputError, match="passage id 'w 2'"):
-        retrieve.run(BM25, workdir)
-    assert list(workdir.runs.iterdir()) == []
+        answer(workdir, "bm25")
+    assert list(workdir.runs("test").iterdir()) == []
 
 
 def test_falling_scores_change_as_little_as_possible() -> None:
