@@ -114,7 +114,8 @@ def best(workdir: WorkDir) -> tuple[str, str]:
     on_dev = {name: dev_figure(one) for name, one in ready.items()}
     measured = {name: value for name, value in on_dev.items() if value is not None}
     if measured:
-        name = max(measured, key=measured.__getitem__)
+        in_order = [name for name in (*WITHOUT_DEV, *sorted(measured)) if name in measured]
+        name = max(in_order, key=measured.__getitem__)  # the first of equals
         return name, f"best on the dev questions, {DEV_METRIC} {100 * measured[name]:.1f}"
     name = next((name for name in WITHOUT_DEV if name in ready), min(ready))
     return name, "no retriever has figures on dev questions"
