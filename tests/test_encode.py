@@ -1,22 +1,22 @@
 """The encoding stage: row order, shards, resuming after a kill, what makes it start anew."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from prepared import WIDTH, WordEmbedder, prepare
+from prepared import WIDTH, WordEmbedder, prepare, retriever
 
-from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import artifacts
 from dpr_jax.config import Config, EncodeConfig
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.index.embeddings import open_embeddings
-from dpr_jax.model.embed import compute_dtype
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 PASSAGES = [Passage(f"p{i}", f"title {i % 7}", f"text number {i}") for i in range(23)]
 PASSAGES[9] = PASSAGES[8]._replace(id="p9")  # the same words twice in one shard
@@ -33,11 +33,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
 
 
 @pytest.fixture
-def workdir(prepared: WorkDir, tmp_path: Path) -> WorkDir:
-    root = tmp_path / "work"
-    workdir = artifacts.open_workdir(root, "test")
-    (root / "data").symlink_to(prepared.data)
-    return workdir
+def target(prepared: WorkDir, request: pytest.FixtureRequest) -> RetrieverDir:
+    """A retriever of its own for each test."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
+    return retriever(prepared, name, CONFIG)
+
+
+def _building(target: RetrieverDir) -> Path:
+    (folder,) = target.home.glob("embeddings-*.building")
+    return folder
 
 
 @pytest.fixture
@@ -56,9 +60,9 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.npy"))}
 
 
-def test_row_i_is_passage_i(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    encode.run(CONFIG, workdir)
-    shards, manifest = open_embeddings(workdir.inside("embeddings"))
+def test_row_i_is_passage_i(target: RetrieverDir, embedder: WordEmbedder) -> None:
+    encode.run(CONFIG, target)
+    shards, manifest = open_embeddings(target.current("embeddings"))
     assert [shard.shape for shard in shards] == [(5, WIDTH)] * 4 + [(3, WIDTH)]
     assert all(shard.dtype == np.float16 for shard in shards)
     np.testing.assert_array_equal(np.concatenate(shards), _wanted())
@@ -66,9 +70,9 @@ def test_row_i_is_passage_i(workdir: WorkDir, embedder: WordEmbedder) -> None:
     assert [manifest[fact] for fact in facts] == [23, WIDTH, "float16", 5, "words"]
     assert sorted(manifest["files"])[1] == "shard-00001-of-00005.npy"
     assert len(embedder.encoded) == 22  # equal passages are computed once
-    names = {path.name for path in workdir.inside("embeddings").iterdir()}
+    names = {path.name for path in target.current("embeddings").iterdir()}
     assert names == {*manifest["files"], "manifest.json"}
-    assert not workdir.inside("embeddings.building").exists()
+    assert not [*target.home.glob("*.building")]
 
 
 class _Killed(BaseException):
@@ -76,7 +80,7 @@ class _Killed(BaseException):
 
 
 def _run_killed_in_shard(
-    number: int, config: Config, workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
+    number: int, config: Config, target: RetrieverDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 
@@ -91,27 +95,27 @@ def _run_killed_in_shard(
         whole = encode._write
         patch.setattr(encode, "_write", write_until)
         with pytest.raises(_Killed):
-            encode.run(config, workdir)
+            encode.run(config, target)
 
 
 def test_a_killed_run_goes_on_where_it_was(
-    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _run_killed_in_shard(3, CONFIG, workdir, monkeypatch)
-    assert not workdir.inside("embeddings").exists()
+    _run_killed_in_shard(3, CONFIG, target, monkeypatch)
+    assert target.find("embeddings") is None
     # what a kill in the middle of a write leaves
-    building = workdir.inside("embeddings.building")
+    building = _building(target)
     (building / "shard-00003-of-00005.npy.partial").write_bytes(b"half")
     embedder.encoded.clear()
-    encode.run(CONFIG, workdir)
+    encode.run(CONFIG, target)
     assert len(embedder.encoded) == 8  # two shards, of five and three passages
-    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    shards, _ = open_embeddings(target.current("embeddings"))
     np.testing.assert_array_equal(np.concatenate(shards), _wanted())
-    assert not list(workdir.inside("embeddings").glob("*.partial"))
+    assert not list(target.current("embeddings").glob("*.partial"))
 
 
 def test_killed_between_manifest_and_renaming(
-    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Path) -> None:
         raise _Killed
@@ -119,84 +123,77 @@ def test_killed_between_manifest_and_renaming(
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "replace_dir", killed)
         with pytest.raises(_Killed):
-            encode.run(CONFIG, workdir)
+            encode.run(CONFIG, target)
     embedder.encoded.clear()
-    encode.run(CONFIG, workdir)
+    encode.run(CONFIG, target)
     assert embedder.encoded == []
-    assert len(open_embeddings(workdir.inside("embeddings"))[0]) == 5
+    assert len(open_embeddings(target.current("embeddings"))[0]) == 5
 
 
 def test_a_shard_of_another_shape_is_encoded_again(
-    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _run_killed_in_shard(2, CONFIG, workdir, monkeypatch)
-    building = workdir.inside("embeddings.building")
+    _run_killed_in_shard(2, CONFIG, target, monkeypatch)
+    building = _building(target)
     np.save(building / "shard-00000-of-00005.npy", np.zeros((5, 3), np.float16))
     (building / "shard-00001-of-00005.npy").write_bytes(b"\x93NUMPY")
-    encode.run(CONFIG, workdir)
-    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    encode.run(CONFIG, target)
+    shards, _ = open_embeddings(target.current("embeddings"))
     np.testing.assert_array_equal(np.concatenate(shards), _wanted())
 
 
-def test_finished_work_is_not_done_again(workdir: WorkDir, embedder: WordEmbedder) -> None:
-    encode.run(CONFIG, workdir)
+def test_finished_work_is_not_done_again(target: RetrieverDir, embedder: WordEmbedder) -> None:
+    encode.run(CONFIG, target)
     embedder.encoded.clear()
-    encode.run(CONFIG, workdir)
+    encode.run(CONFIG, target)
     assert embedder.encoded == []
     # how much is computed at once changes no vector
     encode.run(
         dataclasses.replace(CONFIG, encode=EncodeConfig(rows_per_shard=5, batch_tokens=7)),
-        workdir,
+        target,
     )
     assert embedder.encoded == []
 
 
 def test_other_settings_start_anew_and_keep_the_old_until_done(
-    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode.run(CONFIG, workdir)
-    old = _bytes(workdir.inside("embeddings"))
+    encode.run(CONFIG, target)
+    before = target.current("embeddings")
+    old = _bytes(before)
     other = Config(encode=EncodeConfig(rows_per_shard=10))
-    _run_killed_in_shard(1, other, workdir, monkeypatch)
-    assert _bytes(workdir.inside("embeddings")) == old
+    _run_killed_in_shard(1, other, target, monkeypatch)
+    assert target.current("embeddings") == before and _bytes(before) == old
     embedder.fingerprint = "other weights"  # shards of the killed run are of no use now
     embedder.encoded.clear()
-    encode.run(other, workdir)
+    encode.run(other, target)
     assert len(embedder.encoded) == 22
-    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    shards, _ = open_embeddings(target.current("embeddings"))
     assert [len(shard) for shard in shards] == [10, 10, 3]
+    assert _bytes(before) == old  # until dpr gc
 
 
 def test_two_processes_share_the_shards(
-    workdir: WorkDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one after the other here; the second is the main process, which writes the manifest
     monkeypatch.setattr(encode.parallel, "barrier", lambda name: None)
+    monkeypatch.setattr(encode.parallel, "of_main", lambda values: values)
     monkeypatch.setattr(encode.jax, "process_count", lambda: 2)
     monkeypatch.setattr(encode.jax, "process_index", lambda: 1)
-    encode._start_or_resume(workdir.inside("embeddings.building"), _origin(workdir))
-    encode.run(CONFIG, workdir)
+    encode.run(CONFIG, target)
     assert len(embedder.encoded) == 9  # shards 1 and 3, with one passage there twice
-    assert not workdir.inside("embeddings").exists()
+    assert target.find("embeddings") is None
     monkeypatch.setattr(encode.jax, "process_index", lambda: 0)
-    encode.run(CONFIG, workdir)
-    shards, _ = open_embeddings(workdir.inside("embeddings"))
+    encode.run(CONFIG, target)
+    shards, _ = open_embeddings(target.current("embeddings"))
     np.testing.assert_array_equal(np.concatenate(shards), _wanted())
     assert len(embedder.encoded) == 22
 
 
-def _origin(workdir: WorkDir) -> dict[str, Any]:
-    corpus = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
-    return artifacts.made_from(
-        "encode",
-        {"rows_per_shard": 5, "dtype": compute_dtype("auto")},
-        {"corpus": corpus, "model": "words"},
-    )
-
-
 @pytest.mark.parametrize("value", [np.nan, 7e4])
 def test_unsound_vectors_name_their_passage(
-    workdir: WorkDir,
+    target: RetrieverDir,
     embedder: WordEmbedder,
     monkeypatch: pytest.MonkeyPatch,
     value: float,
@@ -208,17 +205,17 @@ def test_unsound_vectors_name_their_passage(
 
     monkeypatch.setattr(embedder, "encode", encode_badly)
     with pytest.raises(InputError, match=r"passage 'p13' \(row 13\)"):
-        encode.run(CONFIG, workdir)
-    assert not workdir.inside("embeddings").exists()
+        encode.run(CONFIG, target)
+    assert target.find("embeddings") is None
 
 
-@pytest.mark.parametrize("questions", ["", "test"])
+@pytest.mark.parametrize("questions", [None, "test"])
 def test_a_flipped_byte_is_found_in_every_file(
-    workdir: WorkDir, embedder: WordEmbedder, questions: str
+    target: RetrieverDir, embedder: WordEmbedder, questions: str | None
 ) -> None:
     settings = EncodeConfig(rows_per_shard=5, questions=questions)
-    encode.run(Config(encode=settings), workdir)
-    folder = workdir.inside("embeddings-test" if questions else "embeddings")
+    encode.run(Config(encode=settings), target)
+    folder = target.current("questions/test" if questions else "embeddings")
     files = sorted(set(folder.iterdir()) - {folder / "manifest.json"})
     assert len(files) == (2 if questions else 5)
     for file in files:
@@ -234,35 +231,43 @@ def test_a_flipped_byte_is_found_in_every_file(
 
 
 def test_questions_have_float32_vectors_and_ids(
-    workdir: WorkDir, embedder: WordEmbedder, tmp_path: Path
+    target: RetrieverDir, embedder: WordEmbedder, tmp_path: Path
 ) -> None:
-    def encoded(questions: str, folder: str) -> list[str]:
+    def encoded(questions: str, stage: str) -> list[str]:
         settings = EncodeConfig(rows_per_shard=2, questions=questions)
-        encode.run(Config(encode=settings), workdir)
-        out = workdir.inside(folder)
+        encode.run(Config(encode=settings), target)
+        out = target.current(stage)
         shards, facts = open_embeddings(out)
         texts = [*map(str, embedder.encoded)]
         assert (facts["dtype"], facts["model"]) == ("float32", "words")
         wanted = WordEmbedder().encode(["who wrote text 1", "where is title 2"])
         np.testing.assert_array_equal(np.concatenate(shards), wanted)
         embedder.encoded.clear()
-        encode.run(Config(encode=settings), workdir)  # is fresh
+        encode.run(Config(encode=settings), target)  # is fresh
         assert embedder.encoded == []
         assert texts == ["where is title 2", "who wrote text 1"]
         return artifacts.read_json(out / "ids.json")
 
-    assert encoded("test", "embeddings-test") == ["q1", "q2"]
+    assert encoded("test", "questions/test") == ["q1", "q2"]
     file = tmp_path / "asked.qa.csv"
     file.write_text("who wrote text 1\t['x']\nwhere is title 2\t['y']\n")
-    assert encoded(str(file), "embeddings-asked.qa") == ["0", "1"]
-    assert not workdir.inside("embeddings").exists()
+    stage = f"questions/asked.qa-{artifacts.checksum(file)[:8]}"
+    assert encoded(str(file), stage) == ["0", "1"]
+    assert target.find("embeddings") is None
     with pytest.raises(InputError, match="no split 'train'"):
-        encode.run(Config(encode=EncodeConfig(questions="train")), workdir)
+        encode.run(Config(encode=EncodeConfig(questions="train")), target)
     with pytest.raises(InputError, match=r"absent\.csv"):
-        encode.run(Config(encode=EncodeConfig(questions="absent.csv")), workdir)
+        encode.run(Config(encode=EncodeConfig(questions="absent.csv")), target)
 
 
-def test_a_pipeline_encodes_the_corpus(workdir: WorkDir) -> None:
-    config = Config(encode=EncodeConfig(questions="test"))
-    with pytest.raises(InputError, match="encode.questions is 'test'"):
-        pipeline.run(config, workdir)
+def test_another_processor_encodes_nothing_again(
+    target: RetrieverDir, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is float32 on one machine and bfloat16 on the next."""
+    monkeypatch.setattr(encode, "compute_dtype", lambda _: "float32")
+    encode.run(CONFIG, target)
+    assert open_embeddings(target.current("embeddings"))[1]["computed_in"] == "float32"
+    embedder.encoded.clear()
+    monkeypatch.setattr(encode, "compute_dtype", lambda _: "bfloat16")
+    encode.run(CONFIG, target)
+    assert embedder.encoded == []

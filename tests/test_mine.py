@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared import WordEmbedder
+from prepared import WordEmbedder, retriever
 
 from dpr_jax import artifacts, config_file, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig, IndexConfig, MineConfig
 from dpr_jax.config_rules import validate
 from dpr_jax.data import prepare, store
 from dpr_jax.data.answers import has_answer
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25, build
-from dpr_jax.mining import mine, report, sources
+from dpr_jax.index import bm25, update
+from dpr_jax.mining import mine, report
 from dpr_jax.mining.rules import near_copy, word_runs
+from dpr_jax.retrieval import searcher
+from dpr_jax.training import setup
+from dpr_jax.workdir import RetrieverDir, WorkDir, open_workdir
 
 TEXTS = ["Gold one.", "gold  ONE.", "Paris it is", "wrong", "other", "more", "last"]
 
@@ -29,9 +31,10 @@ def test_mined_rows_are_the_best_that_the_rules_allow(
 ) -> None:
     config, workdir = nq_small_workdir
     corpus = store.open_corpus(workdir)
-    index = bm25.load(workdir.bm25)
+    index = bm25.load(workdir.current("bm25"))
     before = list(store.open_questions(workdir, split))
-    after = list(store.open_questions(workdir, split, mined=True))
+    mined = workdir.retriever("trained").current("mined")
+    after = list(store.open_questions(workdir, split, mined))
     _, rows_QK = index.search([one.question for one in before], config.mine.window)
     answered = 0
     for old, new, ranked in zip(before, after, rows_QK.tolist(), strict=True):
@@ -54,11 +57,12 @@ def test_no_split_beyond_train_and_dev(
 ) -> None:
     _, workdir = nq_small_workdir
     with pytest.raises(InputError, match="'test'"):
-        store.open_questions(workdir, "test", mined=True)
+        mined = workdir.retriever("trained").current("mined")
+        store.open_questions(workdir, "test", mined)
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> tuple[Config, WorkDir]:
+def small(tmp_path: Path) -> tuple[Config, RetrieverDir]:
     """Prepared, not mined."""
     lines = [f"P{row}\t{text}\tT\n" for row, text in enumerate(TEXTS)]
     (tmp_path / "p.tsv").write_text("id\ttext\ttitle\n" + "".join(lines))
@@ -67,72 +71,93 @@ def small(tmp_path: Path) -> tuple[Config, WorkDir]:
         '{"question": "zebra", "positive_ctxs": [{"psg_id": "P3"}]}]'
     )
     data = DataConfig(passages=str(tmp_path / "p.tsv"), train=str(tmp_path / "t.json"))
-    config = Config(name="small", data=data)
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    config = Config(data=data)
+    workdir = open_workdir(tmp_path / "work")
     prepare.run(config, workdir)
-    return config, workdir
+    return config, workdir.retriever("trained")
 
 
 def test_stage_is_done_once_and_again_for_other_settings(
-    small: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RetrieverDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, workdir = small
+    config, target = small
     said: list[str] = []
     monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(report, "say", said.append)
-    manifest = workdir.data / "manifest.json"
+    manifest = target.workdir.data / "manifest.json"
     data = artifacts.fingerprint(manifest)
 
-    mine.run(config, workdir)
-    rows = store.open_questions(workdir, "train", mined=True)
+    mine.run(config, target)
+    rows = mined_questions(target)
     assert [one.hard_negatives for one in rows] == [(3,), ()]
     assert any("warning: 1 questions have no hard negative" in line for line in said)
     assert "1 gold, 1 near copies of a gold passage" in "\n".join(said)
 
     said.clear()
-    mine.run(config, workdir)
-    assert said == ["mine: up to date"]
+    mine.run(config, target)
+    assert said == [f"mine: up to date ({target.current('mined')})"]
     # the prepared data are what they were
     assert artifacts.fingerprint(manifest) == data and artifacts.verify(manifest)
-    prepare.run(config, workdir)
-    assert said == ["mine: up to date", "prepare: up to date"]
+    prepare.run(config, target.workdir)
+    assert said[1:] == [f"prepare: up to date ({target.workdir.data})"]
 
     shallow = dataclasses.replace(config, mine=MineConfig(depth=1, window=1))
-    mine.run(shallow, workdir)
-    rows = store.open_questions(workdir, "train", mined=True)
+    mine.run(shallow, target)
+    rows = mined_questions(target)
     assert all(len(one.hard_negatives) <= 1 for one in rows)
 
 
-def test_what_a_killed_run_leaves_is_cleared(small: tuple[Config, WorkDir]) -> None:
-    config, workdir = small
-    partial = workdir.data / "mined.partial" / "questions"
-    partial.mkdir(parents=True)
-    (partial / "dataset_info.json").write_text("{")
-    mine.run(config, workdir)
+def test_what_a_killed_run_leaves_is_cleared(small: tuple[Config, RetrieverDir]) -> None:
+    config, target = small
+    mine.run(config, target)
+    whole = target.current("mined")
+    partial = whole.with_name(whole.name + ".partial")
+    whole.rename(partial)
+    (partial / "questions" / "dataset_info.json").write_text("{")
+    mine.run(config, target)
     assert not partial.exists()
-    artifacts.verify(workdir.data / "mined" / "manifest.json")
+    artifacts.verify(target.current("mined") / "manifest.json")
 
 
-def test_new_data_forget_what_was_mined_from_the_old(
-    small: tuple[Config, WorkDir],
+def test_training_refuses_what_was_mined_from_other_data(
+    small: tuple[Config, RetrieverDir],
 ) -> None:
-    config, workdir = small
-    mine.run(config, workdir)
+    config, target = small
+    mine.run(config, target)
+    assert setup.mined_folder(config, target) == target.current("mined")
     one = dataclasses.replace(config.data, max_train_questions=1)
-    prepare.run(dataclasses.replace(config, data=one), workdir)
-    with pytest.raises(InputError, match="run `dpr mine` first"):
-        store.open_questions(workdir, "train", mined=True)
+    prepare.run(dataclasses.replace(config, data=one), target.workdir)
+    with pytest.raises(InputError, match="mined from other data .* run `dpr mine"):
+        setup.mined_folder(config, target)
+
+
+def test_hard_negatives_of_the_users_files_are_used_unless_mining_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "p.tsv").write_text("id\ttext\ttitle\na\tone\tT\nb\ttwo\tT\n")
+    (tmp_path / "t.json").write_text(
+        '[{"question": "q", "positive_ctxs": [{"psg_id": "a"}],'
+        ' "hard_negative_ctxs": [{"psg_id": "b"}]}]'
+    )
+    data = DataConfig(passages=str(tmp_path / "p.tsv"), train=str(tmp_path / "t.json"))
+    workdir = open_workdir(tmp_path / "work")
+    prepare.run(Config(data=data), workdir)
+    assert not store.wants_mining(workdir, None)
+    assert store.wants_mining(workdir, True)
 
 
 def test_without_data(tmp_path: Path) -> None:
-    workdir = artifacts.open_workdir(tmp_path / "work", "small")
-    with pytest.raises(InputError, match="manifest.json does not exist"):
-        mine.run(Config(name="small"), workdir)
+    target = open_workdir(tmp_path / "work").retriever("trained")
+    with pytest.raises(InputError, match="has no data yet; run `dpr prepare"):
+        mine.run(Config(), target)
 
 
-def mined_rows(workdir: WorkDir, split: str = "train") -> list[tuple[int, ...]]:
-    rows = store.open_questions(workdir, split, mined=True)
-    return [one.hard_negatives for one in rows]
+def mined_questions(target: RetrieverDir, split: str = "train") -> store.Questions:
+    return store.open_questions(target.workdir, split, target.current("mined"))
+
+
+def mined_rows(target: RetrieverDir, split: str = "train") -> list[tuple[int, ...]]:
+    return [one.hard_negatives for one in mined_questions(target, split)]
 
 
 def with_mine(config: Config, **changes: object) -> Config:
@@ -140,20 +165,23 @@ def with_mine(config: Config, **changes: object) -> Config:
 
 
 def test_vectors_find_what_words_do_not(
-    small: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RetrieverDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, workdir = small
+    config, target = small
     config = dataclasses.replace(config, index=IndexConfig(kind="faiss"))
     embedder = WordEmbedder()
-    for module in (encode, sources):
+    for module in (encode, searcher):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: embedder)
-    dense = with_mine(config, sources=("dense",), depth=2, window=7)
-    with pytest.raises(InputError, match="index.json does not exist"):
-        mine.run(dense, workdir)
-    encode.run(config, workdir)
-    build.run(config, workdir)
+    dense = with_mine(config, sources=("words",), depth=2, window=7)
+    with pytest.raises(InputError, match="mine.sources names words, which is no retriever"):
+        mine.run(dense, target)
+    words = retriever(target.workdir, "words", config)
+    with pytest.raises(InputError, match="retriever words has no index yet; run `dpr index"):
+        mine.run(dense, target)
+    encode.run(config, words)
+    update.run(config, words)
 
-    mine.run(dense, workdir)
+    mine.run(dense, target)
     texts = [("T", text) for text in TEXTS]
     scores_QN = embedder.encode(["wrong gold", "zebra"]) @ embedder.encode(texts).T
     order = [np.argsort(-scores_N, kind="stable").tolist() for scores_N in scores_QN]
@@ -161,36 +189,34 @@ def test_vectors_find_what_words_do_not(
         tuple([row for row in order[0] if row not in (0, 1)][:2]),  # 1 repeats 0
         tuple([row for row in order[1] if row != 3][:2]),
     ]
-    assert mined_rows(workdir) == wanted
-    both = with_mine(config, sources=("bm25", "dense"), depth=2, window=7)
-    mine.run(both, workdir)
-    assert mined_rows(workdir) == [
+    assert mined_rows(target) == wanted
+    both = with_mine(config, sources=("bm25", "words"), depth=2, window=7)
+    mine.run(both, target)
+    assert mined_rows(target) == [
         (3, next(row for row in order[0] if row not in (0, 1, 3))),
         wanted[1],
     ]
 
     embedder.passage_fingerprint = embedder.fingerprint = "another"
-    with pytest.raises(
-        InputError, match="another model than the passage encoder of mine.model=model"
-    ):
-        mine.run(dense, workdir)
-    assert len(mined_rows(workdir)) == 2  # what was there stands
+    with pytest.raises(InputError, match="passages of another encoder"):
+        mine.run(dense, target)
+    assert len(mined_rows(target)) == 2  # what was there stands
 
 
 def test_a_sample_is_drawn_from_the_whole_window(
     nq_small_workdir: tuple[Config, WorkDir], tmp_path: Path
 ) -> None:
     config, prepared = nq_small_workdir
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
-    shutil.copytree(prepared.data, workdir.data)
+    shutil.copytree(prepared.root, tmp_path / "work", symlinks=True)
+    target = open_workdir(tmp_path / "work").retriever("sampled")
     whole = with_mine(config, depth=60, window=60)
-    mine.run(whole, workdir)
-    allowed = mined_rows(workdir)
+    mine.run(whole, target)
+    allowed = mined_rows(target)
 
     def drawn(seed: int) -> list[tuple[int, ...]]:
         sampled = with_mine(config, sample=True, depth=5, window=60)
-        mine.run(dataclasses.replace(sampled, seed=seed), workdir)
-        return mined_rows(workdir)
+        mine.run(dataclasses.replace(sampled, seed=seed), target)
+        return mined_rows(target)
 
     one, other = drawn(1), drawn(2)
     assert one != other and drawn(1) == one
@@ -210,14 +236,14 @@ from dpr_jax.config import Config, MineConfig
 def keep(question, passages):
     return [text {relation} "wrong" for _, text in passages]
 
-config = Config(name="small", mine=MineConfig(filter=keep))
+config = Config(mine=MineConfig(filter=keep))
 """
 
 
 def test_a_changed_filter_is_asked_anew(
-    small: tuple[Config, WorkDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RetrieverDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, workdir = small
+    config, target = small
     said: list[str] = []
     monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(report, "say", said.append)
@@ -225,32 +251,32 @@ def test_a_changed_filter_is_asked_anew(
     def run_with(text: str) -> list[tuple[int, ...]]:
         (tmp_path / "filtering.py").write_text(text)
         loaded = config_file.load(tmp_path / "filtering.py")
-        mine.run(dataclasses.replace(loaded, data=config.data), workdir)
-        return mined_rows(workdir)
+        mine.run(dataclasses.replace(loaded, data=config.data), target)
+        return mined_rows(target)
 
     assert run_with(FILTER.format(relation="!=")) == [(), ()]
     assert any("1 refused by mine.filter" in line for line in said)
     assert run_with(FILTER.format(relation="==")) == [(3,), ()]
     said.clear()
     run_with("# a line more\n" + FILTER.format(relation="=="))
-    assert said == ["mine: up to date"]
+    assert said == [f"mine: up to date ({target.current('mined')})"]
 
 
 def test_a_teachers_scores_follow_their_passages(
-    small: tuple[Config, WorkDir], monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RetrieverDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, workdir = small
+    config, target = small
     said: list[str] = []
     monkeypatch.setattr(report, "say", said.append)
     scored = [
         one._replace(teacher_scores=((one.positives[0], 5.0), (6, 1.0)))
-        for one in store.open_questions(workdir, "train")
+        for one in store.open_questions(target.workdir, "train")
     ]
     monkeypatch.setattr(mine.store, "open_questions", lambda *_: scored)
 
     def mined() -> list[tuple[tuple[int, float], ...]]:
-        mine.run(config, workdir)
-        questions = store.Questions(workdir.mined / "questions", "train")
+        mine.run(config, target)
+        questions = store.Questions(target.current("mined") / "questions", "train")
         return [one.teacher_scores for one in questions]
 
     # none of the mined ones is among those that were scored
@@ -265,11 +291,11 @@ def test_a_teachers_scores_follow_their_passages(
 
 
 def test_the_manifest_says_how_many_each_rule_passed_over(
-    small: tuple[Config, WorkDir],
+    small: tuple[Config, RetrieverDir],
 ) -> None:
-    config, workdir = small
-    mine.run(config, workdir)
-    facts = artifacts.read_json(workdir.mined / "manifest.json")
+    config, target = small
+    mine.run(config, target)
+    facts = artifacts.read_json(target.current("mined") / "manifest.json")
     assert facts["mined"]["train"] == {
         "questions": 2,
         "hard_negatives": 1,
@@ -281,10 +307,10 @@ def test_the_manifest_says_how_many_each_rule_passed_over(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": ()}, "mine.sources is .*one or more sources, each once"),
+        ({"sources": ()}, "mine.sources is .*one or more retrievers, each once"),
         ({"sources": ("bm25", "bm25")}, "each once"),
         ({"skip": 95}, "mine.window is 100; it must be mine.skip"),
-        ({"relative_margin": -0.1}, "mine.relative_margin is -0.1"),
+        ({"relative_margin": -0.1}, "mine.relative_margin is -0.1; it must be 0 or more"),
         ({"near_duplicate": 0.0}, "mine.near_duplicate is 0.0"),
     ],
 )

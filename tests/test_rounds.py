@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import (
     Config,
     EncodeConfig,
@@ -27,6 +26,7 @@ from dpr_jax.errors import InputError
 from dpr_jax.index.open import open_index
 from dpr_jax.mining import mine
 from dpr_jax.model.embed import load_embedder
+from dpr_jax.workdir import WorkDir, open_workdir
 
 WINDOW = 30
 
@@ -38,14 +38,14 @@ def finished(
     """Two rounds of a tiny model, two steps each; the first try is killed while the second round
     mines.
     """
-    base, prepared = nq_small_workdir
+    base, _ = nq_small_workdir
     folder = tmp_path_factory.mktemp("rounds")
     tiny.write(folder / "init")
     config = dataclasses.replace(
         base,
         rounds=2,
-        compare_untrained=False,
-        data=dataclasses.replace(base.data, dev=""),
+        compare=("bm25",),
+        data=dataclasses.replace(base.data, dev=None),
         mine=MineConfig(window=WINDOW, depth=4),
         model=ModelConfig(
             init=str(folder / "init"),
@@ -59,19 +59,18 @@ def finished(
         index=IndexConfig(kind="faiss", recall_queries=5),
         evaluate=EvaluateConfig(bootstrap_samples=20, examples=2),
     )
-    workdir = artifacts.open_workdir(folder / "work", config.name)
-    shutil.copytree(prepared.bm25, workdir.bm25)
+    workdir = open_workdir(folder / "work")
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        later = WorkDir(workdir.root, 2)
+        later = workdir.retriever("round-2")
         original = mine.rules.hard_negatives
         patch.setattr(
             mine.rules,
             "hard_negatives",
-            lambda *args: killed() if later.home.exists() else original(*args),
+            lambda *args: killed() if later.file.exists() else original(*args),
         )
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(config, workdir)
@@ -82,45 +81,45 @@ def finished(
 def test_the_second_round_mines_with_the_first_ones_model(
     finished: tuple[Config, WorkDir],
 ) -> None:
-    config, first = finished
-    second = WorkDir(first.root, 2)
-    index = open_index(first.inside("index"))
-    embedder = load_embedder("model", first, "question", model=config.model, dtype="float32")
-    before = list(store.open_questions(first, "train", mined=True))
-    after = list(store.open_questions(second, "train", mined=True))
+    config, workdir = finished
+    first, second = workdir.retriever("trained"), workdir.retriever("round-2")
+    index = open_index(first.current("index"))
+    embedder = load_embedder(first.encoder, "question", model=config.model, dtype="float32")
+    before = list(store.open_questions(workdir, "train", first.current("mined")))
+    after = list(store.open_questions(workdir, "train", second.current("mined")))
     _, rows_QK = index.search(embedder.encode([q.question for q in after]), WINDOW)
     for question, rows in zip(after, rows_QK.tolist(), strict=True):
         places = [rows.index(row) for row in question.hard_negatives]
         assert places == sorted(places)
     assert [q.hard_negatives for q in before] != [q.hard_negatives for q in after]
-    assert artifacts.read_json(second.mined / "manifest.json")["made_from"]["inputs"][
-        "index"
-    ] == artifacts.fingerprint(first.inside("index") / "index.json")
+    mined = artifacts.read_json(second.current("mined") / "manifest.json")["made_from"]
+    embeddings = artifacts.fingerprint(first.current("embeddings") / "manifest.json")
+    assert embeddings in mined["inputs"].values()
 
 
 def test_the_second_round_trains_the_first_ones_model_on(
     finished: tuple[Config, WorkDir],
 ) -> None:
-    config, first = finished
-    names = ("init", "model", "rounds/2/model")
-    sources = (config.model.init, str(first.model), str(WorkDir(first.root, 2).model))
+    config, workdir = finished
+    sources = {"init": config.model.init}
+    sources |= {name: workdir.retriever(name).encoder for name in ("trained", "round-2")}
     texts = ["who wrote the first of these books"]
     vectors = {
-        name: load_embedder(source, None, "question", model=config.model).encode(texts)
-        for name, source in zip(names, sources, strict=True)
+        name: load_embedder(source, "question", model=config.model).encode(texts)
+        for name, source in sources.items()
     }
-    step_one = np.abs(vectors["model"] - vectors["init"]).max()
-    step_two = np.abs(vectors["rounds/2/model"] - vectors["model"]).max()
+    step_one = np.abs(vectors["trained"] - vectors["init"]).max()
+    step_two = np.abs(vectors["round-2"] - vectors["trained"]).max()
     assert step_one > 1e-3 and step_two > 1e-3
 
 
 def test_every_round_stands_in_the_report(finished: tuple[Config, WorkDir]) -> None:
     _, workdir = finished
     page = (workdir.metrics / "report.html").read_text()
-    assert "round-2" in page and "rounds/2/index" in page
+    assert "round-2" in page
     for run in ("trained", "round-2"):
         assert f"Training of {run}: loss over the steps" in page
-    facts = artifacts.read_json(workdir.metrics / "round-2.json")
+    facts = artifacts.read_json(workdir.metrics / "test" / "round-2.json")
     assert facts["compared_with"] == ["bm25", "trained"]
 
 
@@ -128,8 +127,8 @@ def test_nothing_is_done_again_even_after_a_move(
     finished: tuple[Config, WorkDir], tmp_path: Path
 ) -> None:
     config, workdir = finished
-    shutil.copytree(workdir.root, tmp_path / "moved")
-    moved = artifacts.open_workdir(tmp_path / "moved", config.name)
+    shutil.copytree(workdir.root, tmp_path / "moved", symlinks=True)
+    moved = open_workdir(tmp_path / "moved")
     before = {p: p.stat().st_mtime_ns for p in moved.root.rglob("*") if p.is_file()}
     pipeline.run(config, moved)
     after = {p: p.stat().st_mtime_ns for p in moved.root.rglob("*") if p.is_file()}
