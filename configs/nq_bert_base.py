@@ -28,7 +28,7 @@ from dpr_jax.config import (
 )
 
 config = Config(
-    compare_untrained=False,  # BERT as it comes retrieves nothing, and encoding takes hours
+    compare=("bm25",),  # BERT as it comes retrieves nothing, and encoding takes hours
     data=DataConfig(
         passages="data/nq/psgs_w100.tsv.gz",
         train="data/nq/biencoder-nq-train.json.gz",

@@ -1,106 +1,24 @@
 """`dpr`: parses the command line and calls a stage, the pipeline, or one of the small commands."""
 
-import ast
 import contextlib
-import dataclasses
 import difflib
 import errno
 import io
-import itertools
 import os
 import re
 import sys
-import textwrap
 import traceback
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import tyro
 
 from dpr_jax import artifacts, config_file, console, host, recipes
-from dpr_jax import config as config_module
+from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import Busy, InputError, Preempted
 from dpr_jax.workdir import WorkDir, open_workdir
 
-
-class Command(NamedTuple):
-    """What a command is and takes.
-
-    Attributes:
-      purpose: one line for people.
-      operands: what stands first, by name.
-      flags: those that are no settings; `workdir` is required where it is named.
-      parts: the parts of the config that its help shows.
-    """
-
-    purpose: str
-    operands: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ("workdir",)
-    parts: tuple[str, ...] = ()
-
-
-_ONE = ("workdir", "retriever", "like")
-COMMANDS = {
-    "pipeline": Command(
-        "all stages in order, and the report",
-        flags=("workdir", "from", "until"),
-        parts=("", "data", "mine", "model", "train"),
-    ),
-    "prepare": Command("raw files -> the prepared corpus and questions", parts=("data",)),
-    "split": Command(
-        "documents -> passages on Apache Beam, for `prepare`; Beam's own options stand after --",
-        flags=("out",),
-        parts=("data",),
-    ),
-    "inspect": Command(
-        "what the prepared data hold: counts, lengths, repeats, overlap", parts=("evaluate",)
-    ),
-    "mine": Command("hard negatives from what retrievers rank high", (), _ONE, ("mine", "bm25")),
-    "train": Command("train both towers", (), _ONE, ("", "train", "model")),
-    "encode": Command(
-        "corpus or questions -> vectors; --from ENCODER uses one as it comes",
-        (),
-        (*_ONE, "from"),
-        ("encode", "model"),
-    ),
-    "index": Command("vectors, or words for BM25 -> a search index", (), _ONE, ("index", "bm25")),
-    "index add": Command("a file of new passages into every index", ("PASSAGES",)),
-    "index remove": Command("a file of passage ids, one per line, out of every index", ("IDS",)),
-    "index rebalance": Command("an index built anew of the passages there are now", (), _ONE),
-    "retrieve": Command("questions -> runs", (), _ONE, ("retrieve", "bm25")),
-    "evaluate": Command("runs -> metrics, tables, report.html", parts=("evaluate",)),
-    "compare": Command(
-        "two retrievers (or run files) on the same questions: paired test, wins, losses",
-        ("A", "B"),
-        parts=("evaluate",),
-    ),
-    "ask": Command(
-        "the passages that answer a question; --k N, --json for programs",
-        ("QUESTION",),
-        ("workdir", "retriever", "k", "json"),
-    ),
-    "retriever list": Command("retrievers with kind, size, dev figure and state"),
-    "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
-    "gc": Command(
-        "delete artifacts that nothing uses; shows them and asks", (), ("workdir", "yes")
-    ),
-    "info": Command("versions, devices, and which index backends work here", flags=()),
-}
-USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes")  # flags without a value
-FLAG_HELP = {
-    "workdir": "folder that holds everything a run makes",
-    "retriever": "which retriever, by name",
-    "like": "a new retriever starts with the recipe and artifacts of this one",
-    "from": "the stage to begin with (pipeline); an encoder by hub id or folder (encode)",
-    "until": "the stage to end with",
-    "out": "folder for the passages, on a file system that Apache Beam knows",
-    "k": "passages to show",
-    "json": "print JSON",
-    "yes": "do not ask",
-}
 USER_ERROR = 2
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -183,7 +101,7 @@ def run(args: list[str]) -> None:
       InputError: the command line, a config, or anything that a stage reads is wrong.
     """
     if not args or args[0] in ("-h", "--help"):
-        print(_overview())
+        print(overview())
         return
     command, rest = _command(args)
     if command in ("-V", "--version"):
@@ -198,7 +116,7 @@ def run(args: list[str]) -> None:
         return
     rest, beam_options = _before_dashes(rest) if command == "split" else (rest, [])
     if {"-h", "--help", "--help-all"} & {*rest}:
-        _help(command, whole="--help-all" in rest)
+        show_help(command, whole="--help-all" in rest)
         return
     if command == "encode":
         host.want_device_a_core()
@@ -438,68 +356,3 @@ def _near(word: str, known: list[str]) -> str:
     close += [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
     names = list(dict.fromkeys(close))[:3]
     return f" (near: {', '.join(name.replace('_', '-') for name in names)})" if names else ""
-
-
-# --- help
-
-
-def _overview() -> str:
-    lines = [
-        f"  {' '.join((name, *command.operands)):<24}{command.purpose}"
-        for name, command in COMMANDS.items()
-    ]
-    return "\n".join(
-        [
-            "dpr: dense passage retrieval in JAX",
-            USAGE,
-            "",
-            *lines,
-            "",
-            "example: dpr pipeline configs/quickstart.py --workdir runs/quickstart",
-            "settings of a command: dpr train --help; all settings: dpr train --help-all",
-        ]
-    )
-
-
-def _help(command: str, *, whole: bool) -> None:
-    """Prints the settings of a command, one line each; all of them with their full text."""
-    about = COMMANDS[command]
-    words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
-    for name in about.flags:
-        print(f"  --{name:<32}{FLAG_HELP[name]}")
-    parts = ("", *Config.__annotations__) if whole else about.parts
-    for part in parts:
-        settings = getattr(Config(), part) if part else Config()
-        if not dataclasses.is_dataclass(settings):
-            continue
-        texts = _field_texts(type(settings).__name__)
-        print()
-        for field in dataclasses.fields(settings):
-            value = getattr(settings, field.name)
-            if dataclasses.is_dataclass(value):
-                continue
-            flag = f"--{part}.{field.name}" if part else f"--{field.name}"
-            text = texts[field.name]
-            if not whole:
-                text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
-            shown = "" if value in (None, ()) else f" [{_shown(value)}]"
-            text = text if whole else textwrap.shorten(text, 66 - len(shown), placeholder=" ...")
-            print(f"  {flag.replace('_', '-'):<34}{text}{shown}")
-    if not whole:
-        print(f"\nAll settings of all stages: dpr {command} --help-all")
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _field_texts(name: str) -> dict[str, str]:
-    """Returns the text below each field of a dataclass in config.py, on one line."""
-    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if getattr(node, "name", "") == name]
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }

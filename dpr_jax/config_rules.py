@@ -66,17 +66,17 @@ def _check_bounds(part: Any, prefix: str) -> None:
         value = getattr(part, name)
         if dataclasses.is_dataclass(value):
             _check_bounds(value, f"{prefix}{name}.")
-        for bounds in _bounds_in(hint):
+        for bounds in bounds_in(hint):
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and not _holds(bounds, number):
                     _refuse(prefix + name, value, _in_words(bounds))
 
 
-def _bounds_in(hint: Any) -> list[Bounds]:
+def bounds_in(hint: Any) -> list[Bounds]:
     """Returns the bounds in a type hint, also inside `| None` and tuples."""
     found = [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, Bounds)]
     inner = typing.get_args(hint) if not found else ()
-    return found + [bounds for one in inner for bounds in _bounds_in(one)]
+    return found + [bounds for one in inner for bounds in bounds_in(one)]
 
 
 def _holds(bounds: Bounds, value: float) -> bool:

@@ -39,15 +39,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
-    old = tmp_path / "index.old"
-    old.mkdir()
-    (old / "precious").touch()
-    artifacts.restore_dir(tmp_path / "index")
-    assert (tmp_path / "index" / "precious").exists()
-    assert not old.exists()
-
-
 def make(folder: Path, content: str = "content") -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "file.bin").write_text(content)
@@ -123,19 +114,3 @@ def test_damaged_json_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="manifest.json is damaged") as caught:
         artifacts.read_json(path)
     assert "\n" not in str(caught.value)
-
-
-def test_work_directories(tmp_path: Path) -> None:
-    workdir = artifacts.open_workdir(tmp_path / "new", "a")
-    assert artifacts.open_workdir(tmp_path / "new", "a") == workdir
-    assert workdir.inside("embeddings") == workdir.root / "embeddings"
-    assert workdir.inside("/elsewhere") == Path("/elsewhere")
-    with pytest.raises(InputError, match="belongs to config 'a', not 'b'"):
-        artifacts.open_workdir(tmp_path / "new", "b")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter").touch()
-    with pytest.raises(InputError, match="not empty and not a work directory"):
-        artifacts.open_workdir(tmp_path / "home", "a")
-    with pytest.raises(InputError, match="is a file"):
-        artifacts.open_workdir(tmp_path / "home" / "letter", "a")
-    assert [entry.name for entry in (tmp_path / "home").iterdir()] == ["letter"]

@@ -17,6 +17,7 @@ from dpr_jax import artifacts, cli
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import open_workdir
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
@@ -49,9 +50,9 @@ def split(documents: Path | str, out: Path | str, *options: str) -> None:
 
 def corpus(passages: Path, work: Path, **cutting: int) -> str:
     """The fingerprint of the corpus that `dpr prepare` makes."""
-    workdir = artifacts.open_workdir(work, "split")
+    workdir = open_workdir(work)
     data = DataConfig(passages=str(passages), **cutting)
-    prepare.run(Config(name="split", data=data), workdir)
+    prepare.run(Config(data=data), workdir)
     return artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
 
 

@@ -1,13 +1,17 @@
 """The command line: what it parses, and one clear line for what it cannot."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dpr_jax import cli
+from dpr_jax import cli, commands, config_file, recipes
+from dpr_jax.config import Config, TrainConfig
 from dpr_jax.errors import InputError, Preempted
+from dpr_jax.workdir import open_workdir
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
 
@@ -15,7 +19,7 @@ QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
 def test_overrides_are_typed() -> None:
     args = [QUICKSTART, "--workdir", "w", "--train.learning-rate", "1e-5"]
     call = cli.parse("train", [*args, "--model.shared-towers", "--evaluate.cutoffs", "1", "2"])
-    assert call.workdir == Path("w")
+    assert call.workdir.root == Path("w").absolute()
     assert call.config.train.learning_rate == 1e-5
     assert call.config.model.shared_towers is True
     assert call.config.evaluate.cutoffs == (1, 2)
@@ -59,7 +63,7 @@ def test_unknown_command_names_the_near_one() -> None:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["--help"])
     printed = capsys.readouterr().out
-    assert all(command in printed for command in cli.COMMANDS)
+    assert all(command in printed for command in commands.COMMANDS)
 
 
 def dpr(*args: str) -> subprocess.CompletedProcess[str]:
@@ -85,11 +89,86 @@ def test_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert not (tmp_path / "w" / "data").exists()
 
 
-def test_a_work_directory_of_another_config_is_refused(tmp_path: Path) -> None:
+def test_an_older_work_directory_is_refused_and_stays(tmp_path: Path) -> None:
     (tmp_path / "workdir.json").write_text('{"config_name": "other"}')
     done = dpr("prepare", QUICKSTART, "--workdir", str(tmp_path))
     assert done.returncode == 2
-    assert "belongs to config 'other', not 'quickstart'" in done.stderr
+    assert "is a work directory of an older version, and stays as it is" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["workdir.json"]
+
+
+@pytest.mark.parametrize("spelled", [["--mine.enabled"], ["--mine.enabled", "True"]])
+def test_settings_that_are_true_false_or_none(spelled: list[str]) -> None:
+    def parsed(*args: str) -> bool | None:
+        return cli.parse("mine", ["--workdir", "w", *args]).config.mine.enabled
+
+    assert parsed(*spelled) is True
+    assert parsed("--mine.no-enabled") is False
+    assert parsed("--mine.enabled", "None") is None
+    assert parsed() is None
+
+
+def test_the_config_may_stand_after_a_flag() -> None:
+    call = cli.parse("train", ["--workdir", "w", QUICKSTART, "--train.remat"])
+    assert call.config.train.batch_size == 24 and call.config.train.remat
+    with pytest.raises(InputError, match="are two config files; give one"):
+        cli.parse("train", [QUICKSTART, "--workdir", "w", QUICKSTART])
+    with pytest.raises(InputError, match="does not take 'quickstart'; a config file ends in .py"):
+        cli.parse("train", ["quickstart", "--workdir", "w"])
+
+
+def test_stored_settings_then_the_file_then_flags(tmp_path: Path) -> None:
+    workdir = open_workdir(tmp_path)
+    stored = Config(seed=5, train=TrainConfig(batch_size=7, learning_rate=1e-3))
+    recipes.store_workdir(workdir, stored)
+    recipes.store(workdir.retriever("trained"), stored)
+    args = ["--workdir", str(tmp_path), "--train.learning-rate", "1e-4"]
+    call = cli.parse("train", args)
+    assert call.config.seed == 5
+    assert (call.config.train.batch_size, call.config.train.learning_rate) == (7, 1e-4)
+    call = cli.parse("train", [*args, QUICKSTART])
+    assert call.config.seed == 13
+    assert (call.config.train.batch_size, call.config.train.learning_rate) == (24, 1e-4)
+
+
+def test_a_mistyped_value_is_one_plain_line() -> None:
+    done = dpr("train", "--workdir", "w", "--train.batch-size", "many")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "--train.batch-size" in line and "many" in line
+    assert not {*line} & {*"│╭╮╰╯─\x1b"}
+
+
+def test_help_of_a_command_fits_two_screens(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in commands.COMMANDS:
+        if command != "info":
+            cli.run([*command.split(), "--help"])
+            lines = capsys.readouterr().out.splitlines()
+            assert len(lines) <= 90 and max(map(len, lines)) <= 110, command
+    cli.run(["train", "--help-all"])
+    printed = capsys.readouterr().out
+    known = config_file.keys()
+    assert all(f"--{key.replace('_', '-')} " in printed for key in known)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("unshare"), reason="needs unshare")
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    """Every command that would write says so; `mount` since root may write to any folder."""
+    root = tmp_path / "w"
+    recipes.store_workdir(open_workdir(root), Config())
+    code = f"import sys; sys.argv[1:] = [{{}}, '--workdir', {str(root)!r}]"
+    code += "; from dpr_jax.cli import main; main()"
+    mount = f"mount --bind {root} {root} && mount -o remount,bind,ro {root}"
+    probe = ["unshare", "-m", "sh", "-c", mount]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let a test mount a folder")
+    for command in ("prepare", "mine", "train", "encode", "index", "retrieve", "evaluate", "gc"):
+        script = code.format(repr(command))
+        run = [*probe[:-1], f'{mount} && exec {sys.executable} -c "$0"', script]
+        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, (command, done.stderr)
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("dpr: cannot write") and "Read-only file system" in line
 
 
 def test_info_names_devices_and_backends() -> None:

@@ -3,12 +3,14 @@
 import ast
 import dataclasses
 import itertools
+import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from dpr_jax import config, config_file, config_rules
-from dpr_jax.config import Config, DataConfig, MineConfig, TrainConfig
+from dpr_jax.config import Bm25Config, Config, DataConfig, MineConfig, TrainConfig
 from dpr_jax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -17,7 +19,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
     loaded = config_file.load(path)
-    assert loaded.name == path.stem
+    config_rules.validate(loaded)
     doc = path.read_text(encoding="utf-8").split('"""')[1]
     for fact in ("Command:", "Hardware:", "Time:", "Expected:"):
         assert fact in doc, f"{path.name} does not say {fact}"
@@ -36,7 +38,7 @@ def test_defaults_are_valid() -> None:
         ),
         (
             Config(train=TrainConfig(dropout=1.0)),
-            r"train.dropout is 1.0; it must be in \[0, 1\)",
+            r"train.dropout is 1.0; it must be 0 or more and less than 1",
         ),
         (Config(train=TrainConfig(learning_rate=0)), "train.learning_rate is 0"),
         (
@@ -45,7 +47,7 @@ def test_defaults_are_valid() -> None:
         ),
         (
             Config(train=TrainConfig(batch_size=1, hard_negatives=0)),
-            "a question without any negative has loss 0",
+            "batch_size is 1: a question without negatives teaches nothing",
         ),
         (
             Config(train=TrainConfig(distillation="kl", hard_negatives=0)),
@@ -57,9 +59,13 @@ def test_defaults_are_valid() -> None:
         ),
         (
             Config(data=DataConfig(train=("a", "b"), train_qrels="q")),
-            "data.train_qrels is 'q'; it must be empty where data.train names several",
+            "data.train_qrels is 'q'; it must be None where data.train names several",
         ),
         (Config(data=DataConfig(train=("a", ""))), "files, none of them empty"),
+        (Config(bm25=Bm25Config(b=2)), "bm25.b is 2; it must be 0 or more and at most 1"),
+        (Config(bm25=Bm25Config(k1=-1)), "bm25.k1 is -1; it must be 0 or more"),
+        (Config(seed=-1), "seed is -1; it must be 0 or more"),
+        (Config(bm25=Bm25Config(k1=float("nan"))), "bm25.k1 is nan"),
     ],
 )
 def test_bad_values_are_named(changed: Config, message: str) -> None:
@@ -90,10 +96,35 @@ def test_every_setting_has_a_docstring() -> None:
     tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
     parts = {f.name for f in dataclasses.fields(Config)}
     for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        if not kind.name.endswith("Config"):
+            continue
         for field, after in itertools.pairwise([*kind.body, ast.Pass()]):
             if not isinstance(field, ast.AnnAssign):
                 continue
             name = field.target.id
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            is_part = kind.name == "Config" and name in parts - {"name", "seed"}
+            is_part = kind.name == "Config" and name in parts - {"seed", "compare", "rounds"}
             assert documented or is_part, f"{kind.name}.{name}"
+
+
+def test_every_number_has_bounds_beside_it() -> None:
+    """A number without bounds accepts what nobody means."""
+    for key, hint in config_file.keys().items():
+        part, _, name = key.rpartition(".")
+        kind = type(getattr(Config(), part)) if part else Config
+        whole = typing.get_type_hints(kind, include_extras=True)[name]
+        if {int, float} & {hint, *typing.get_args(hint)}:
+            assert config_rules.bounds_in(whole), key
+
+
+def test_there_are_no_more_settings_than_people_can_read() -> None:
+    assert len(config_file.keys()) <= 105
+
+
+def test_a_config_may_import_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "our_base_config.py").write_text("SEED = 7\n")
+    path = tmp_path / "mine.py"
+    text = "from our_base_config import SEED\nfrom dpr_jax.config import Config\n"
+    path.write_text(text + "config = Config(seed=SEED)\n")
+    assert config_file.load(path).seed == 7

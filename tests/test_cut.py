@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from layouts import write_text
 
-from dpr_jax import artifacts
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.config_rules import validate
 from dpr_jax.data import cut, documents, prepare, store
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import open_workdir
 
 WIKI = """<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Rock &amp; Roll">
 Rock & Roll
@@ -151,8 +151,8 @@ def test_a_damaged_bz2_file(tmp_path: Path) -> None:
 def test_prepare_cuts_documents(tmp_path: Path) -> None:
     wiki = write_text(tmp_path, "wiki_00", WIKI.replace("Empty\n<", "six\n<"))
     data = DataConfig(passages=str(wiki), split_words=2)
-    workdir = artifacts.open_workdir(tmp_path / "work", "small")
-    prepare.run(Config(name="small", data=data), workdir)
+    workdir = open_workdir(tmp_path / "work")
+    prepare.run(Config(data=data), workdir)
     assert [tuple(one) for one in store.open_corpus(workdir)] == [
         ("12:0", "Rock & Roll", "one two"),
         ("12:1", "Rock & Roll", "three four"),
@@ -162,7 +162,7 @@ def test_prepare_cuts_documents(tmp_path: Path) -> None:
     # the packaged tokenizer: "antidisestablishmentarianism" is one word of several tokens
     write_text(tmp_path, "a.txt", "yes antidisestablishmentarianism yes no yes")
     data = DataConfig(str(tmp_path / "a.txt"), split_tokens=4, split_stride_tokens=2)
-    prepare.run(Config(name="small", data=data), workdir)
+    prepare.run(Config(data=data), workdir)
     assert [one.text for one in store.open_corpus(workdir)] == [
         "yes",
         "antidisestablishmentarianism",
@@ -180,4 +180,4 @@ def test_settings_that_contradict(tmp_path: Path) -> None:
             validate(Config(data=data))
     data = DataConfig(passages=str(tmp_path / "none"), split_words=100)
     with pytest.raises(InputError, match="must be a file or folder of documents"):
-        prepare.run(Config(name="a", data=data), artifacts.open_workdir(tmp_path / "w", "a"))
+        prepare.run(Config(data=data), open_workdir(tmp_path / "w"))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.errors import InputError
 from dpr_jax.inspection import overview, show, survey
+from dpr_jax.workdir import WorkDir, open_workdir
 
 EVIL = "<script>alert('1')</script>"
 PASSAGES = "id\ttext\ttitle\nP1\tthe cat sat\tA\nP2\tthe cat sat\t\nP3\ta dog\tB\nP4\t\tC\n"
@@ -42,14 +42,14 @@ def workdir(tmp_path: Path) -> WorkDir:
     for key, text in contents.items():
         files[key] = str(tmp_path / f"{key}.{'tsv' if key == 'passages' else 'json'}")
         Path(files[key]).write_text(text, encoding="utf-8")
-    config = Config(name="small", data=DataConfig(**files))
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    config = Config(data=DataConfig(**files))
+    workdir = open_workdir(tmp_path / "work")
     prepare.run(config, workdir)
     return workdir
 
 
 def test_what_is_counted(workdir: WorkDir, capsys: pytest.CaptureFixture[str]) -> None:
-    overview.run(Config(name="small"), workdir)
+    overview.run(Config(), workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
     corpus, train, test = facts["corpus"], *facts["splits"].values()
     assert (corpus["passages"], corpus["repeated_texts"]) == (4, 1)
@@ -77,17 +77,17 @@ def test_what_is_counted(workdir: WorkDir, capsys: pytest.CaptureFixture[str]) -
 def test_a_second_run_measures_nothing(
     workdir: WorkDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    overview.run(Config(name="small"), workdir)
+    overview.run(Config(), workdir)
     first = capsys.readouterr().out
     monkeypatch.setattr(survey, "corpus", lambda *_: pytest.fail("measured again"))
-    overview.run(Config(name="small"), workdir)
+    overview.run(Config(), workdir)
     assert capsys.readouterr().out == first
 
 
 def test_without_prepared_data(tmp_path: Path) -> None:
-    workdir = artifacts.open_workdir(tmp_path / "work", "small")
-    with pytest.raises(InputError, match="run `dpr prepare` first"):
-        overview.run(Config(name="small"), workdir)
+    workdir = open_workdir(tmp_path / "work")
+    with pytest.raises(InputError, match="has no data yet; run `dpr prepare"):
+        overview.run(Config(), workdir)
 
 
 class Whole(HTMLParser):
@@ -111,8 +111,8 @@ def test_the_page_is_whole_and_escapes_what_it_shows(
     nq_small_workdir: tuple[Config, WorkDir], tmp_path: Path
 ) -> None:
     config, source = nq_small_workdir
-    shutil.copytree(source.root, tmp_path / "work")
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    shutil.copytree(source.root, tmp_path / "work", symlinks=True)
+    workdir = open_workdir(tmp_path / "work")
     overview.run(config, workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")
     assert facts["splits"]["train"]["answer_in_gold"] > 0
@@ -152,8 +152,8 @@ def test_each_training_file_is_counted(tmp_path: Path) -> None:
     Path(names[0]).write_text(json.dumps([row("a", "cat", "P1")] * 3))
     Path(names[1]).write_text(json.dumps([row("b", "dog", "P3")] * 2))
     data = DataConfig(passages=str(tmp_path / "p.tsv"), train=names)
-    config = Config(name="small", data=data)
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
+    config = Config(data=data)
+    workdir = open_workdir(tmp_path / "work")
     prepare.run(config, workdir)
     overview.run(config, workdir)
     facts = artifacts.read_json(workdir.root / "inspection" / "inspection.json")

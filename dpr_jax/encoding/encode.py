@@ -81,9 +81,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         say(f"encode: up to date ({out})")
         return
     building = out.with_name(out.name + ".building")
-    if parallel.is_main():
-        building.mkdir(parents=True, exist_ok=True)
-    parallel.barrier(f"encode: start {out.name}")
+    building.mkdir(parents=True, exist_ok=True)
 
     # --- this process's shards ---
     shard_rows = _shard_rows(texts.count, settings.rows_per_shard)
