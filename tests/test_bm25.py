@@ -15,11 +15,11 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
 from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25, bm25_build
+from dpr_jax.workdir import WorkDir, open_workdir
 
 TEXTS = [
     "Cats The cat sat on the mat; another cat looked on.",
@@ -31,10 +31,14 @@ TEXTS = [
 ]
 
 
-def build(folder: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4) -> bm25.Bm25:
-    folder.mkdir(parents=True, exist_ok=True)
-    bm25_build.build(folder, texts, k1=k1, b=b)
-    return bm25.load(folder)
+def build_folder(root: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4) -> Path:
+    return bm25.build_if_missing(
+        open_workdir(root / "work"), texts, count=0, corpus="a corpus", k1=k1, b=b
+    )
+
+
+def build(root: Path, texts: Iterable[str], k1: float = 0.9, b: float = 0.4) -> bm25.Bm25:
+    return bm25.load(build_folder(root, texts, k1, b))
 
 
 def words(text: str) -> list[str]:
@@ -128,8 +132,8 @@ def test_bm25s_opens_the_index_and_would_have_built_the_same(
     import bm25s
 
     monkeypatch.setattr(bm25_build, "BLOCK_PASSAGES", 4)
-    build(tmp_path, TEXTS, 1.2, 0.75)
-    ours = bm25s.BM25.load(tmp_path, show_progress=False)
+    folder = build_folder(tmp_path, TEXTS, 1.2, 0.75)
+    ours = bm25s.BM25.load(folder, show_progress=False)
     theirs = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
     theirs.index(bm25_build.tokenize(TEXTS, return_ids=True), show_progress=False)
     for word, number in ours.vocab_dict.items():
@@ -150,7 +154,8 @@ def test_the_same_texts_are_the_same_bytes_in_every_process(tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONHASHSEED": "1"}  # sets have another order
     command = [sys.executable, "-c", program, str(tmp_path / "there")]
     subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)
-    build(tmp_path / "here", TEXTS)
+    (tmp_path / "here").mkdir()
+    bm25_build.build(tmp_path / "here", TEXTS, k1=0.9, b=0.4)
     here, there = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("here", "there")
@@ -164,43 +169,44 @@ class _Killed(BaseException):
     """Stands for SIGKILL: nothing in the code catches it."""
 
 
-def test_an_index_is_built_once_for_a_corpus(
+def test_an_index_is_built_once_for_a_corpus_and_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
+    workdir = open_workdir(tmp_path / "work")
 
-    def ask(k1: float = 0.9, corpus: str = "one") -> np.ndarray:
+    def folder(k1: float = 0.9, corpus: str = "one") -> Path:
         texts = (read.append(text) or text for text in TEXTS)
-        index = bm25.of_corpus(
-            tmp_path / "bm25", texts, count=len(TEXTS), corpus=corpus, k1=k1, b=0.4
-        )
-        return index.search(["cat on a mat"], 9)[0]
+        return bm25.build_if_missing(workdir, texts, count=len(TEXTS), corpus=corpus, k1=k1, b=0.4)
 
-    first = ask()
-    (tmp_path / "bm25").rename(tmp_path / "moved")
-    (tmp_path / "moved").rename(tmp_path / "bm25")
-    read.clear()
-    np.testing.assert_array_equal(ask(), first)
-    assert not read
-    assert not np.array_equal(ask(k1=2.0), first) and read == TEXTS
-    read.clear()
-    ask(k1=2.0, corpus="two")
-    assert read == TEXTS
+    def ask(folder: Path) -> np.ndarray:
+        return bm25.load(folder).search(["cat on a mat"], 9)[0]
 
-    # killed while it is built anew: the old one stands, and is not taken for the new
+    one = folder()
+    first = ask(one)
+    read.clear()
+    assert folder() == one == bm25.find(workdir, "one", k1=0.9, b=0.4) and not read
+    assert not np.array_equal(ask(folder(k1=2.0)), first) and read == TEXTS
+    read.clear()
+    assert folder(k1=2.0, corpus="two") != folder(k1=2.0) and read == TEXTS
+    np.testing.assert_array_equal(ask(one), first)
+
+    # killed while it is built: there is no index
     def killed(*_: object, **__: object) -> None:
         raise _Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "write_manifest", killed)
         with pytest.raises(_Killed):
-            ask()
-    np.testing.assert_array_equal(ask(), first)
+            folder(k1=3.0)
+    with pytest.raises(InputError, match="does not exist"):
+        bm25.load(bm25.find(workdir, "one", k1=3.0, b=0.4))
+    assert ask(folder(k1=3.0)).shape == (1, 9)
 
-    scores = tmp_path / "bm25" / bm25_build.SCORES
+    scores = one / bm25_build.SCORES
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="data.csc.index.npy is damaged"):
-        ask()
+        bm25.load(one)
 
 
 def test_no_questions(tmp_path: Path) -> None:
@@ -214,5 +220,5 @@ def test_nothing_to_index_and_nothing_to_load(tmp_path: Path) -> None:
         build(tmp_path / "a", ["the of", ""])
     with pytest.raises(InputError, match="no passage holds a word"):
         build(tmp_path / "b", [])
-    with pytest.raises(InputError, match="no BM25 index"):
+    with pytest.raises(InputError, match="manifest.json does not exist"):
         bm25.load(tmp_path)

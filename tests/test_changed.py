@@ -1,19 +1,20 @@
-"""A corpus that changes after its index was built: what is found, what training still sees, and
-what is refused.
+"""A corpus that changes after its indexes were built.
+
+What is found, what training and mining still see, what is shared, and what is refused.
 """
 
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from prepared import WordEmbedder, prepare
+from vectors import encode_corpus, names_in, with_recipe
 
-from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import artifacts, recipes
 from dpr_jax.config import (
-    Bm25Config,
     Config,
     DataConfig,
     EncodeConfig,
@@ -21,17 +22,16 @@ from dpr_jax.config import (
     IndexConfig,
     RetrieveConfig,
 )
-from dpr_jax.data import changes, store
+from dpr_jax.data import changes
 from dpr_jax.data.formats import Passage
-from dpr_jax.data.store import Question
-from dpr_jax.encoding import added, encode
+from dpr_jax.data.store import Question, open_corpus
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import judged
-from dpr_jax.index import build, refresh, worker
-from dpr_jax.index.open import open_index
-from dpr_jax.mining import sources
-from dpr_jax.retrieval import retrieve, search
+from dpr_jax.index import added, update, worker
+from dpr_jax.index.open import MANIFEST, built_of, open_index
+from dpr_jax.retrieval import retrieve, searcher
 from dpr_jax.retrieval.retriever import Retriever
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 PASSAGES = [Passage(f"p{i}", f"title {i % 7}", f"text number {i}") for i in range(40)]
 NEW = [
@@ -39,14 +39,15 @@ NEW = [
     Passage("n1", "Rhone", "the Rhone flows through Lyon"),
     Passage("n2", "Loire", "the Loire flows through Nantes"),
 ]
+RIVER = "which river flows through Paris"
 QUESTIONS = [
-    Question("q0", "which river flows through Paris?", ("Seine",), (3,), (), ()),
+    Question("q0", f"{RIVER}?", ("Seine",), (3,), (), ()),
     Question("q1", "text number 18", ("number 18",), (18,), (), ()),
 ]
 CONFIG = Config(
-    encode=EncodeConfig(rows_per_shard=16, dtype="float32"),
+    encode=EncodeConfig(rows_per_shard=2, dtype="float32"),
     index=IndexConfig(kind="faiss", recall_queries=20),
-    retrieve=RetrieveConfig(top_k=5),
+    retrieve=RetrieveConfig(top_k=5, parts=("bm25", "trained"), fusion="rrf"),
     evaluate=EvaluateConfig(bootstrap_samples=10, examples=1),
 )
 
@@ -62,20 +63,34 @@ def write_ids(path: Path, *ids: str) -> str:
     return str(path)
 
 
+def store_recipe(retriever: RetrieverDir, **parts: Any) -> Config:
+    """Another recipe for a retriever, which its index follows from then on."""
+    config = dataclasses.replace(CONFIG, **parts)
+    recipes.store(retriever, config)
+    return config
+
+
+def indexed(root: Path) -> WorkDir:
+    """A work directory with a dense retriever, BM25 and both."""
+    workdir = prepare(root, PASSAGES, QUESTIONS)
+    for name in ("trained", "bm25", "hybrid"):
+        kind = "dense" if name == "trained" else name
+        store_recipe(with_recipe(workdir, name, kind))
+    encode_corpus(workdir.retriever("trained"), WordEmbedder())
+    for name in ("trained", "bm25"):
+        update.run(CONFIG, workdir.retriever(name))
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
-    workdir = prepare(tmp_path_factory.mktemp("changed") / "w", PASSAGES, QUESTIONS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "load_embedder", lambda *_, **__: WordEmbedder())
-        encode.run(CONFIG, workdir)
-    build.run(CONFIG, workdir)
-    return workdir
+    return indexed(tmp_path_factory.mktemp("changed") / "w")
 
 
 @pytest.fixture
 def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
     embedder = WordEmbedder()
-    for module in (encode, added, search):
+    for module in (added, searcher):
         monkeypatch.setattr(module, "load_embedder", lambda *_, **__: embedder)
     return embedder
 
@@ -90,7 +105,7 @@ def workdir(
     # engines at work in this process: test_kill_changed has them in their own
     verbs = {"build": worker._build, "ask": worker._ask}
     monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
-    shutil.copytree(built.root, tmp_path / "w")
+    shutil.copytree(built.root, tmp_path / "w", symlinks=True)
     return WorkDir(tmp_path / "w")
 
 
@@ -99,46 +114,72 @@ def new_file(tmp_path: Path) -> str:
     return write_tsv(tmp_path / "new.tsv", NEW)
 
 
-def best(workdir: WorkDir, question: str, k: int = 3, **settings: str) -> list[str]:
-    config = dataclasses.replace(CONFIG, retrieve=dataclasses.replace(CONFIG.retrieve, **settings))
-    [found] = Retriever.load(workdir.root, config).search([question], k)
+def best(workdir: WorkDir, question: str, k: int = 3, name: str = "trained") -> list[str]:
+    [found] = Retriever.load(workdir.root, name).search([question], k)
     return [one.id for one in found]
 
 
+def index_of(workdir: WorkDir, name: str = "trained") -> Path:
+    return workdir.retriever(name).current("index")
+
+
 def facts_of(workdir: WorkDir) -> dict:
-    return artifacts.read_json(workdir.inside("index") / "index.json")
+    return artifacts.read_json(index_of(workdir) / MANIFEST)
 
 
-@pytest.mark.parametrize("kind", ["dense", "bm25", "hybrid"])
+@pytest.mark.parametrize("name", ["trained", "bm25", "hybrid"])
 def test_what_was_added_is_found_and_what_was_removed_is_not(
-    workdir: WorkDir, new_file: str, tmp_path: Path, kind: str
+    workdir: WorkDir, new_file: str, tmp_path: Path, name: str
 ) -> None:
-    settings = {"kind": kind} | ({"fusion": "rrf"} if kind == "hybrid" else {})
-    pipeline.add(CONFIG, workdir, new_file)
-    assert best(workdir, "which river flows through Paris", **settings)[0] == "n0"
-    assert best(workdir, "text number 18", k=1, **settings) == ["p18"]
+    update.add(CONFIG, workdir, new_file)
+    assert best(workdir, RIVER, name=name)[0] == "n0"
+    assert best(workdir, "text number 18", k=1, name=name) == ["p18"]
 
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "n0", "p18"))
-    for question in ("which river flows through Paris", "text number 18"):
-        found = best(workdir, question, k=60, **settings)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "n0", "p18"))
+    for question in (RIVER, "text number 18"):
+        found = best(workdir, question, k=60, name=name)
         assert found and not {"n0", "p18"} & {*found}
-        if kind == "dense":  # all that are left
+        if name == "trained":  # all that are left
             assert len(found) == len({*found}) == 41
 
 
 def test_the_index_says_what_is_in_it_and_what_it_finds(
     workdir: WorkDir, new_file: str, tmp_path: Path
 ) -> None:
-    pipeline.add(CONFIG, workdir, new_file)
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
+    before = open_index(index_of(workdir))
+    assert before.changes == 0 and before.corpus == changes.read(workdir).fingerprint
+    update.add(CONFIG, workdir, new_file)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
     facts = facts_of(workdir)
-    assert facts["kind"] == "faiss" and facts["changes"]["count"] == 2
-    assert facts["count"] == 43 and facts["removed"] == 2
+    assert facts["kind"] == "faiss" and facts["changes"] == 2
     assert facts["recall_at_100"] == 1.0 and facts["recall_queries"] == 20
-    moved = tmp_path / "elsewhere"
-    workdir.inside("index").rename(moved)
-    index = open_index(moved)
-    assert index.count == 43 and index.prepared_count == 40
+    # a whole work directory can be moved
+    workdir.root.rename(tmp_path / "elsewhere")
+    moved = WorkDir(tmp_path / "elsewhere")
+    index = open_index(index_of(moved))
+    assert (index.count, index.prepared_count, index.changes) == (43, 40, 2)
+    assert index.corpus == changes.read(moved).fingerprint != before.corpus
+
+
+def test_nothing_is_replaced_and_what_is_there_is_shared(
+    workdir: WorkDir, new_file: str, tmp_path: Path, embedder: WordEmbedder
+) -> None:
+    first = index_of(workdir)
+    update.add(CONFIG, workdir, new_file)
+    second = index_of(workdir)
+    assert [one.name for one in second.glob("added-*")] and len(embedder.encoded) == 3
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0"))
+    third = index_of(workdir)
+    # each is as it was, the laid ones stand on the built one, and no vector is encoded or kept
+    # twice
+    assert [open_index(one).changes for one in (first, second, third)] == [0, 1, 2]
+    assert built_of(first) == [] and built_of(second) == built_of(third) == [first]
+    assert len(embedder.encoded) == 3
+    for file in second.glob("added-*"):
+        assert file.stat().st_ino == (third / file.name).stat().st_ino
+    assert len(list(third.glob("added-00001-*"))) == 2  # shards of two rows
+    embeddings = workdir.retriever("trained").current("embeddings")
+    assert {path.suffix for path in embeddings.iterdir()} == {".npy", ".json"}
 
 
 @pytest.mark.parametrize("kind", ["exact", "faiss", "scann"])
@@ -147,115 +188,136 @@ def test_rebalancing_builds_what_is_left_and_nothing_else(
 ) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, kind=kind))
-    pipeline.add(CONFIG, workdir, new_file)
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
+    retriever = workdir.retriever("trained")
+    update.add(CONFIG, workdir, new_file)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
     queries_QD = WordEmbedder().encode([one.text for one in NEW + PASSAGES])
-    before = open_index(workdir.inside("index")).search(queries_QD, 50)
-    pipeline.rebalance(config, workdir)
-    facts = facts_of(workdir)
-    assert facts["kind"] == kind and facts["layers"]["added"] == []
-    after = open_index(workdir.inside("index")).search(queries_QD, 50)
+    before = open_index(index_of(workdir)).search(queries_QD, 50)
+    config = store_recipe(retriever, index=dataclasses.replace(CONFIG.index, kind=kind))
+    update.rebalance(config, retriever)
+    folder, facts = index_of(workdir), facts_of(workdir)
+    assert facts["kind"] == kind and facts["added"] == [] and built_of(folder) == []
+    after = open_index(folder).search(queries_QD, 50)
     np.testing.assert_array_equal(after[1], before[1])
     np.testing.assert_allclose(after[0], before[0], rtol=1e-5, atol=1e-6)
-    listed = {*facts["files"], "index.json"}
-    folder = workdir.inside("index")
-    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert on_disk == listed
-    assert not workdir.inside("index.vectors").exists()
+    assert {path.name for path in folder.iterdir()} == {*facts["files"], MANIFEST}
+    assert not [name for name in names_in(retriever.home) if name.endswith(("ing", ".partial"))]
 
     # changes after it lie over it again
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids2", "n0", "p39"))
-    found = open_index(folder).search(queries_QD, 50)[1]
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids2", "n0", "p39"))
+    assert built_of(index_of(workdir)) == [folder]
+    found = open_index(index_of(workdir)).search(queries_QD, 50)[1]
     assert {*found[found >= 0].tolist()} == {*range(1, 39), 42}
+    # and rebalancing where nothing changed does nothing
+    update.rebalance(config, retriever)
+    folder = index_of(workdir)
+    written = (folder / MANIFEST).stat().st_mtime_ns
+    update.rebalance(config, retriever)
+    assert index_of(workdir) == folder
+    assert (folder / MANIFEST).stat().st_mtime_ns == written
 
 
 def test_a_replaced_passage(workdir: WorkDir, tmp_path: Path) -> None:
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p3"))
-    new = write_tsv(tmp_path / "p3.tsv", [NEW[0]._replace(id="p3")])
-    pipeline.add(CONFIG, workdir, new)
-    [found] = Retriever.load(workdir.root, CONFIG).search(["which river flows through Paris"], k=1)[
-        0
-    ]
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p3"))
+    update.add(CONFIG, workdir, write_tsv(tmp_path / "p3.tsv", [NEW[0]._replace(id="p3")]))
+    [[found]] = Retriever.load(workdir.root, "trained").search([RIVER], k=1)
     assert (found.id, found.text) == ("p3", NEW[0].text)
     # what replaced a gold passage is gold, and has the answer
-    retrieve.run(CONFIG, workdir)
-    runs = {"trained": workdir.runs / "trained.trec"}
-    scored = judged.judge(workdir, runs, CONFIG.evaluate).scored["trained"]
+    retrieve.run(CONFIG, workdir.retriever("trained"))
+    runs = {"trained": workdir.runs("test") / "trained.trec"}
+    scored = judged.judge(workdir, "test", runs, CONFIG.evaluate).scored["trained"]
     assert [scored[view].rank_Q[0] for view in ("gold", "answer")] == [1, 1]
 
 
 def test_training_and_mining_know_the_corpus_as_it_was_prepared(
-    workdir: WorkDir, new_file: str, embedder: WordEmbedder
+    workdir: WorkDir, new_file: str
 ) -> None:
-    config = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, sources=("dense",)))
-    before = sources.depend_on(config, workdir, embedder)
+    retriever = workdir.retriever("trained")
+    before = searcher.prepared_dense(retriever, open_corpus(workdir)).fingerprint
     data = artifacts.fingerprint(workdir.data / "manifest.json")
-    pipeline.add(CONFIG, workdir, new_file)
-    pipeline.rebalance(CONFIG, workdir)
-    assert sources.depend_on(config, workdir, embedder) == before
+    update.add(CONFIG, workdir, new_file)
+    assert searcher.prepared_dense(retriever, open_corpus(workdir)).fingerprint == before
     assert artifacts.fingerprint(workdir.data / "manifest.json") == data
-    corpus = store.open_corpus(workdir)
-    [find] = sources.open_sources(config, workdir, corpus, embedder)
-    rows_QK = find(["which river flows through Paris"], 60)[1]
-    assert {*rows_QK[rows_QK >= 0].tolist()} == {*range(40)}
+    for _ in ("laid", "built"):
+        opened = searcher.prepared_dense(retriever, open_corpus(workdir))
+        rows_QK = opened.start().search([RIVER], 60)[1]
+        assert {*rows_QK[rows_QK >= 0].tolist()} == {*range(40)}
+        update.rebalance(CONFIG, retriever)
 
 
-def test_stages_after_a_change_keep_it(
-    workdir: WorkDir,
-    new_file: str,
-    embedder: WordEmbedder,
-    monkeypatch: pytest.MonkeyPatch,
+def test_other_settings_and_another_model_after_a_change(
+    workdir: WorkDir, new_file: str, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline.add(CONFIG, workdir, new_file)
-    manifest = workdir.inside("index") / "index.json"
-    written = manifest.stat().st_mtime_ns
+    retriever = workdir.retriever("trained")
+    update.add(CONFIG, workdir, new_file)
+    followed = index_of(workdir)
     embedder.encoded.clear()
-    for stage in ("encode", "index"):
-        pipeline.STAGES[stage](CONFIG, workdir)
-    assert not embedder.encoded and manifest.stat().st_mtime_ns == written
-    # other settings of the index: built anew, of all passages
-    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, kind="exact"))
-    pipeline.STAGES["index"](config, workdir)
-    assert facts_of(workdir)["kind"] == "exact"
-    assert best(workdir, "which river flows through Paris")[0] == "n0"
-    # another model: all of it encoded and indexed again
+    update.run(CONFIG, retriever)
+    assert not embedder.encoded and index_of(workdir) == followed
+    # other settings of the index: built anew, of all passages, and nothing is encoded again
+    config = store_recipe(retriever, index=dataclasses.replace(CONFIG.index, kind="exact"))
+    update.run(config, retriever)
+    assert facts_of(workdir)["kind"] == "exact" and built_of(index_of(workdir)) == []
+    assert not embedder.encoded
+    assert best(workdir, RIVER)[0] == "n0"
+    # the former settings: the former folder
+    update.run(CONFIG, retriever)
+    assert index_of(workdir) == followed
+    # another model: the new passages are encoded again
     embedder.fingerprint = embedder.passage_fingerprint = "another"
     vector = embedder._vector
     monkeypatch.setattr(embedder, "_vector", lambda text: 2 * vector(text))
-    for stage in ("encode", "index"):
-        pipeline.STAGES[stage](config, workdir)
-    assert len(embedder.encoded) == 1 + 43  # a question, and every passage
-    assert best(workdir, "which river flows through Paris")[0] == "n0"
+    encode_corpus(retriever, embedder)
+    embedder.encoded.clear()
+    update.run(CONFIG, retriever)
+    assert len(embedder.encoded) == 3
+    assert best(workdir, RIVER)[0] == "n0"
 
 
-def test_a_change_that_is_only_recorded_leaves_the_old_index_serving(
-    workdir: WorkDir, new_file: str, monkeypatch: pytest.MonkeyPatch
+def test_a_retriever_that_is_behind_is_refused_until_it_follows(
+    workdir: WorkDir, new_file: str, monkeypatch: pytest.MonkeyPatch, embedder: WordEmbedder
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(added, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pipeline.add(CONFIG, workdir, new_file)
+        patch.setattr(added, "load_embedder", lambda *_, **__: (_ for _ in ()).throw(OSError))
+        with pytest.raises(OSError):
+            update.add(CONFIG, workdir, new_file)
     assert len(changes.read(workdir).folders) == 1
-    assert "n0" not in best(workdir, "which river flows through Paris", k=60)
+    with pytest.raises(InputError, match="trained is behind the corpus"):
+        best(workdir, RIVER)
+    assert open_index(index_of(workdir)).changes == 0
     # `dpr index` alone, or the same command again, finishes it
-    pipeline.add(CONFIG, workdir, new_file)
-    assert best(workdir, "which river flows through Paris", k=1) == ["n0"]
+    update.add(CONFIG, workdir, new_file)
+    assert best(workdir, RIVER, k=1) == ["n0"]
+
+
+def test_every_retriever_follows_by_its_own_recipe(workdir: WorkDir, new_file: str) -> None:
+    exact = with_recipe(workdir, "exact")
+    settings = dataclasses.replace(CONFIG.index, kind="exact")
+    config = store_recipe(exact, index=settings)
+    encode_corpus(exact, WordEmbedder())
+    update.run(config, exact)
+    bm25 = index_of(workdir, "bm25")
+    update.add(CONFIG, workdir, new_file)
+    for name, kind in (("trained", "faiss"), ("exact", "exact")):
+        index = open_index(index_of(workdir, name))
+        assert (index.kind, index.changes) == (kind, 1)
+    assert index_of(workdir, "bm25") != bm25
 
 
 def test_the_same_again_is_said_and_not_done(
     workdir: WorkDir, new_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb, file in (
-        (pipeline.add, new_file),
-        (pipeline.remove, write_ids(tmp_path / "ids", "p1")),
+        (update.add, new_file),
+        (update.remove, write_ids(tmp_path / "ids", "p1")),
     ):
         verb(CONFIG, workdir, file)
-        manifest = workdir.inside("index") / "index.json"
-        written = manifest.stat().st_mtime_ns
+        folder = index_of(workdir)
+        written = (folder / MANIFEST).stat().st_mtime_ns
         verb(CONFIG, workdir, file)
         assert "are the last change already" in capsys.readouterr().err
-        assert manifest.stat().st_mtime_ns == written
+        assert index_of(workdir) == folder
+        assert (folder / MANIFEST).stat().st_mtime_ns == written
     assert len(changes.read(workdir).folders) == 2
 
 
@@ -271,12 +333,12 @@ def test_what_cannot_be_added(
     workdir: WorkDir, tmp_path: Path, rows: list[Passage], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        pipeline.add(CONFIG, workdir, write_tsv(tmp_path / "new.tsv", rows))
+        update.add(CONFIG, workdir, write_tsv(tmp_path / "new.tsv", rows))
     assert not list(workdir.changes.iterdir())
 
 
 def test_what_cannot_be_removed(workdir: WorkDir, tmp_path: Path) -> None:
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p1"))
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p1"))
     for ids, message in (
         (("p2", "p99"), "ids:2: passage 'p99' is not in the corpus"),
         (("p2", "p1"), "ids:2: passage 'p1' is not in the corpus"),
@@ -285,9 +347,9 @@ def test_what_cannot_be_removed(workdir: WorkDir, tmp_path: Path) -> None:
         ([f"p{i}" for i in range(40) if i != 1], "names every passage"),
     ):
         with pytest.raises(InputError, match=message):
-            pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", *ids))
+            update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", *ids))
     with pytest.raises(InputError, match="nothing.txt does not exist"):
-        pipeline.remove(CONFIG, workdir, str(tmp_path / "nothing.txt"))
+        update.remove(CONFIG, workdir, str(tmp_path / "nothing.txt"))
     assert len(changes.read(workdir).folders) == 1
 
 
@@ -295,26 +357,34 @@ def test_what_does_not_belong_together(
     workdir: WorkDir, new_file: str, tmp_path: Path, embedder: WordEmbedder
 ) -> None:
     with pytest.raises(InputError, match="nowhere.tsv does not exist"):
-        pipeline.add(CONFIG, workdir, str(tmp_path / "nowhere.tsv"))
-    embedder.fingerprint = "another"
+        update.add(CONFIG, workdir, str(tmp_path / "nowhere.tsv"))
+    embedder.fingerprint = embedder.passage_fingerprint = "another"
     with pytest.raises(InputError, match="was encoded by another model"):
-        pipeline.add(CONFIG, workdir, new_file)
-    embedder.fingerprint = "words"
-    pipeline.add(CONFIG, workdir, new_file)
+        update.add(CONFIG, workdir, new_file)
+    embedder.fingerprint = embedder.passage_fingerprint = "words"
+    update.add(CONFIG, workdir, new_file)
     # the corpus is prepared anew, from other files
-    other = prepare(tmp_path / "other", PASSAGES[1:], QUESTIONS)
-    shutil.rmtree(workdir.data)
-    shutil.copytree(other.data, workdir.data)
-    with pytest.raises(InputError, match="is a change to another corpus"):
-        Retriever.load(workdir.root, CONFIG)
-    with pytest.raises(InputError, match="is a change to another corpus"):
-        pipeline.STAGES["encode"](CONFIG, workdir)
+    prepare(workdir.root, PASSAGES[1:], QUESTIONS)
+    for refused in (
+        lambda: Retriever.load(workdir.root, "trained"),
+        lambda: update.run(CONFIG, workdir.retriever("trained")),
+    ):
+        with pytest.raises(InputError, match="is a change to another corpus"):
+            refused()
+    shutil.rmtree(workdir.changes)
+    with pytest.raises(InputError, match="holds another corpus than .* run `dpr encode"):
+        update.run(CONFIG, workdir.retriever("trained"))
 
 
-def test_nothing_is_recorded_where_there_is_no_index(workdir: WorkDir, new_file: str) -> None:
-    shutil.rmtree(workdir.inside("index"))
-    with pytest.raises(InputError, match="holds no index .* run `dpr index` first"):
-        pipeline.add(CONFIG, workdir, new_file)
+def test_nothing_is_recorded_where_an_index_cannot_follow(workdir: WorkDir, new_file: str) -> None:
+    shutil.rmtree(workdir.retriever("trained").current("embeddings"))
+    with pytest.raises(InputError, match="trained has no embeddings yet; run `dpr encode"):
+        update.add(CONFIG, workdir, new_file)
+    assert not workdir.changes.exists()
+    for retriever in workdir.retrievers():
+        shutil.rmtree(retriever.home)
+    with pytest.raises(InputError, match="has no index that could follow; run `dpr index"):
+        update.add(CONFIG, workdir, new_file)
     assert not workdir.changes.exists()
 
 
@@ -327,15 +397,16 @@ def flip(path: Path, at: int) -> None:
 def test_a_flipped_byte_is_named_in_every_file(
     workdir: WorkDir, new_file: str, tmp_path: Path
 ) -> None:
-    pipeline.add(CONFIG, workdir, new_file)
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0"))
-    pipeline.rebalance(CONFIG, workdir)
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "n0"))
-    pipeline.add(CONFIG, workdir, write_tsv(tmp_path / "more.tsv", [NEW[0]]))
-    folder = workdir.inside("index")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    # two index.json, FAISS and its settings, rows, added, removed
-    assert len(files) == 7
+    retriever = workdir.retriever("trained")
+    update.add(CONFIG, workdir, new_file)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0"))
+    update.rebalance(CONFIG, retriever)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "n0"))
+    update.add(CONFIG, workdir, write_tsv(tmp_path / "more.tsv", [NEW[0]]))
+    folder = index_of(workdir)
+    files = [path for one in (folder, *built_of(folder)) for path in one.iterdir()]
+    # index.json and parts.json, vectors and removals in both; FAISS' file and its rows in one
+    assert len(files) == 2 * 2 + (5 + 3) + 2
     rng = np.random.default_rng(0)
     for path in files:
         whole = path.read_bytes()
@@ -347,30 +418,30 @@ def test_a_flipped_byte_is_named_in_every_file(
                 open_index(folder)
             path.write_bytes(whole)
     assert open_index(folder).count == 44
-    # and in what the index is made of
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p5"))
-    for path in workdir.inside("embeddings/changes").glob("*.npy"):
+    # and in what the next index is made of
+    for path in folder.glob("added-*"):
         flip(path, -1)
         with pytest.raises(InputError, match=path.name):
-            pipeline.rebalance(CONFIG, workdir)
+            update.rebalance(CONFIG, retriever)
         flip(path, -1)
     change = workdir.changes / "00002" / "removed.npy"
     flip(change, -1)
     with pytest.raises(InputError, match="removed.npy is damaged.*from a copy"):
-        Retriever.load(workdir.root, CONFIG)
+        Retriever.load(workdir.root, "trained")
 
 
 def test_bm25_is_that_of_a_corpus_prepared_with_the_changes(
     workdir: WorkDir, new_file: str, tmp_path: Path
 ) -> None:
-    pipeline.add(CONFIG, workdir, new_file)
-    pipeline.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
+    update.add(CONFIG, workdir, new_file)
+    update.remove(CONFIG, workdir, write_ids(tmp_path / "ids", "p0", "n1"))
     left = [one for one in PASSAGES + NEW if one.id not in ("p0", "n1")]
     anew = prepare(tmp_path / "anew", left)
-    config = Config(bm25=Bm25Config(), retrieve=RetrieveConfig(kind="bm25"))
+    retriever = with_recipe(anew, "bm25", "bm25")
+    update.run(store_recipe(retriever), retriever)
     questions = ["the river through Paris", "text number 18", "title 3"]
     one, other = (
-        Retriever.load(folder.root, config).search(questions, k=9) for folder in (workdir, anew)
+        Retriever.load(folder.root, "bm25").search(questions, k=9) for folder in (workdir, anew)
     )
     assert one == other
 
@@ -379,16 +450,7 @@ def test_documents_are_cut_as_those_of_the_corpus(workdir: WorkDir, tmp_path: Pa
     document = tmp_path / "rivers.txt"
     document.write_text(" ".join(f"word{i}" for i in range(25)))
     config = dataclasses.replace(CONFIG, data=DataConfig(split_words=10))
-    pipeline.add(config, workdir, str(document))
+    update.add(config, workdir, str(document))
     corpus = changes.open_corpus(workdir, changes.read(workdir))
     assert len(corpus) == 43 and corpus[42].text.split() == [f"word{i}" for i in range(20, 25)]
     assert [one.text for one in corpus.rows([41, 2])][1] == PASSAGES[2].text
-
-
-def test_the_settings_of_the_command_say_where(workdir: WorkDir, new_file: str) -> None:
-    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, out="second"))
-    pipeline.STAGES["index"](config, workdir)
-    pipeline.add(config, workdir, new_file)
-    assert facts_of(workdir).get("changes") is None
-    refresh.run(CONFIG, workdir)  # the other one follows
-    assert facts_of(workdir)["changes"]["count"] == 1

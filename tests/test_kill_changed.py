@@ -1,6 +1,7 @@
-"""SIGKILL between any two steps on disk while encoding, indexing, adding, removing and rebalancing:
-what was served is still served, and the same command again ends with the files of an unbroken
-run."""
+"""SIGKILL between any two steps on disk while indexing, adding, removing and rebalancing.
+
+What was served is still there, and the same command again ends with the files of an unbroken run.
+"""
 
 import dataclasses
 import hashlib
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from prepared import WordEmbedder, prepare
-from test_changed import CONFIG, NEW, PASSAGES, write_ids, write_tsv
+from test_changed import CONFIG, NEW, PASSAGES, store_recipe, write_ids, write_tsv
+from vectors import encode_corpus, with_recipe
 
-from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
-from dpr_jax.encoding import added, encode
-from dpr_jax.index import worker
-from dpr_jax.index.open import open_index
+from dpr_jax import artifacts
+from dpr_jax.config import Config
+from dpr_jax.index import added, update, worker
+from dpr_jax.index.open import MANIFEST, open_index
+from dpr_jax.workdir import WorkDir
 
 ROOT = Path(__file__).resolve().parents[1]
 # runs one command, and dies before its n-th step on disk; says how many there were if it does not
@@ -48,13 +50,13 @@ for owner, names in (
     (np, ("save",)),
     (np.lib.format, ("open_memmap",)),
     (np.memmap, ("flush",)),
-    (os, ("fsync",)),
+    (os, ("fsync", "link")),
 ):
     for name in names:
         setattr(owner, name, counted(getattr(owner, name)))
 
 from test_kill_changed import COMMANDS, CONFIGS, in_this_process
-from dpr_jax.artifacts import WorkDir
+from dpr_jax.workdir import WorkDir
 
 in_this_process()
 COMMANDS[sys.argv[2]](CONFIGS[sys.argv[4]], WorkDir(Path(sys.argv[3])))
@@ -65,18 +67,16 @@ CONFIGS = {
     "reduced": dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, dimensions=30)),
 }
 COMMANDS = {
-    "encode": pipeline.STAGES["encode"],
-    "index": pipeline.STAGES["index"],
-    "add": lambda config, work: pipeline.add(config, work, str(work.root.parent / "new.tsv")),
-    "remove": lambda config, work: pipeline.remove(config, work, str(work.root.parent / "ids.txt")),
-    "rebalance": pipeline.rebalance,
+    "index": lambda config, work: [update.run(config, one) for one in work.retrievers()],
+    "add": lambda config, work: update.add(config, work, str(work.root.parent / "new.tsv")),
+    "remove": lambda config, work: update.remove(config, work, str(work.root.parent / "ids.txt")),
+    "rebalance": lambda config, work: update.rebalance(config, work.retriever("trained")),
 }
 
 
 def in_this_process() -> None:
     """An encoder that needs no model, and engines without processes of their own."""
-    for module in (encode, added):
-        module.load_embedder = lambda *_, **__: WordEmbedder()
+    added.load_embedder = lambda *_, **__: WordEmbedder()
     verbs = {"build": worker._build, "ask": worker._ask}
     worker._run = lambda job: verbs[job["verb"]](job)
 
@@ -99,14 +99,13 @@ def killed_at(step: int, command: str, workdir: WorkDir, config: str) -> int | N
 
 
 def checksums(workdir: WorkDir) -> dict[str, str]:
-    """Of every file but what holds the speed of a search, which is taken without it."""
+    """Of every file, without the speed of a search."""
     found = {}
     for path in sorted(path for path in workdir.root.rglob("*") if path.is_file()):
         content: object = path.read_bytes()
-        if path.name == "index.json":
+        if path.name == MANIFEST:
             content = artifacts.read_json(path)
             del content["queries_per_s"], content["checksum"]
-            content["files"].pop(f"{content.get('built', {}).get('folder')}/index.json", 0)
         text = content if isinstance(content, bytes) else repr(content).encode()
         found[str(path.relative_to(workdir.root))] = hashlib.sha256(text).hexdigest()
     return found
@@ -114,11 +113,16 @@ def checksums(workdir: WorkDir) -> dict[str, str]:
 
 def found_by(workdir: WorkDir) -> list[list[int]]:
     queries_QD = WordEmbedder().encode([one.text for one in NEW + PASSAGES[:5]])
-    return open_index(workdir.inside("index")).search(queries_QD, 43)[1].tolist()
+    folder = workdir.retriever("trained").current("index")
+    return open_index(folder).search(queries_QD, 43)[1].tolist()
 
 
-def start(root: Path) -> WorkDir:
+def start(root: Path, config: Config) -> WorkDir:
     workdir = prepare(root / "w", PASSAGES)
+    retriever = with_recipe(workdir)
+    store_recipe(retriever, index=config.index)
+    encode_corpus(retriever, WordEmbedder())
+    store_recipe(with_recipe(workdir, "bm25", "bm25"))
     write_tsv(root / "new.tsv", NEW)
     write_ids(root / "ids.txt", "p3", "n1")
     return workdir
@@ -161,25 +165,24 @@ def kill_at(
     """Runs a command after those before it, unbroken and killed at each of these steps, and
     compares; how many steps it has, if all were tried.
     """
-    for module in (encode, added):
-        monkeypatch.setattr(module, "load_embedder", lambda *_, **__: WordEmbedder())
+    monkeypatch.setattr(added, "load_embedder", lambda *_, **__: WordEmbedder())
     verbs = {"build": worker._build, "ask": worker._ask}
     monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
-    workdir = start(tmp_path)
+    workdir = start(tmp_path, CONFIGS[config])
     for earlier, run in COMMANDS.items():
         if earlier == command:
             break
         run(CONFIGS[config], workdir)
     before, broken = WorkDir(tmp_path / "before"), WorkDir(tmp_path / "broken")
-    shutil.copytree(workdir.root, before.root)
+    shutil.copytree(workdir.root, before.root, symlinks=True)
     COMMANDS[command](CONFIGS[config], workdir)
     wanted = checksums(workdir)
     old = None
-    if (before.inside("index") / "index.json").exists():
+    if before.retriever("trained").find("index"):
         old = found_by(before)
     for step in steps:
         shutil.rmtree(broken.root, ignore_errors=True)
-        shutil.copytree(before.root, broken.root)
+        shutil.copytree(before.root, broken.root, symlinks=True)
         last = killed_at(step, command, broken, config)
         if last is not None:
             return last

@@ -1,6 +1,7 @@
 """The table of layers in docs/architecture.md, held against the imports in the code."""
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ COMMON = {
     "console",
     "pages",
     "parallel",
+    "recipes",
+    "workdir",
 }
 
 
@@ -71,6 +74,34 @@ def test_common_modules_import_no_layer_and_nothing_imports_cli() -> None:
         assert "cli" not in names, path
         if path.parent == PACKAGE and path.stem in COMMON:
             assert not names & set(folders()), path
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Also not inside a function, where Python would not notice."""
+    files = {_module(path): path for path in PACKAGE.rglob("*.py")}
+    del files["dpr_jax"]  # imports what `dpr_jax.Retriever` needs, on use
+    graph = {
+        name: {target for target in _targets(path) if target in files and target != name}
+        for name, path in files.items()
+    }
+    with contextlib.suppress(StopIteration):
+        while graph:  # takes away what imports nothing that is left
+            leaf = next(name for name, targets in graph.items() if not targets & graph.keys())
+            del graph[leaf]
+    assert not graph
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _targets(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_files_stay_short() -> None:

@@ -2,7 +2,6 @@
 what the certificate says that it costs.
 """
 
-import dataclasses
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -13,24 +12,24 @@ import test_changed
 import test_index_build
 from prepared import WordEmbedder
 from test_changed import NEW, PASSAGES, write_ids, write_tsv
-from test_index_build import _vectors, _write_embeddings
+from test_index_build import clusters, config_of, facts_of, nothing_left_over, write_embeddings
 
-from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
-from dpr_jax.config import Config, IndexConfig
+from dpr_jax import artifacts
+from dpr_jax.config import IndexConfig
 from dpr_jax.config_rules import validate
 from dpr_jax.errors import InputError
-from dpr_jax.index import build, worker
+from dpr_jax.index import update, worker
 from dpr_jax.index.engines.exact import ExactIndex
-from dpr_jax.index.open import open_index
+from dpr_jax.index.open import built_of, open_index
 from dpr_jax.index.reduction import ReducedIndex, Reduction
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 embedder, built, changed = (  # fixtures
     test_changed.embedder,
     test_changed.built,
     test_changed.workdir,
 )
-workdir = test_index_build.workdir
+retriever = test_index_build.retriever
 
 
 def flat(count: int = 500, rank: int = 5, width: int = 24) -> np.ndarray:
@@ -54,7 +53,7 @@ def search_of(reduction: Reduction, emb_ND: np.ndarray) -> ReducedIndex:
 
 
 def test_pca_is_that_of_an_svd() -> None:
-    emb_ND = _vectors().astype(np.float32)
+    emb_ND = clusters().astype(np.float32)
     reduction = Reduction.learn([emb_ND], "pca", 6)
     centred_ND = emb_ND.astype(np.float64) - emb_ND.mean(axis=0, dtype=np.float64)
     _, singular_D, rows_DD = np.linalg.svd(centred_ND, full_matrices=False)
@@ -92,7 +91,7 @@ def test_nothing_is_lost_of_passages_that_lie_in_so_many_dimensions() -> None:
 
 @pytest.mark.parametrize("unit", [True, False])
 def test_cut_vectors_are_those_of_matryoshka_training(unit: bool) -> None:
-    emb_ND = _vectors().astype(np.float32)
+    emb_ND = clusters().astype(np.float32)
     if unit:
         emb_ND /= np.linalg.norm(emb_ND, axis=1, keepdims=True)
     stored_ND = emb_ND.astype(np.float16)  # which moves lengths a little
@@ -113,7 +112,7 @@ def test_cut_vectors_are_those_of_matryoshka_training(unit: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["pca", "truncate"])
 def test_shards_do_not_show_and_it_comes_back_from_disk(kind: str, tmp_path: Path) -> None:
-    emb_ND = _vectors()
+    emb_ND = clusters()
     one = Reduction.learn([emb_ND], kind, 7)
     one.write(np.array_split(emb_ND, 4), tmp_path)
     written_NR = np.load(tmp_path / "shard-00000-of-00001.npy")
@@ -140,24 +139,20 @@ def test_memory_is_that_of_a_block_and_not_of_the_corpus(tmp_path: Path) -> None
     assert peak < 0.5 * 4 * count * width  # half of one float32 copy
 
 
-def _config(kind: str, **settings: float | str) -> Config:
-    return Config(index=IndexConfig(kind=kind, recall_queries=40, **settings))
-
-
 @pytest.mark.parametrize(
     ("kind", "reduction"),
     [("scann", "pca"), ("faiss", "truncate"), ("exact", "pca"), ("exact", "truncate")],
 )
-def test_the_certificate_is_against_exact_search_on_whole_vectors(
-    workdir: WorkDir, kind: str, reduction: str
+def test_the_certificate_is_against_exact_search_on_wholeclusters(
+    retriever: RetrieverDir, kind: str, reduction: str
 ) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    config = _config(kind, dimensions=10, reduction=reduction)
+    config = config_of(kind, dimensions=10, reduction=reduction)
     validate(config)
-    build.run(config, workdir)
-    moved = workdir.root.parent / "elsewhere"
-    workdir.inside("index").rename(moved)
+    update.run(config, retriever)
+    moved = retriever.root.parent / "elsewhere"
+    retriever.current("index").rename(moved)
     facts = artifacts.read_json(moved / "index.json")
     assert facts["dimension"] == 16 and facts["settings"]["reduction"]["width"] == 16
     assert facts["settings"]["reduction"]["dimensions"] == 10
@@ -166,15 +161,15 @@ def test_the_certificate_is_against_exact_search_on_whole_vectors(
 
     index = open_index(moved)
     queries_QD = np.unique(np.linspace(0, 1999, 40).astype(int))
-    queries_QD = _vectors()[queries_QD].astype(np.float32)
+    queries_QD = clusters()[queries_QD].astype(np.float32)
     scores_QK, rows_QK = index.search(queries_QD, 100)
-    wanted_QK = best_rows(queries_QD, _vectors().astype(np.float32), 100)
+    wanted_QK = best_rows(queries_QD, clusters().astype(np.float32), 100)
     both = [len({*a} & {*b}) for a, b in zip(rows_QK, wanted_QK, strict=True)]
     assert facts["recall_at_100"] == pytest.approx(sum(both) / wanted_QK.size, abs=2e-3)
     assert 0.3 < facts["recall_at_100"] < 0.999
     if reduction == "pca":  # scores are those of whole vectors, but for what lies outside
         matrix_DR, mean_D = (np.load(moved / name) for name in ("projection.npy", "mean.npy"))
-        emb_ND = _vectors().astype(np.float32)
+        emb_ND = clusters().astype(np.float32)
         out_ND, out_QD = (
             np.linalg.norm(part - part @ matrix_DR @ matrix_DR.T, axis=1)
             for part in (emb_ND - mean_D, queries_QD)
@@ -182,8 +177,7 @@ def test_the_certificate_is_against_exact_search_on_whole_vectors(
         off_QK = scores_QK - np.take_along_axis(queries_QD @ emb_ND.T, rows_QK, axis=1)
         rounding = 2e-3 * np.abs(scores_QK).max()  # of float16
         assert (np.abs(off_QK) <= out_QD[:, None] * out_ND[rows_QK] + rounding).all()
-    left = {path.name for path in workdir.root.iterdir()}
-    assert left == {"workdir.json", "embeddings"}
+    assert nothing_left_over(retriever)
 
     if has_matrix:
         content = bytearray((moved / "mean.npy").read_bytes())
@@ -200,49 +194,47 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_run", lambda job: verbs[job["verb"]](job))
 
 
-def test_fewer_dimensions_cost_more(workdir: WorkDir, in_process: None) -> None:
+def test_fewer_dimensions_cost_more(retriever: RetrieverDir, in_process: None) -> None:
     recalls = []
-    for dimensions in (4, 8, 12, 15, 0):
-        build.run(_config("exact", dimensions=dimensions), workdir)
-        recalls.append(open_index(workdir.inside("index")).recall_at_100)
+    for dimensions in (4, 8, 12, 15, None):
+        update.run(config_of("exact", dimensions=dimensions), retriever)
+        recalls.append(open_index(retriever.current("index")).recall_at_100)
     assert recalls == sorted(recalls) and recalls[-1] == 1.0
     assert recalls[0] < recalls[2]
 
 
-def test_the_tuner_measures_on_whole_vectors(workdir: WorkDir, in_process: None) -> None:
+def test_the_tuner_measures_on_wholeclusters(retriever: RetrieverDir, in_process: None) -> None:
     pytest.importorskip("faiss")
-    _write_embeddings(workdir, _vectors(6000))
+    write_embeddings(retriever, clusters(6000))
     settings = {"leaves": 60, "dimensions": 14}
-    build.run(_config("faiss", target_recall=0.6, **settings), workdir)
-    facts = artifacts.read_json(workdir.inside("index") / "index.json")
+    update.run(config_of("faiss", target_recall=0.6, **settings), retriever)
+    facts = facts_of(retriever)
     assert 0.55 < facts["recall_at_100"] < 1
     assert facts["settings"]["leaves_to_search"] < 60
     # with all partitions searched, what is left is what the reduction costs
     with pytest.raises(InputError, match=r"reaches .* 0\.9999 .*index.dimensions"):
-        build.run(_config("faiss", target_recall=0.9999, **settings), workdir)
-    left = {path.name for path in workdir.root.iterdir()}
-    assert left == {"workdir.json", "embeddings", "index"}
+        update.run(config_of("faiss", target_recall=0.9999, **settings), retriever)
+    assert nothing_left_over(retriever)
 
 
 def test_settings_are_known_and_others_build_nothing_anew(
-    workdir: WorkDir, in_process: None
+    retriever: RetrieverDir, in_process: None
 ) -> None:
-    manifest = workdir.inside("index") / "index.json"
-    build.run(_config("exact"), workdir)
-    whole = artifacts.read_json(manifest)
-    assert "dimensions" not in whole["made_from"]["settings"]
-    build.run(_config("exact", reduction="truncate"), workdir)  # of all dimensions
-    assert artifacts.read_json(manifest) == whole
+    update.run(config_of("exact"), retriever)
+    whole = retriever.current("index")
+    assert "dimensions" not in facts_of(retriever)["made_from"]["settings"]
+    update.run(config_of("exact", reduction="truncate"), retriever)  # of all dimensions
+    assert retriever.current("index") == whole
+    folders = {whole}
     for settings in ({"dimensions": 8}, {"dimensions": 8, "reduction": "truncate"}):
-        build.run(_config("exact", **settings), workdir)
-        written = manifest.stat().st_mtime_ns
-        build.run(_config("exact", **settings), workdir)
-        assert manifest.stat().st_mtime_ns == written
+        update.run(config_of("exact", **settings), retriever)
+        folders.add(retriever.current("index"))
+    assert len(folders) == 3
     for wrong in (16, 17):
-        with pytest.raises(InputError, match=f"dimensions is {wrong}; .* is 16, or 0"):
-            build.run(_config("exact", dimensions=wrong), workdir)
-    with pytest.raises(InputError, match="index.dimensions is -1"):
-        validate(_config("exact", dimensions=-1))
+        with pytest.raises(InputError, match=f"dimensions is {wrong}; .* is 16, or None"):
+            update.run(config_of("exact", dimensions=wrong), retriever)
+    with pytest.raises(InputError, match="index.dimensions is 0"):
+        validate(config_of("exact", dimensions=0))
 
 
 @pytest.mark.parametrize("reduction", ["pca", "truncate"])
@@ -250,21 +242,21 @@ def test_settings_are_known_and_others_build_nothing_anew(
 def test_a_corpus_that_changes(changed: WorkDir, tmp_path: Path, kind: str, reduction: str) -> None:
     if kind != "exact":
         pytest.importorskip(kind)
-    config = dataclasses.replace(
-        test_changed.CONFIG,
+    retriever = changed.retriever("trained")
+    config = test_changed.store_recipe(
+        retriever,
         index=IndexConfig(kind=kind, recall_queries=20, dimensions=30, reduction=reduction),
     )
-    folder = changed.inside("index")
-    pipeline.STAGES["index"](config, changed)
-    pipeline.add(config, changed, write_tsv(tmp_path / "new.tsv", NEW))
-    pipeline.remove(config, changed, write_ids(tmp_path / "ids", "p0", "n1"))
-    facts = artifacts.read_json(folder / "index.json")
-    assert facts["layers"]["dimension"] == 30 and facts["dimension"] == 64
+    update.run(config, retriever)
+    update.add(config, changed, write_tsv(tmp_path / "new.tsv", NEW))
+    update.remove(config, changed, write_ids(tmp_path / "ids", "p0", "n1"))
+    folder, facts = retriever.current("index"), facts_of(retriever)
+    assert facts["settings"]["reduction"]["dimensions"] == 30 and facts["dimension"] == 64
 
     # what was added is made narrower by the projection that the others were made narrower by, and
     # all scores compare
     emb_ND = WordEmbedder().encode([(one.title, one.text) for one in PASSAGES + NEW])
-    used = Reduction.load(folder, facts["settings"]["reduction"])
+    used = Reduction.load(built_of(folder)[0], facts["settings"]["reduction"])
     narrow_NR = used.passages(emb_ND.astype(np.float16).astype(np.float32))
     queries_QD = WordEmbedder().encode([one.text for one in NEW + PASSAGES])
     asked_QR, constant_Q = used.questions(queries_QD)
@@ -274,13 +266,10 @@ def test_a_corpus_that_changes(changed: WorkDir, tmp_path: Path, kind: str, redu
     assert {*rows_QK[0].tolist()} == {*range(1, 41), 42, -1}
     np.testing.assert_allclose(scores_QK[:, :41], -np.sort(-all_QN)[:, :41], rtol=2e-2, atol=5e-3)
 
-    pipeline.rebalance(config, changed)
-    facts = artifacts.read_json(folder / "index.json")
-    assert facts["layers"]["added"] == [] and facts["removed"] == 2
-    listed = {*facts["files"], "index.json"}
-    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert on_disk == listed
-    pipeline.add(config, changed, write_tsv(tmp_path / "more.tsv", [NEW[1]]))
-    again = shutil.move(folder, tmp_path / "elsewhere")
-    rows_QK = open_index(Path(again)).search(queries_QD, 44)[1]
+    update.rebalance(config, retriever)
+    assert built_of(retriever.current("index")) == []
+    update.add(config, changed, write_tsv(tmp_path / "more.tsv", [NEW[1]]))
+    again = Path(shutil.move(changed.root, tmp_path / "elsewhere"))
+    folder = WorkDir(again).retriever("trained").current("index")
+    rows_QK = open_index(folder).search(queries_QD, 44)[1]
     assert rows_QK[1, 0] == 43 and not {0, 41} & {*rows_QK.ravel().tolist()}

@@ -20,7 +20,7 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self.built: list[tuple[int, int, float]] = []
+        self.built: list[tuple[int, int, float | None]] = []
         self.start = 20  # leaves by rule
 
     def build(self, kind: str, vectors: Path, folder: Path, config: dict) -> dict:
@@ -46,7 +46,7 @@ class Engine:
             part = now["leaves_to_search"] / now["leaves"]
             speed = 100 / (1 + part) / abs(np.log(now["leaves"] / 80) + 0.1)
             speed /= 1 + abs(now["dimensions_per_block"] - 3)
-            speed *= 1 + now["soar_lambda"]
+            speed *= 1 + (now["soar_lambda"] or 0)
             return Point(changes, part**0.1, 0.0, speed)
 
         return sweep(measure, how["knobs"], how["target"])
@@ -68,7 +68,7 @@ def run(folder: Path, config: IndexConfig) -> tune.Tuned:
 def test_walks_as_long_as_it_gets_faster(tmp_path: Path, engine: Engine) -> None:
     tuned = run(tmp_path, IndexConfig(target_recall=0.9))
     assert engine.built == [
-        (20, 2, 0),
+        (20, 2, None),
         (20, 2, 1.5),
         (40, 2, 1.5),
         (80, 2, 1.5),

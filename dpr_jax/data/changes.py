@@ -40,7 +40,7 @@ class Log(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """The corpus with these changes, as one hash."""
+        """Identifies the corpus with these changes."""
         return self.prints[-1]
 
     def first(self, count: int) -> "Log":
@@ -216,7 +216,7 @@ def _origin(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> dict
 
 
 def _is_last(log: Log, verb: str, settings: dict, inputs: dict[str, str]) -> bool:
-    """Whether the last change is this one; a command that was killed after it is run again."""
+    """Checks whether the last change is this one, made by a command that was killed after it."""
     if not log.folders:
         return False
     origin = _origin(log.first(len(log.folders) - 1), verb, settings, inputs)

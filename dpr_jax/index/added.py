@@ -131,7 +131,7 @@ def _encode(embedder: Embedder, passages: list[Passage], first_row: int, file: P
 
 
 def _is_whole(file: Path, rows: int, width: int) -> bool:
-    """Whether a killed run left this shard; a file has its name once it is complete."""
+    """Checks whether a killed run left this shard; it got its name when it was complete."""
     return file.exists() and np.load(file, mmap_mode="r").shape == (rows, width)
 
 

@@ -1,10 +1,10 @@
 """Building a BM25 index in bounded memory: postings go through files, a block of passages at a
 time.
 
-bm25s' own `index` keeps every word of the corpus in memory, about 3 KB a passage of 100 words, and
-numbers words in an order that differs from process to process. This keeps the vocabulary, 4 bytes a
-passage and one block, and the same texts give the same bytes. What it writes is bm25s' layout:
-`bm25s.BM25.load(folder, mmap=True)` opens it.
+bm25s' own `index` keeps every word of the corpus in memory, about 3 KB per passage of 100 words,
+and numbers words in an order that differs from process to process. This keeps the vocabulary, 4
+bytes per passage and one block, and the same texts give the same bytes. What it writes is bm25s'
+layout: `bm25s.BM25.load(folder, mmap=True)` opens it.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import Stemmer
 
 from dpr_jax.errors import InputError
 
-BLOCK_PASSAGES = 20_000  # about 300 MB at 100 words a passage
+BLOCK_PASSAGES = 20_000  # about 300 MB at 100 words per passage
 PARAMETERS = "params.index.json"
 VOCABULARY = "vocab.index.json"
 # by word, the rows that hold it in ascending order, and the score that it gives each
@@ -119,7 +119,7 @@ def tokenize(texts: list[str], *, return_ids: bool) -> Any:
 
 
 def bm25s() -> ModuleType:
-    """The package, which computes with JAX when imported: the processes of a run must have joined
+    """Imports the package, which computes with JAX then: the processes of a run must have joined
     before that.
     """
     import bm25s
@@ -129,8 +129,9 @@ def bm25s() -> ModuleType:
 
 
 def _numbered(block: list[str], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The words of a block by number, int64 [T], and how many each text has, int64 [B]; new words
-    join the vocabulary.
+    """Returns the words of a block by number, int64 [T], and how many each text has, int64 [B].
+
+    New words join the vocabulary.
     """
     found = tokenize(block, return_ids=True)
     # bm25s numbers the words of a block in the order of a set, another in each process

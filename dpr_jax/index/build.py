@@ -73,7 +73,7 @@ def build(
 
 
 def is_tuned(settings: IndexConfig, count: int) -> bool:
-    """Whether the settings for `count` vectors are chosen by measuring."""
+    """Returns whether the settings for `count` vectors are chosen by measuring."""
     return settings.target_recall is not None and choose_kind(settings.kind, count)[0] != "exact"
 
 

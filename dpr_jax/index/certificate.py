@@ -1,4 +1,4 @@
-"""How much of the exact result an index finds, measured in a fresh process."""
+"""Measures in a fresh process how much of the exact result an index finds."""
 
 from pathlib import Path
 

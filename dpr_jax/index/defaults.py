@@ -1,4 +1,4 @@
-"""What None stands for in the settings of an index."""
+"""Fills in the settings of an index that are None."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ DIMENSIONS_PER_BLOCK = 2
 
 
 def fill_in(config: IndexConfig, count: int) -> IndexConfig:
-    """The settings for `count` vectors, by rule where they are not set."""
+    """Returns the settings for `count` vectors, by rule where they are not set."""
     leaves = min(config.leaves or round(math.sqrt(count)), count)
     to_search = config.leaves_to_search or max(SEARCHED_AT_LEAST, leaves // 4)
     return dataclasses.replace(

@@ -40,18 +40,14 @@ def open_embeddings(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
 
 
 def open_shards(folder: Path) -> list[np.ndarray]:
-    """The shards that a folder's manifest lists, memory-mapped, their checksums not computed
-    again.
-    """
+    """Opens the shards that a manifest lists, memory-mapped, without computing checksums again."""
     names = sorted(artifacts.read_json(folder / "manifest.json")["files"])
     shards = [name for name in names if name.endswith(".npy")]
     return [np.load(folder / name, mmap_mode="r") for name in shards]
 
 
 def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
-    """Rows start..stop-1 of the corpus, out of however many shards they lie in: float16 [stop -
-    start, D].
-    """
+    """Reads rows start..stop-1 of the corpus, from several shards: float16 [stop - start, D]."""
     parts, offset = [shards[0][:0]], 0
     for shard in shards:
         if offset < stop and start < offset + len(shard):
@@ -61,7 +57,7 @@ def read_rows(shards: list[np.ndarray], start: int, stop: int) -> np.ndarray:
 
 
 def pick_rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:
-    """Single rows of the corpus, in the order of `rows_R`: float32 [R, D]."""
+    """Reads single rows of the corpus, in the order of `rows_R`: float32 [R, D]."""
     starts = np.cumsum([0, *(len(shard) for shard in shards)])
     picked_RD = np.empty((len(rows_R), shards[0].shape[1]), np.float32)
     for start, shard in zip(starts, shards, strict=False):
@@ -71,7 +67,7 @@ def pick_rows(shards: list[np.ndarray], rows_R: np.ndarray) -> np.ndarray:
 
 
 def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """The vectors in corpus order, a block at a time: (first row, float32 [rows, D]).
+    """Yields the vectors in corpus order, in blocks: (first row, float32 [rows, D]).
 
     Raises:
       InputError: a row holds NaN, infinity or a huge number: such rows crash the engines or make
@@ -92,7 +88,7 @@ def checked_blocks(shards: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]
 
 
 def as_float32(shards: list[np.ndarray]) -> np.ndarray:
-    """All vectors in one float32 array [N, D], checked by `checked_blocks`."""
+    """Reads all vectors into one float32 array [N, D], checked by `checked_blocks`."""
     count = sum(len(shard) for shard in shards)
     vectors_ND = np.empty((count, shards[0].shape[1]), np.float32)
     for start, block_BD in checked_blocks(shards):

@@ -1,4 +1,4 @@
-"""What every engine promises of its questions and answers."""
+"""Checks of queries and the order of hits, the same for every engine."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How much of the exact result an engine found."""
+"""Computes the recall of an engine against exact search."""
 
 import numpy as np
 
@@ -14,11 +14,10 @@ def recall(
     exact_QK: np.ndarray,
     rows_QK: np.ndarray,
 ) -> np.ndarray:
-    """Share of the exact top K that was found, for each query.
+    """Computes the share of the exact top K that was found, per query.
 
     A hit that scores as much as the exact last one is right, whichever row it is: a corpus with
-      equal passages has more than one exact
-    answer.
+    equal passages has more than one exact answer.
 
     Args:
       shards: the vectors in corpus order, [rows, D].

@@ -1,5 +1,6 @@
-"""Vectors made narrower before an index is built of them: a projection learned on the corpus (PCA),
-or the first numbers alone.
+"""Makes vectors narrower before an index is built of them.
+
+Either by a projection learned on the corpus (PCA), or by taking the first numbers alone.
 
 An index puts passages in the order of q·x, so only that order has to survive. With the corpus' mean
 m and orthonormal columns P,
@@ -7,12 +8,11 @@ m and orthonormal columns P,
   q·x = q·m + q·(x - m)   is about   q·m + (Pᵀq)·(Pᵀ(x - m))
 
 Passages are centred and questions are not: q·m is the same for every passage of a question, so no
-  dimension is spent on it, and adding it
-again gives back the scale of the scores. Centring the questions as well would take m·(x - m) away,
-another number for every passage, and so change the order. With all dimensions nothing changes but
-rounding; with fewer, P holds the directions in which passages differ most (Jolliffe, 2002,
-Principal Component Analysis). Lengths are left alone: what a projection loses of a unit vector is
-lost, not made up for.
+dimension is spent on it, and adding it again gives back the scale of the scores. Centring the
+questions as well would take m·(x - m) away, another number for every passage, and so change the
+order. With all dimensions nothing changes but rounding; with fewer, P holds the directions in
+which passages differ most (Jolliffe, 2002, Principal Component Analysis). Lengths are left alone:
+what a projection loses of a unit vector is lost, not made up for.
 
 Cut vectors are those of Matryoshka training (Kusupati et al., 2022, arXiv 2205.13147), which scales
 them to unit length again where whole ones have it; so does this.
@@ -38,7 +38,7 @@ _FILES = ("projection.npy", "mean.npy")
 
 
 class Reduction(NamedTuple):
-    """How passages and questions of width D become vectors of R numbers.
+    """Makes vectors of R numbers of those of passages and questions, which have width D.
 
     Attributes:
       settings: what `load` needs again, to be kept by the caller: JSON values. kind; width, that is
@@ -98,7 +98,7 @@ class Reduction(NamedTuple):
         return self.settings["dimensions"]
 
     def describe(self) -> str:
-        """What it does, in words."""
+        """Describes the reduction in words."""
         of = f"{self.dimensions} of {self.settings['width']} dimensions"
         if self.settings["kind"] == "pca":
             return f"{of} by PCA, which hold {self.settings['kept']:.1%} of the variance"
@@ -174,8 +174,7 @@ class Reduction(NamedTuple):
 
 
 def carry(vectors: Path, folder: Path) -> dict[str, Any]:
-    """Copies the reduction that embeddings were written with, if any, to the index that was built
-    of them.
+    """Copies the reduction of embeddings, if any, to the index that was built of them.
 
     Returns:
       What belongs into the settings of the index: {"reduction": its settings}, or nothing.
@@ -202,8 +201,9 @@ class ReducedIndex:
         self._index, self._reduction = index, reduction
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits; see `ExactIndex.search`. Scores are about those of whole vectors, or of
-        cut ones what training had.
+        """Returns the k best hits; see `ExactIndex.search`.
+
+        Scores are about those of whole vectors; of cut ones, those that training computed.
         """
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         queries_QR, constant_Q = self._reduction.questions(queries_QD)
@@ -231,7 +231,7 @@ def _moments(shards: list[np.ndarray], rows_S: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _parts(shards: list[np.ndarray], rows_S: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows, some at a time: float32."""
+    """Yields the rows in parts: float32."""
     for start in range(0, len(rows_S), LEARNED_ROWS_AT_ONCE):
         at_B = rows_S[start : start + LEARNED_ROWS_AT_ONCE]
         yield embeddings.pick_rows(shards, at_B)

@@ -23,7 +23,7 @@ def search_without(
       search: of an engine.
       gone_R: rows that must not be found, int64.
       queries_QD: float32.
-      k: hits a query.
+      k: hits per query.
       count: rows that the engine has.
 
     Returns:

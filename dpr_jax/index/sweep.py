@@ -1,6 +1,4 @@
-"""Which search-time settings reach a wanted recall: few points measured, instead of a whole
-grid.
-"""
+"""Finds search-time settings that reach a wanted recall, by measuring few points of the grid."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +19,7 @@ class Point:
       settings: those that can change without a new build.
       recall: mean over the tuning queries.
       standard_error: of that mean.
-      queries_per_cpu_s: queries a second of processor time, all asked at once, best of several
+      queries_per_cpu_s: queries per second of processor time, all asked at once, best of several
         times. Other work on the machine disturbs it less than the clock.
     """
 
@@ -31,14 +29,15 @@ class Point:
     queries_per_cpu_s: float
 
     def reaches(self, target: float) -> bool:
-        """Whether it has the wanted recall by a standard error: the fastest of many would else be
-        one that was lucky.
+        """Returns whether it has the wanted recall by a standard error.
+
+        Without it, the fastest of many points would be one that was lucky.
         """
         return self.recall - self.standard_error >= target
 
 
 def ladder(least: int, most: int, *, steps: int) -> list[int]:
-    """Values to try, from `least` to `most`, `steps` of them to a doubling."""
+    """Returns values to try, from `least` to `most`, `steps` of them per doubling."""
     values = {min(least, most), most}
     step = 0
     while (value := round(least * 2 ** (step / steps))) < most:
@@ -86,7 +85,7 @@ def sweep(
 
 
 def _climb(at: Callable[[int], Point], values: list[int], target: float) -> int | None:
-    """The first of `values` whose point reaches the target; None if there is none."""
+    """Returns the first of `values` whose point reaches the target; None if there is none."""
     low, place, before = 0, 0, -1.0
     while not (point := at(values[place])).reaches(target):
         if place == len(values) - 1 or point.recall - before < SATURATED:
@@ -118,9 +117,7 @@ def settle(points: list[Point], again: Callable[[Point], Point], target: float) 
 
 
 def best(points: list[Point], target: float) -> Point:
-    """The fastest point that reaches the target; where none does, the one with the largest
-    recall.
-    """
+    """Returns the fastest point that reaches the target; else the one with the largest recall."""
     reached = [point for point in points if point.reaches(target)]
     if reached:
         return max(reached, key=lambda point: point.queries_per_cpu_s)
@@ -128,7 +125,7 @@ def best(points: list[Point], target: float) -> Point:
 
 
 def to_json(point: Point) -> dict[str, Any]:
-    """What index.json says of a point."""
+    """Returns what index.json says about a point."""
     return {
         **point.settings,
         "recall_at_100": round(point.recall, 6),

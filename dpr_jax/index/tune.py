@@ -1,4 +1,4 @@
-"""Settings chosen by measuring: the fastest index that has a wanted recall against exact search.
+"""Chooses settings by measuring: the fastest index that has a wanted recall.
 
 What takes a build (partitions, quantization) is tried by a walk, one setting after the other, a
 step at a time as long as that is faster. What takes none (how much of the index a query looks into)
@@ -63,8 +63,7 @@ def tune(
     *,
     build_of: Path | None = None,
 ) -> Tuned:
-    """Builds indexes below `folder` and keeps the fastest that reaches config.target_recall; the
-    others are deleted.
+    """Builds indexes below `folder`, and keeps the fastest that reaches config.target_recall.
 
     Args:
       kind: of the engine.
@@ -147,9 +146,7 @@ def tune(
 
 
 def _walks(settings: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Settings that take a build, and the values to try one after the other as long as each is
-    better than the one before.
-    """
+    """Returns settings that take a build, with values to try as long as each beats the last."""
     walks: list[tuple[str, list[float]]] = []
     if "soar_lambda" in settings:
         walks.append(("soar_lambda", [SOAR_LAMBDA]))
@@ -167,7 +164,7 @@ def _walks(settings: dict[str, Any]) -> list[tuple[str, list[float]]]:
 def search_knobs(
     settings: dict[str, Any], config: IndexConfig, k: int, count: int
 ) -> dict[str, list[int]]:
-    """The settings that take no build, with the values to try: one, where it is set by hand."""
+    """Returns the settings that take no build, with values to try: one if it is set by hand."""
     ladders = {
         "leaves_to_search": lambda: sweep.ladder(1, settings["leaves"], steps=8),
         "ef_search": lambda: sweep.ladder(k, EF_SEARCH_AT_MOST * k, steps=4),
@@ -183,12 +180,12 @@ def search_knobs(
 def _found(point: Point) -> str:
     return (
         f"recall {point.recall:.4f} ± {point.standard_error:.4f}, {point.queries_per_cpu_s:,.0f}"
-        " queries a second of one core"
+        " queries per second of one core"
     )
 
 
 def _words(settings: dict[str, Any]) -> str:
-    """Settings in a line, such as "leaves 400, reorder 200"."""
+    """Puts settings into a line, such as "leaves 400, reorder 200"."""
     return ", ".join(
         f"{name.replace('_', ' ')} {settings[name]:,}"
         for name in (*_BUILT, "leaves_to_search", "ef_search", "reorder")

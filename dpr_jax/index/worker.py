@@ -2,8 +2,8 @@
 
 ScaNN is C++ that aborts where Python raises, does not start at all on old processors, and writes to
 stderr what only its authors understand. In a process of its own a crash is one line to the user,
-its memory is given back, and the answers prove that the files
-are complete: nothing in memory can stand in for them.
+its memory is given back, and the answers prove that the files are complete: nothing in memory can
+stand in for them.
 """
 
 import dataclasses
@@ -75,8 +75,7 @@ def sweep(
     queries_QD: np.ndarray,
     exact_QK: np.ndarray,
 ) -> list[Point]:
-    """Loads an index in a fresh process and measures there what its search-time settings make of
-    it; see `sweep.sweep`.
+    """Loads an index in a fresh process and measures search-time settings there; see `sweep.sweep`.
 
     Args:
       vectors: folder of the embeddings, whole, by which recall is measured.

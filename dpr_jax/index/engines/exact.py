@@ -88,11 +88,11 @@ class ExactIndex:
         return cls([np.load(file, mmap_mode="r") for file in files], **settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k vectors with the largest inner product; of equal ones the lower row is first.
+        """Returns the k vectors of largest inner product; of equal ones the lower row is first.
 
         Args:
           queries_QD: float32.
-          k: hits a query.
+          k: hits per query.
 
         Returns:
           (scores float32 [Q, k], rows int64 [Q, k]); where the corpus has fewer than k rows, score
@@ -172,7 +172,7 @@ def _merge_block(
     mesh: Mesh,
     recall_target: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best k of what was found in earlier rows and of the block that begins at row `start`.
+    """Merges the best k of earlier rows with the block that begins at row `start`.
 
     lax.top_k puts the lower index first among equals, and candidates stand in the order of their
     rows, so ties need no more care.
@@ -210,9 +210,7 @@ def _merge_block(
 
 
 def _fits(shards: list[np.ndarray], devices: list[jax.Device]) -> bool:
-    """Whether half of the devices' free memory holds all vectors (a CPU gives no figures:
-    never).
-    """
+    """Returns whether half of the free memory of the devices holds all vectors; never on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     free_bytes = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     return sum(shard.nbytes for shard in shards) / len(devices) < free_bytes / 2

@@ -32,7 +32,7 @@ _RESCORED = "k_factor_rf"  # candidates rescored, as a multiple of k
 
 
 def available() -> bool:
-    """Whether FAISS is installed."""
+    """Returns whether FAISS is installed."""
     return importlib.util.find_spec("faiss") is not None
 
 
@@ -99,9 +99,7 @@ class FaissIndex:
         return cls(_faiss().read_index(str(folder / "index.faiss")), settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits in the part that is searched; see `ExactIndex.search` for arguments and
-        result.
-        """
+        """Returns the k best hits in the part that is searched; see `ExactIndex.search`."""
         queries_QD = hits.check_queries(queries_QD, self.dimension)
         wanted = min(k, self.count)
         for theirs, ours in _KNOBS.items():
@@ -116,14 +114,14 @@ class FaissIndex:
 
 
 def factory(name: str, count: int) -> str:
-    """The factory string that `index.faiss` stands for, {leaves} and {half} not yet filled in."""
+    """Returns the factory string of `index.faiss`, {leaves} and {half} not yet filled in."""
     if name == "auto":
         name = "ivf_flat" if count >= PARTITIONS_FROM_ROWS else "flat"
     return FACTORIES.get(name, name)
 
 
 def _search_settings(faiss: ModuleType, index: Any, config: IndexConfig) -> dict:
-    """The settings that hold while searching, as far as this kind of index has them."""
+    """Returns the search-time settings that this kind of index has."""
     parameters = faiss.ParameterSpace()
     parameters.initialize(index)
     ranges = parameters.parameter_ranges

@@ -26,7 +26,7 @@ ANISOTROPIC_THRESHOLD = 0.2  # ScaNN's usual one
 
 
 def available() -> bool:
-    """Whether ScaNN is installed (it has wheels for Linux on x86, Python below 3.14)."""
+    """Returns whether ScaNN is installed (it has wheels for Linux on x86, Python below 3.14)."""
     return importlib.util.find_spec("scann") is not None
 
 
@@ -117,8 +117,7 @@ class ScannIndex:
         return cls(searcher, settings)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best hits in the partitions searched; see `ExactIndex.search` for arguments and
-        result.
+        """Returns the k best hits in the partitions searched; see `ExactIndex.search`.
 
         Scores are exact inner products, since hits are rescored, as far as `reorder_dtype` holds
         them.
