@@ -225,9 +225,10 @@ class RetrieverDir(Pointers):
         return str(self.current("model"))
 
     def _missing(self, stage: str) -> str:
+        command = COMMAND.get(stage) or f"encode --encode.questions {stage.partition('/')[2]}"
         return (
-            f"retriever {self.name} has no {stage} yet; run `dpr {COMMAND[stage]} --workdir"
-            f" {self.root} --retriever {self.name}`"
+            f"retriever {self.name} has no {stage} yet; run `dpr {command} --workdir {self.root}"
+            f" --retriever {self.name}`"
         )
 
 

@@ -246,7 +246,7 @@ def prepared_dense(retriever: RetrieverDir, corpus: Corpus) -> Opened:
         return Searcher(embedder.encode, find, {})
 
     return Opened(
-        {"kind": facts["kind"], "dtype": config.encode.dtype, "settings": facts["settings"]},
+        {"kind": facts["kind"], "dtype": config.encode.dtype},
         {
             "embeddings": artifacts.fingerprint(embeddings / "manifest.json"),
             "model": embedder.fingerprint,
