@@ -140,22 +140,22 @@ class MineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The two towers."""
+    """The two towers; None means as the model folder says of itself."""
 
     init: str = "packaged:all-MiniLM-L6-v2"
-    """Where both towers start: a Hugging Face hub id, a folder, or `packaged:all-MiniLM-L6-v2`
-    (needs no network).
-    """
+    """Where both towers start: a Hugging Face hub id, a folder, `retriever:NAME`, or
+    `packaged:all-MiniLM-L6-v2` (needs no network)."""
     shared_towers: bool = False
     """Use one set of weights for questions and passages."""
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["cls", "mean"] | None = None
     """The vector: the last layer's [CLS] state (DPR), or the mean over real tokens."""
-    normalize: bool = False
+    normalize: bool | None = None
     """Scale vectors to unit length."""
-    max_question_tokens: int = 64
-    """Questions are cut at so many tokens, [CLS] and [SEP] included."""
-    max_passage_tokens: int = 256
-    """Passages (title and text) are cut at so many tokens, special tokens included."""
+    max_question_tokens: Annotated[int, Bounds(least=4)] | None = None
+    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: at most 64."""
+    max_passage_tokens: Annotated[int, Bounds(least=8)] | None = None
+    """Passages (title and text) are cut at so many tokens, special tokens included; None: at most
+    256."""
 
 
 @dataclasses.dataclass(frozen=True)

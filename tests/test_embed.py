@@ -30,8 +30,8 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def tokens() -> Tokenizer:
-    return tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 64)
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer.load(tiny.packaged_as_bert(tmp_path_factory.mktemp("bert")), 64)
 
 
 def embedder(tokens: Tokenizer, batch_tokens: int, pooling: str = "mean") -> Embedder:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+import tokenizers
 
 from dpr_jax.config import ModelConfig
 from dpr_jax.errors import InputError
-from dpr_jax.model import hf
+from dpr_jax.model import description, hf
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.embed import load_embedder
 
-SETTINGS = hf.EncoderSettings("mean", True, 32)
+SETTINGS = EncoderSettings("mean", True, 32, "pair")
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def test_written_encoder_reads_back_equal(tmp_path: Path, folder: Path) -> None:
     out.mkdir()
     hf.write_encoder(out, template=folder, shape=tiny.SHAPE, params=wanted, settings=SETTINGS)
     assert hf.read_shape(out) == tiny.SHAPE
-    assert hf.read_settings(out, hf.EncoderSettings("cls", False, 8)) == SETTINGS
+    assert description.read(out, "question", ModelConfig()) == SETTINGS
     jax.tree.map(np.testing.assert_array_equal, hf.read_params(out, tiny.SHAPE), wanted)
 
 
@@ -39,8 +41,8 @@ def test_an_encoders_own_settings_win(tmp_path: Path, folder: Path) -> None:
         out, template=folder, shape=tiny.SHAPE, params=tiny.params(), settings=SETTINGS
     )
     texts = ["a question about something"]
-    ours = load_embedder(str(out), None, "question", model=ModelConfig()).encode(texts)
-    plain = load_embedder(str(folder), None, "question", model=ModelConfig()).encode(texts)
+    ours = load_embedder(str(out), "question", model=ModelConfig()).encode(texts)
+    plain = load_embedder(str(folder), "question", model=ModelConfig()).encode(texts)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, rtol=1e-3)
     assert np.linalg.norm(plain) > 2  # [CLS] after LayerNorm: the square root of the width
 
@@ -65,8 +67,7 @@ def test_towers_of_one_folder_and_of_two(tmp_path: Path, folder: Path) -> None:
     tiny.write(both / "passage_encoder", seed=1)
     assert hf.resolve(str(both), "passage") == both / "passage_encoder"
     sides = [
-        load_embedder(str(both), None, side, model=ModelConfig())
-        for side in ("question", "passage")
+        load_embedder(str(both), side, model=ModelConfig()) for side in ("question", "passage")
     ]
     assert sides[0].fingerprint != sides[1].fingerprint
     assert sides[0].passage_fingerprint == sides[1].passage_fingerprint
@@ -79,10 +80,10 @@ def test_towers_of_one_folder_and_of_two(tmp_path: Path, folder: Path) -> None:
             "packaged:nothing",
             "no packaged model 'nothing'; there is packaged:all-MiniLM",
         ),
-        ("nobody/no-such-model", "is no folder here and could not be fetched"),
+        ("nobody/no-such-model", "is no folder in .* and could not be fetched"),
         (
             "./no/such/folder",
-            "holds neither config.json nor question_encoder/|does not exist",
+            "model folder ./no/such/folder does not exist",
         ),
     ],
 )
@@ -103,6 +104,12 @@ def change_config(folder: Path, **values: object) -> None:
         ({"model_type": "roberta"}, "type 'roberta'; only bert"),
         ({"hidden_act": "swish"}, "hidden_act 'swish'; known are gelu"),
         ({"position_embedding_type": "relative_key"}, "relative positions"),
+        ({"model_type": "dpr", "projection_dim": 12}, "projection_dim 12: a projection after"),
+        (
+            {"model_type": "new", "auto_map": {"AutoConfig": "configuration.New"}},
+            "type 'new', and its code .auto_map. is never run",
+        ),
+        ({"hidden_size": "wide"}, "hidden_size 'wide'; it must be a number"),
     ],
 )
 def test_other_architectures_are_refused(
@@ -134,3 +141,71 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
     safetensors.numpy.save_file(tensors | {name: tensors[name][:, :7].copy()}, path)
     with pytest.raises(InputError, match=f"tensor {name} has shape"):
         hf.read_params(folder, tiny.SHAPE)
+
+
+def test_a_models_own_code_is_never_run(folder: Path) -> None:
+    """Nor asked about: transformers would read the answer from standard input."""
+    ran = folder / "ran"
+    code = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass New: pass\n"
+    (folder / "configuration.py").write_text(code)
+    change_config(folder, auto_map={"AutoConfig": "configuration.New"})
+    assert hf.read_shape(folder) == tiny.SHAPE  # what it says of itself is plain BERT
+    assert not ran.exists()
+
+
+def test_weights_in_shards_are_those_of_one_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    wanted = hf.read_params(folder, tiny.SHAPE)
+    tensors = safetensors.numpy.load_file(path)
+    names = sorted(tensors)
+    shards = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
+    for file, part in shards.items():
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    before = hf.fingerprint(folder, SETTINGS)
+    path.unlink()
+    jax.tree.map(np.testing.assert_array_equal, hf.read_params(folder, tiny.SHAPE), wanted)
+    assert hf.fingerprint(folder, SETTINGS) != before
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match="model-00002-of-00002.safetensors does not exist"):
+        hf.read_params(folder, tiny.SHAPE)
+
+
+def test_unsound_weights_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "encoder.layer.1.output.dense.bias"
+    tensors[name][3] = np.nan
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(InputError, match=f"tensor {name} holds NaN"):
+        hf.read_params(folder, tiny.SHAPE)
+
+
+def test_written_files_follow_the_umask(tmp_path: Path, folder: Path) -> None:
+    """A service of another user has to read them."""
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.write_encoder(
+        out, template=folder, shape=tiny.SHAPE, params=tiny.params(), settings=SETTINGS
+    )
+    plain = tmp_path / "plain"
+    plain.touch()
+    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert modes == {plain.stat().st_mode & 0o777}
+
+
+def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert hf.resolve("~/bert", "question") == folder
+
+
+def test_a_tokenizer_beyond_the_table_is_named(folder: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens(["tagus"])
+    backend.save(str(folder / "tokenizer.json"))
+    with pytest.raises(InputError, match="1 tokens beyond the 30,522 rows .* such as 'tagus'"):
+        load_embedder(str(folder), "question", model=ModelConfig())

@@ -55,7 +55,7 @@ def test_what_is_counted(workdir: WorkDir, capsys: pytest.CaptureFixture[str]) -
     assert (corpus["passages"], corpus["repeated_texts"]) == (4, 1)
     assert (corpus["without_text"], corpus["without_title"]) == (1, 1)
     # [CLS] a [SEP] the cat sat [SEP] is the longest
-    assert corpus["tokens"]["max"] == 7
+    assert corpus["tokens"]["max"] == 6
     assert (train["questions"], train["repeated"], train["with_gold"]) == (3, 1, 3)
     assert (train["checked_for_answers"], train["answer_in_gold"]) == (3, 2)
     assert (test["with_answers"], test["answer_in_gold"]) == (2, 1)

@@ -22,8 +22,6 @@ COMMON = {
     "parallel",
     "recipes",
     "workdir",
-    "recipes",
-    "workdir",
 }
 
 

@@ -20,6 +20,7 @@ from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.index import update
 from dpr_jax.model import hf
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.retrieval import ask, retrieve
 from dpr_jax.retrieval import retriever as module
 from dpr_jax.retrieval.retriever import Retriever
@@ -44,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
             template=template,
             shape=tiny.SHAPE,
             params=tiny.params(),
-            settings=hf.EncoderSettings("mean", True, 32),
+            settings=EncoderSettings("mean", True, 32),
         )
     config = Config(
         index=IndexConfig(kind="exact", recall_queries=3),

