@@ -389,17 +389,17 @@ class RetrieveConfig:
 class EvaluateConfig:
     """Metrics of every run and the report."""
 
-    cutoffs: tuple[int, ...] = (1, 5, 20, 100)
-    """The k of top-k accuracy."""
+    cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
+    """The k of top-k accuracy and recall."""
     answer_match: Literal["string", "regex"] = "string"
     """How an answer is looked for in a passage: DPR's token match, or regular expressions
     (CuratedTREC).
     """
     baseline: str = "bm25"
     """Every run is compared with this one."""
-    bootstrap_samples: int = 2000
+    bootstrap_samples: Positive = 2000
     """Resamplings of the questions for the 95 % intervals."""
-    examples: int = 10
+    examples: Count = 10
     """Questions with their top passages side by side in the report."""
 
 
