@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from layouts import DPR, TEVATRON, lines, write_parquet, write_text
 
-from dpr_jax import artifacts
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare, recognise, store
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import open_workdir
 
 TRIPLET = {"anchor": "who", "positive": "him", "negative": "her"}
 LISTS = {"query": "who", "pos": ["him"], "neg": ["her", "", "them"]}
@@ -112,8 +112,8 @@ def test_prepared_scores_name_rows(tmp_path: Path) -> None:
         passages=str(write_text(tmp_path, "p.tsv", passages)),
         train=str(write_text(tmp_path, "t.json", json.dumps(train))),
     )
-    workdir = artifacts.open_workdir(tmp_path / "work", "small")
-    prepare.run(Config(name="small", data=data), workdir)
+    workdir = open_workdir(tmp_path / "work")
+    prepare.run(Config(data=data), workdir)
     first, second = store.open_questions(workdir, "train")
     assert [row for row, _ in first.teacher_scores] == [2, 0]
     assert [score for _, score in first.teacher_scores] == pytest.approx([0.1, 2.5])
