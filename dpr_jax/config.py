@@ -57,6 +57,9 @@ class DataConfig:
     """Qrels of the development questions; None: gold passages are those in data.dev."""
     test_qrels: str | None = None
     """Qrels of the test questions; None: gold passages are those in data.test, if any."""
+    on_missing: Literal["error", "drop"] | None = None
+    """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
+    those of qrels, refuse those that a question's own row names."""
     split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
     paper)."""

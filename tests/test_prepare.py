@@ -97,7 +97,7 @@ def test_prepared_rows(
     ]
     assert capfd.readouterr() == ("", "")  # TFDS has bars and lines of its own
     for fact in (
-        "4 passages (1 repeat",
+        "4 passages (1 repeat another's text, 0 have none, 0 were there twice",
         "train: 2 kept, 1 negatives dropped: not in the corpus",
         "1 dropped: no positive passage",
         "1 negatives dropped: also gold",
@@ -201,17 +201,12 @@ BAD = {
     "passage id twice": (
         "passages",
         lambda raw: break_file(raw, "passages", PASSAGES + "P5\tx\ty\nP2\tz\tu\n"),
-        ":7: passage id 'P2' occurs twice, first at line 3",
+        ":7: passage id 'P2' occurs twice, first at line 3 with another text",
     ),
     "gold passage missing": (
         "train",
         lambda raw: break_file(raw, "train", json.dumps([question("a", "P1", "P8")])),
         "row 0 (line 1): gold passage 'P8' is not in the corpus",
-    ),
-    "judged passage missing": (
-        "test_qrels",
-        lambda raw: break_file(raw, "test_qrels", "0 0 P2 1\n1 0 P8 1\n"),
-        ":2: gold passage 'P8' is not in the corpus",
     ),
     "empty corpus": (
         "passages",
@@ -243,6 +238,83 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     message = str(caught.value)
     assert str(raw[key]) in message and says in message and "\n" not in message
     assert not workdir.root.exists() or not list(workdir.root.iterdir())
+
+
+def test_grades_of_the_qrels_are_kept(tmp_path: Path, raw: dict[str, Path]) -> None:
+    grades = "0 0 P3 1\n0 0 P1 3\n0 0 P2 0\n0 0 P4 2\n1 0 P1 -1\n1 0 P2 1\n"
+    break_file(raw, "test_qrels", grades)
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    first, second = store.open_questions(workdir, "test")
+    assert first.grade_by_row() == {2: 1, 0: 3, 3: 2} and first.positives == (2, 0, 3)
+    assert second.grade_by_row() == {1: 1}
+
+
+def test_judged_passages_that_the_corpus_lacks(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    """They are left out and counted; a question of which none is left is dropped."""
+    break_file(raw, "test", "q1\twho\nq2\twhat\nq3\twhy\n")
+    raw["test"] = raw["test"].rename(tmp_path / "test.tsv")
+    judged = "q1\tP9\t1\nq1\tP2\t2\nq2\tP8\t1\nq3\tP1\t1\nq7\tP1\t1\n"
+    break_file(raw, "test_qrels", "query-id\tcorpus-id\tscore\n" + judged)
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    found = [(one.id, one.grade_by_row()) for one in store.open_questions(workdir, "test")]
+    assert found == [("q1", {1: 2}), ("q3", {0: 1})]
+    text = "\n".join(said)
+    place = f"{raw['test_qrels']}:2: 'P9'"
+    assert f"2 gold passages are not in the corpus and are left out, such as {place}" in text
+    for fact in (
+        "test: 2 kept",
+        "1 judged in qrels but not asked",
+        "2 gold passages dropped: not in the corpus",
+        "1 dropped: no gold passage in the corpus, and no answers",
+    ):
+        assert any(fact in line for line in said if line.startswith("prepare: test: "))
+
+    config, workdir = setup(tmp_path, raw, "strict", on_missing="error")
+    with pytest.raises(InputError, match=r"\.qrels:2: gold passage 'P9' is not in the corpus"):
+        prepare.run(config, workdir)
+
+
+def test_gold_passages_of_rows_are_dropped_where_that_is_set(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    rows = [question("a", "P8", "P1"), question("b", "P9")]
+    break_file(raw, "train", json.dumps(rows))
+    config, workdir = setup(tmp_path, raw, on_missing="drop")
+    prepare.run(config, workdir)
+    (kept,) = store.open_questions(workdir, "train")
+    assert (kept.question, kept.positives) == ("a", (0,))
+    assert "1 dropped: no positive passage" in "\n".join(said)
+
+
+def test_judgements_that_contradict_each_other_are_told(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    break_file(raw, "test_qrels", "0 0 P3 1\n0 0 P3 0\n1 0 P1 1\n1 0 P1 1\n0 0 P3 2\n")
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    (line,) = (line for line in said if "contradict" in line)
+    assert line.startswith("prepare: WARNING: 2 judgements contradict an earlier one, which counts")
+    assert f"{raw['test_qrels']}:2: passage 'P3' of question '0' has grade 0" in line
+    assert [one.grade_by_row() for one in store.open_questions(workdir, "test")] == [{2: 1}, {0: 1}]
+
+
+def test_a_passage_that_is_there_twice_is_kept_once(
+    tmp_path: Path, raw: dict[str, Path], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ROWS_PER_READ", 2)
+    break_file(raw, "passages", PASSAGES + "P2\ttwo\tB\nP5\tfive\t\nP1\tone\tA\nP2\ttwo\tB\n")
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    assert store.open_corpus(workdir).ids() == ["P1", "P2", "P3", "P4", "P5"]
+    assert [one.positives for one in store.open_questions(workdir, "train")] == [(1,), (3, 0)]
+    assert any("corpus: 5 passages" in line and "3 were there twice" in line for line in said)
+    listed = artifacts.verify(workdir.data / "manifest.json")["files"]
+    on_disk = {path.relative_to(workdir.data).as_posix() for path in workdir.data.rglob("*.*")}
+    assert on_disk == {*listed, "manifest.json"}
 
 
 def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
@@ -422,11 +494,11 @@ def test_hashed_texts_against_a_dict() -> None:
     hashed = passage_rows.HashedTexts()
     for text in texts[:70]:
         hashed.add(text)
-    assert hashed.table().first_repeat() is None
+    assert hashed.table().repeats() == []
     for text in texts[70:]:
         hashed.add(text)
     table = hashed.table()
     assert len(hashed) == 100 and hashed.distinct() == 70
     assert table.rows(texts) == [number % 70 for number in range(100)]
     assert table.rows(["t70", "", "t0"]) == [-1, -1, 0] and table.rows([]) == []
-    assert table.first_repeat() == (0, 70)
+    assert table.repeats() == [(number, number + 70) for number in range(30)]

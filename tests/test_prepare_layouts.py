@@ -64,9 +64,9 @@ def test_a_beir_folder(tmp_path: Path, said: list[str]) -> None:
 def test_ms_marco_with_triples_of_ids(tmp_path: Path) -> None:
     workdir = prepared(
         tmp_path,
-        passages=write_text(tmp_path, "collection.tsv", '7\t"a\n8\tb\n9\tc\n'),
+        passages=write_text(tmp_path, "collection.tsv", '7\t"a\n8\tb\n90\tc\n'),
         train=write_text(tmp_path, "queries.tsv", "1\twho\n2\tunjudged\n"),
-        train_qrels=write_text(tmp_path, "triples.tsv", "1\t7\t8\n1\t7\t9\n"),
+        train_qrels=write_text(tmp_path, "triples.tsv", "1\t7\t8\n1\t7\t90\n"),
     )
     assert store.open_corpus(workdir)[0] == ("7", "", '"a')
     (row,) = store.open_questions(workdir, "train")
