@@ -57,6 +57,9 @@ class DataConfig:
     """Qrels of the development questions; None: gold passages are those in data.dev."""
     test_qrels: str | None = None
     """Qrels of the test questions; None: gold passages are those in data.test, if any."""
+    on_missing: Literal["error", "drop"] | None = None
+    """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
+    those of qrels, refuse those that a question's own row names."""
     split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
     paper)."""
@@ -389,17 +392,17 @@ class RetrieveConfig:
 class EvaluateConfig:
     """Metrics of every run and the report."""
 
-    cutoffs: tuple[int, ...] = (1, 5, 20, 100)
-    """The k of top-k accuracy."""
+    cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
+    """The k of top-k accuracy and recall."""
     answer_match: Literal["string", "regex"] = "string"
     """How an answer is looked for in a passage: DPR's token match, or regular expressions
     (CuratedTREC).
     """
     baseline: str = "bm25"
     """Every run is compared with this one."""
-    bootstrap_samples: int = 2000
+    bootstrap_samples: Positive = 2000
     """Resamplings of the questions for the 95 % intervals."""
-    examples: int = 10
+    examples: Count = 10
     """Questions with their top passages side by side in the report."""
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from test_evaluate import CONFIG, QUESTIONS, prepared, write_run
 
-from dpr_jax import artifacts, cli
+from dpr_jax import artifacts, cli, recipes
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import compare
+from dpr_jax.workdir import WorkDir
 
 
 @pytest.fixture
-def workdir(tmp_path: Path) -> artifacts.WorkDir:
+def workdir(tmp_path: Path) -> WorkDir:
     workdir = prepared(tmp_path / "work", QUESTIONS)
     # Gold at ranks 2, 3, 1, none and at ranks 1, 1, 2, none.
     write_run(workdir, "bm25", {"a": "314", "b": "012", "c": "401", "d": "04"})
@@ -28,7 +29,7 @@ def rows(out: str) -> list[list[str]]:
     ]
 
 
-def test_numbers_wins_and_losses(workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture) -> None:
+def test_numbers_wins_and_losses(workdir: WorkDir, capsys: pytest.CaptureFixture) -> None:
     compare.run(CONFIG, workdir, "trained", "bm25")
     out = capsys.readouterr().out
     found = rows(out)
@@ -51,7 +52,7 @@ def test_numbers_wins_and_losses(workdir: artifacts.WorkDir, capsys: pytest.Capt
 
 
 def test_a_file_from_elsewhere(
-    workdir: artifacts.WorkDir, tmp_path: Path, capsys: pytest.CaptureFixture
+    workdir: WorkDir, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     other = write_run(workdir, "other", {"a": "1"}).rename(tmp_path / "other.txt")
     compare.run(CONFIG, workdir, str(other), "bm25")
@@ -66,28 +67,27 @@ def test_a_file_from_elsewhere(
     ],
 )
 def test_runs_that_cannot_be_compared(
-    workdir: artifacts.WorkDir, pair: tuple[str, str], message: str
+    workdir: WorkDir, pair: tuple[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         compare.run(CONFIG, workdir, *pair)
 
 
-def test_a_run_of_other_questions(workdir: artifacts.WorkDir) -> None:
+def test_a_run_of_other_questions(workdir: WorkDir) -> None:
     """Their ids may be the test questions' too, as DPR's row numbers are."""
-    (workdir.runs / "dev").mkdir()
-    run = write_run(workdir, "dev/trained", {"a": "1"})
+    workdir.runs("dev").mkdir()
+    run = write_run(workdir, "../dev/trained", {"a": "1"})
     origin = artifacts.made_from("retrieve", {}, {})
-    artifacts.write_manifest(run.with_name("trained.manifest.json"), origin, [run], split="dev")
+    artifacts.write_manifest(run.with_name("trained.manifest.json"), origin, [run], questions="dev")
     with pytest.raises(InputError, match="answers the questions of 'dev'"):
         compare.run(CONFIG, workdir, str(run), "bm25")
 
 
-def test_command_line(
-    workdir: artifacts.WorkDir, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    place = ["--workdir", str(workdir.root), "--name", "tiny"]
+def test_command_line(workdir: WorkDir, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipes.store_workdir(workdir, CONFIG)
+    place = ["--workdir", str(workdir.root)]
     cli.run(["compare", "trained", "bm25", *place, "--evaluate.bootstrap-samples", "9"])
     assert "trained right and bm25 wrong" in capsys.readouterr().out
     for args in ([], ["trained"], ["trained", *place]):
-        with pytest.raises(InputError, match="compare takes RUN_A and RUN_B first"):
+        with pytest.raises(InputError, match="dpr compare takes A and B first"):
             cli.run(["compare", *args])

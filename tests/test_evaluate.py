@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
+from prepared import prepare
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config, EvaluateConfig
-from dpr_jax.data import store
 from dpr_jax.data.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
+from dpr_jax.workdir import WorkDir, open_workdir
 
 # Corpus row = number in the id. Paris stands in the text of 1 and 3, in the title alone of 4.
 PASSAGES = [
@@ -29,30 +31,19 @@ QUESTIONS = [
     Question("d", "where is the Louvre?", ("Paris",), (3,), (), ()),
 ]
 CONFIG = Config(
-    name="tiny",
     evaluate=EvaluateConfig(cutoffs=(1, 2, 3), bootstrap_samples=200, examples=4),
 )
 
 
-def prepared(root: Path, questions: list[Question]) -> artifacts.WorkDir:
-    workdir = artifacts.open_workdir(root, "tiny")
-    with artifacts.atomic_dir(workdir.data) as folder:
-        files = store.write_corpus(folder, PASSAGES)
-        files += store.write_questions(folder, {"test": questions})
-        artifacts.write_manifest(
-            folder / "manifest.json",
-            artifacts.made_from("prepare", {}, {}, form=store.FORM),
-            files,
-            passages=len(PASSAGES),
-            questions={"test": len(questions)},
-        )
-    workdir.runs.mkdir()
+def prepared(root: Path, questions: list[Question]) -> WorkDir:
+    workdir = prepare(root, PASSAGES, questions)
+    workdir.runs("test").mkdir(parents=True)
     return workdir
 
 
-def write_run(workdir: artifacts.WorkDir, name: str, lists: dict[str, str]) -> Path:
+def write_run(workdir: WorkDir, name: str, lists: dict[str, str]) -> Path:
     """Lists are passage numbers, best first, as in "310"."""
-    path = workdir.runs / f"{name}.trec"
+    path = workdir.runs("test") / f"{name}.trec"
     with path.open("w") as file:
         for question, passages in lists.items():
             for rank, number in enumerate(passages, start=1):
@@ -61,7 +52,7 @@ def write_run(workdir: artifacts.WorkDir, name: str, lists: dict[str, str]) -> P
 
 
 @pytest.fixture
-def workdir(tmp_path: Path) -> artifacts.WorkDir:
+def workdir(tmp_path: Path) -> WorkDir:
     workdir = prepared(tmp_path / "work", QUESTIONS)
     # Gold at ranks 2, 3, 1, none; answers at ranks 1 (p3), 3, 2, none.
     write_run(workdir, "bm25", {"a": "314", "b": "012", "c": "401", "d": "04"})
@@ -78,11 +69,17 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def metrics(workdir: artifacts.WorkDir, name: str) -> dict:
-    return json.loads((workdir.metrics / f"{name}.json").read_text())
+def metrics(workdir: WorkDir, name: str) -> dict:
+    return json.loads((workdir.metrics / "test" / f"{name}.json").read_text())
 
 
-def test_numbers_by_hand(workdir: artifacts.WorkDir) -> None:
+def written(workdir: WorkDir) -> dict[Path, int]:
+    """When each file of the evaluation was written, in ns."""
+    files = [file for file in workdir.metrics.rglob("*") if file.is_file()]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_numbers_by_hand(workdir: WorkDir) -> None:
     evaluate.run(CONFIG, workdir)
     bm25, trained = metrics(workdir, "bm25"), metrics(workdir, "trained")
 
@@ -140,9 +137,10 @@ def test_questions_without_gold_count_only_by_answer(tmp_path: Path) -> None:
     assert found["answer"]["first_hit_rank"] == [1, 1]
 
 
-def test_order_and_comparisons(workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture) -> None:
+def test_order_and_comparisons(workdir: WorkDir, capsys: pytest.CaptureFixture) -> None:
     for name in ("alpha", "zeta", "untrained", "hybrid"):
         write_run(workdir, name, {"a": "1"})
+    recipes.store(workdir.retriever("hybrid"), CONFIG)
     evaluate.run(CONFIG, workdir)
     assert metrics(workdir, "trained")["compared_with"] == ["bm25", "untrained"]
     assert metrics(workdir, "hybrid")["compared_with"] == ["bm25", "trained"]
@@ -155,29 +153,28 @@ def test_order_and_comparisons(workdir: artifacts.WorkDir, capsys: pytest.Captur
 
 
 def test_second_time_is_up_to_date_and_prints_the_same(
-    workdir: artifacts.WorkDir, capsys: pytest.CaptureFixture, said: list[str]
+    workdir: WorkDir, capsys: pytest.CaptureFixture, said: list[str]
 ) -> None:
     evaluate.run(CONFIG, workdir)
     first = capsys.readouterr().out
-    before = {f: f.stat().st_mtime_ns for f in workdir.metrics.iterdir()}
+    before = written(workdir)
     evaluate.run(CONFIG, workdir)
-    assert said[-1].startswith("evaluate: up to date")
+    assert "evaluate: up to date" in said
     assert capsys.readouterr().out == first
-    assert before == {f: f.stat().st_mtime_ns for f in workdir.metrics.iterdir()}
+    assert before == written(workdir)
 
 
-def test_two_evaluations_are_identical(workdir: artifacts.WorkDir) -> None:
+def test_two_evaluations_are_identical(workdir: WorkDir) -> None:
     evaluate.run(CONFIG, workdir)
-    first = (workdir.metrics / "trained.json").read_bytes()
-    (workdir.metrics / "manifest.json").unlink()
+    out = workdir.metrics / "test"
+    first = (out / "trained.json").read_bytes()
+    (out / "manifest.json").unlink()
     evaluate.run(CONFIG, workdir)
-    assert (workdir.metrics / "trained.json").read_bytes() == first
+    assert (out / "trained.json").read_bytes() == first
 
 
 @pytest.mark.parametrize("change", ["run", "new run", "setting", "deleted page", "training"])
-def test_what_changed_is_done_again(
-    workdir: artifacts.WorkDir, said: list[str], change: str
-) -> None:
+def test_what_changed_is_done_again(workdir: WorkDir, said: list[str], change: str) -> None:
     evaluate.run(CONFIG, workdir)
     config = CONFIG
     if change == "run":
@@ -189,33 +186,37 @@ def test_what_changed_is_done_again(
     elif change == "deleted page":
         (workdir.metrics / "report.html").unlink()
     else:
-        workdir.checkpoints.mkdir()
-        (workdir.checkpoints / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st')
+        trained = workdir.retriever("trained")
+        folder = trained.place("checkpoints", {})
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st')
+        trained.point("checkpoints", folder)
     evaluate.run(config, workdir)
     assert not any("up to date" in line for line in said)
-    assert artifacts.verify(workdir.metrics / "manifest.json")
+    assert artifacts.verify(workdir.metrics / "test" / "manifest.json")
 
 
 def test_killed_between_its_files_is_done_again(
-    workdir: artifacts.WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+    workdir: WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back at the first settings after a run with others was killed, nothing of the others is
     left.
     """
     evaluate.run(CONFIG, workdir)
-    first = (workdir.metrics / "trained.json").read_bytes()
+    out = workdir.metrics / "test"
+    first = (out / "trained.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(evaluate.report, "render", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             evaluate.run(dataclasses.replace(CONFIG, seed=99), workdir)
-    assert (workdir.metrics / "trained.json").read_bytes() != first
+    assert (out / "trained.json").read_bytes() != first
     evaluate.run(CONFIG, workdir)
     assert not any("up to date" in line for line in said)
-    assert (workdir.metrics / "trained.json").read_bytes() == first
+    assert (out / "trained.json").read_bytes() == first
 
 
 def test_page_holds_the_numbers_and_escapes_passages(
-    workdir: artifacts.WorkDir,
+    workdir: WorkDir,
 ) -> None:
     evaluate.run(CONFIG, workdir)
     page = (workdir.metrics / "report.html").read_text()
@@ -225,42 +226,46 @@ def test_page_holds_the_numbers_and_escapes_passages(
         assert text in page
 
 
-def test_runs_of_other_questions_lie_elsewhere(workdir: artifacts.WorkDir) -> None:
-    (workdir.runs / "dev").mkdir()
-    write_run(workdir, "dev/tuning", {"unknown": "1"})
+def test_runs_of_other_questions_lie_elsewhere(workdir: WorkDir) -> None:
+    workdir.runs("dev").mkdir()
+    write_run(workdir, "../dev/tuning", {"unknown": "1"})
     evaluate.run(CONFIG, workdir)
-    assert {file.name for file in workdir.metrics.glob("*.json")} == {
+    assert {file.name for file in workdir.metrics.rglob("*.json")} == {
         "bm25.json", "trained.json", "manifest.json",
     }  # fmt: skip
 
 
 def test_what_another_version_left_is_made_anew(
-    workdir: artifacts.WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+    workdir: WorkDir, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "FORMAT", 1)
         evaluate.run(CONFIG, workdir)
-    (workdir.metrics / "bm25.json").write_text('{"name": "an old layout"}')
+    (workdir.metrics / "test" / "bm25.json").write_text('{"name": "an old layout"}')
     evaluate.run(CONFIG, workdir)
     assert not any("up to date" in line for line in said)
     assert metrics(workdir, "bm25")["run"] == "bm25"
 
 
-def test_the_page_tells_of_every_index(workdir: artifacts.WorkDir) -> None:
-    for folder in ("index", "untrained/index"):
-        artifacts.write_json(workdir.root / folder / "index.json", {"kind": "faiss", "count": 5})
+def test_the_page_tells_of_every_index(workdir: WorkDir) -> None:
+    write_run(workdir, "untrained", {"a": "1"})
+    for name in ("trained", "untrained"):
+        retriever = workdir.retriever(name)
+        folder = retriever.place("index", {})
+        artifacts.write_json(folder / "index.json", {"kind": "faiss", "count": 5})
+        retriever.point("index", folder)
     evaluate.run(CONFIG, workdir)
     page = (workdir.metrics / "report.html").read_text()
-    assert "<th>index</th>" in page and "<th>untrained/index</th>" in page
+    assert "<th>trained</th><td>faiss" in page and "<th>untrained</th><td>faiss" in page
 
 
-def test_shallow_runs_are_told(workdir: artifacts.WorkDir, said: list[str]) -> None:
+def test_shallow_runs_are_told(workdir: WorkDir, said: list[str]) -> None:
     write_run(workdir, "shallow", {"a": "1"})
     evaluate.run(CONFIG, workdir)
-    assert any("run shallow has at most 1 passages a question" in line for line in said)
+    assert any("run shallow has at most 1 passages per question" in line for line in said)
 
 
-def refused(workdir: artifacts.WorkDir, match: str) -> None:
+def refused(workdir: WorkDir, match: str) -> None:
     with pytest.raises(InputError, match=match) as error:
         evaluate.run(CONFIG, workdir)
     assert "\n" not in str(error.value)
@@ -275,38 +280,76 @@ def test_no_runs(tmp_path: Path) -> None:
 
 
 def test_no_data(tmp_path: Path) -> None:
-    workdir = artifacts.open_workdir(tmp_path / "work", "tiny")
-    workdir.runs.mkdir()
+    workdir = open_workdir(tmp_path / "work")
+    workdir.runs("test").mkdir(parents=True)
     write_run(workdir, "bm25", {"a": "1"})
-    refused(workdir, "manifest.json does not exist")
+    refused(workdir, "has no data yet; run `dpr prepare")
 
 
-def test_malformed_line(workdir: artifacts.WorkDir) -> None:
-    with (workdir.runs / "trained.trec").open("a") as file:
-        file.write("a Q0 p0\n")
-    refused(workdir, r"trained.trec:9: 3 fields")
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("a Q0 p0\n", r"odd.trec:1: 3 fields"),
+        ("zz Q0 p1 1 2 x\n", r"odd.trec:1: question 'zz' is not among"),
+        ("a Q0 p1 1 2 x\na Q0 p9 2 1 x\n", r"odd.trec:2: passage 'p9' is not in the corpus"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_and_left_out(
+    workdir: WorkDir, said: list[str], capsys: pytest.CaptureFixture, lines: str, why: str
+) -> None:
+    evaluate.run(CONFIG, workdir)
+    table, alone = capsys.readouterr().out, metrics(workdir, "trained")
+    run = workdir.runs("test") / "odd.trec"
+    for content in ("a Q0 p1 1 2 x\n", lines, lines):  # sound, odd, odd and up to date
+        run.write_text(content)
+        said.clear()
+        evaluate.run(CONFIG, workdir)
+        found = [line for line in said if "WARNING: run odd is left out: " in line]
+        assert [bool(re.search(why, line)) for line in found] == [True] * (content == lines)
+    assert capsys.readouterr().out.endswith(table * 2)
+    assert metrics(workdir, "trained") == alone
+    assert not (workdir.metrics / "test" / "odd.json").exists()
 
 
-def test_run_of_other_questions(workdir: artifacts.WorkDir) -> None:
+def test_runs_of_which_none_can_be_read(tmp_path: Path) -> None:
+    workdir = prepared(tmp_path / "work", QUESTIONS)
     write_run(workdir, "other", {"zz": "1"})
     refused(workdir, r"other.trec:1: question 'zz' is not among")
 
 
-def test_run_of_another_corpus(workdir: artifacts.WorkDir) -> None:
-    write_run(workdir, "other", {"a": "19"})
-    refused(workdir, r"other.trec:2: passage 'p9' is not in the corpus")
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_run_that_found_nothing_is_a_row_of_zeros(
+    workdir: WorkDir, said: list[str], content: str
+) -> None:
+    (workdir.runs("test") / "nothing.trec").write_text(content)
+    evaluate.run(CONFIG, workdir)
+    found = metrics(workdir, "nothing")
+    assert found["gold"]["first_hit_rank"] == [0] * 4 and found["depth"] == 0
+    assert {one["value"] for one in found["gold"]["metrics"].values()} == {0.0}
+    assert any("WARNING: run nothing has no passage for any question" in line for line in said)
 
 
-def test_damaged_run(workdir: artifacts.WorkDir) -> None:
-    run = workdir.runs / "trained.trec"
-    origin = artifacts.made_from("retrieve", {}, {})
-    artifacts.write_manifest(workdir.runs / "trained.manifest.json", origin, [run], split="test")
+def test_an_imported_run_of_a_taken_name(workdir: WorkDir) -> None:
+    folder = workdir.imported_runs("test")
+    folder.mkdir()
+    (folder / "bm25.trec").write_text("a Q0 p1 1 2 x\n")
+    evaluate.run(CONFIG, workdir)
+    assert metrics(workdir, "imported/bm25")["gold"]["first_hit_rank"] == [1, 0, 0, 0]
+    assert metrics(workdir, "bm25")["gold"]["first_hit_rank"] == [2, 3, 1, 0]
+
+
+def test_damaged_run(workdir: WorkDir) -> None:
+    folder = workdir.runs("test")
+    run, origin = folder / "trained.trec", artifacts.made_from("retrieve", {}, {})
+    artifacts.write_manifest(folder / "trained.manifest.json", origin, [run], questions="test")
     run.write_text(run.read_text()[:30])
     refused(workdir, "trained.trec is damaged or was changed")
 
 
-def test_questions_without_labels(tmp_path: Path) -> None:
+def test_questions_without_labels(tmp_path: Path, said: list[str]) -> None:
     bare = [q._replace(positives=(), answers=()) for q in QUESTIONS]
     workdir = prepared(tmp_path / "work", bare)
     write_run(workdir, "bm25", {"a": "1"})
-    refused(workdir, "4 test questions have neither gold passages nor answers")
+    evaluate.run(CONFIG, workdir)
+    assert "questions of test have neither gold passages nor answers" in "\n".join(said)
+    assert not list(workdir.metrics.glob("*"))

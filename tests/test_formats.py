@@ -234,8 +234,44 @@ def test_bad_question_ids(tmp_path: Path, content: str, says: str) -> None:
 def test_qrels(tmp_path: Path) -> None:
     path = write(tmp_path / "q.qrels", "1 0 P1 1\n1\t0\tP2\t2\r\n\n2 0 P3 0\n3 0 P4 1")
     qrels = formats.read_qrels(path)
-    assert qrels.positives == {"1": ["P1", "P2"], "3": ["P4"]}
-    assert qrels.where == {"1": f"{path}:1", "3": f"{path}:5"}
+    assert qrels.positives == {"1": {"P1": (1, 1), "P2": (2, 2)}, "3": {"P4": (1, 5)}}
+    assert qrels.where("1", "P2") == f"{path}:2" and qrels.contradictions == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.qrels", "\ufeffq0 0 P1 1\nq0 0 P2 0\nq1 0 P2 3\n"),
+        ("q.qrels", "q0 0 P1 1.0\nq0 0 P2 0.0\nq1 0 P2 3.\n"),
+        ("q.qrels", "q0 0 P1 1\nq0 0 P2 -1\nq1 0 P2 3\n"),
+        ("q.qrels", "qid 0 docid rel\nq0 0 P1 1\nq1 0 P2 3\n"),
+        ("q.tsv", "query-id\tQ0\tcorpus-id\tscore\nq0\t0\tP1\t1\nq1\t0\tP2\t3\n"),
+        ("q.tsv", "\nQuery-ID\tcorpus-id\tscore\r\nq0\tP1\t1\r\nq1\tP2\t3\r\n"),
+        ("q.csv", "query_id,doc_id,score\nq0,P1,1\nq1, P2, 3\n"),
+        # without a header the third column tells judgements from triples
+        ("q.tsv", "q0\tP1\t1\nq0\tP2\t0\nq1\tP2\t3\n"),
+        ("q.tsv", "q0 P1 1\nq0 P2 -2\nq1 P2 3\n"),
+        ("q.tsv", "q0\tP1\t1.0\nq1\tP2\t3.0\n"),
+    ],
+)
+def test_qrels_as_people_have_them(tmp_path: Path, name: str, content: str) -> None:
+    qrels = formats.read_qrels(write(tmp_path / name, content))
+    grades = {
+        question: {passage: one.grade for passage, one in found.items()}
+        for question, found in qrels.positives.items()
+    }
+    assert grades == {"q0": {"P1": 1}, "q1": {"P2": 3}} and not qrels.negatives
+
+
+def test_a_passage_that_is_judged_twice(tmp_path: Path) -> None:
+    text = "q0 0 P9 2\nq0 0 P9 0\nq1 0 P10 1\nq1 0 P10 1.0\nq1 0 P11 0\nq1 0 P11 1\n"
+    path = write(tmp_path / "q.qrels", text)
+    qrels = formats.read_qrels(path)
+    assert qrels.positives == {"q0": {"P9": (2, 1)}, "q1": {"P10": (1, 3)}}
+    assert qrels.contradictions == [
+        f"{path}:2: passage 'P9' of question 'q0' has grade 0, and 2 in line 1",
+        f"{path}:6: passage 'P11' of question 'q1' has grade 1, and 0 in line 5",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "query-id\tcorpus-id\tscore\n"])
@@ -244,7 +280,18 @@ def test_qrels_that_judge_nothing(tmp_path: Path, content: str) -> None:
     refuse(lambda: iter(formats.read_qrels(path)), str(path), "is empty; qrels are")
 
 
-@pytest.mark.parametrize("content", ["1 0 P1\n", "1 0 P1 1 x\n", "1 0 P1 yes\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1 0 P1\n",
+        "1\t0\tP1\n",
+        "1 0 P1 1 x\n",
+        "1 0 P1 yes\n",
+        "1 0 P1 0.5\n",
+        "1 0 Mount Etna 1\n",
+        "1\tP1\n",
+    ],
+)
 def test_bad_qrels(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "q.qrels", content)
     refuse(lambda: iter(formats.read_qrels(path)), f"{path}:1:", "passage-id")

@@ -78,9 +78,3 @@ def test_weights_scale_with_the_scores() -> None:
 def test_weights_where_nothing_spreads() -> None:
     nothing = ranking([])
     assert fusion.weights_to_try(nothing, nothing)[8] == 1.0
-
-
-def test_mean_reciprocal_rank() -> None:
-    rows_QK = np.array([[5, 6, 7], [5, 6, 7], [5, -1, -1]])
-    gold = [(7, 6), (5,), (1,)]
-    assert fusion.mean_reciprocal_rank(rows_QK, gold) == pytest.approx((1 / 2 + 1) / 3)

@@ -1,9 +1,10 @@
-"""Metrics on tables worked by hand, agreement with trec_eval, and what the intervals promise."""
+"""Metrics on tables worked out by hand, agreement with trec_eval, and intervals."""
 
 import ir_measures
 import numpy as np
 import pytest
 
+from dpr_jax.data import ranks
 from dpr_jax.evaluation import metrics
 
 
@@ -18,13 +19,13 @@ RANK_Q = np.array([1, 3, 0, 0, 11])
 
 
 def test_first_hits() -> None:
-    found = metrics.first_hits(RANKED, lambda q, row: row in GOLD[q])
+    found = ranks.first_hits(RANKED, lambda q, row: row in GOLD[q])
     np.testing.assert_array_equal(found, RANK_Q)
 
 
 def test_first_hits_asks_no_further_than_the_first_hit() -> None:
     asked = []
-    metrics.first_hits([rows(5, 6, 7)], lambda q, row: asked.append(row) or row == 6)
+    ranks.first_hits([rows(5, 6, 7)], lambda q, row: asked.append(row) or row == 6)
     assert asked == [5, 6]
 
 
@@ -32,14 +33,20 @@ def test_first_hits_asks_no_further_than_the_first_hit() -> None:
     ("k", "share"), [(1, 0.2), (2, 0.2), (3, 0.4), (10, 0.4), (11, 0.6), (100, 0.6)]
 )
 def test_top_k_is_a_share_of_all_questions(k: int, share: float) -> None:
-    assert metrics.top_k(RANK_Q, k).mean() == pytest.approx(share)
+    assert ranks.top_k(RANK_Q, k).mean() == pytest.approx(share)
 
 
 def test_reciprocal_rank() -> None:
-    at_10 = metrics.reciprocal_rank(RANK_Q, 10)
+    at_10 = ranks.reciprocal_rank(RANK_Q, 10)
     np.testing.assert_allclose(at_10, [1, 1 / 3, 0, 0, 0])
-    at_11 = metrics.reciprocal_rank(RANK_Q, 11)
+    at_11 = ranks.reciprocal_rank(RANK_Q, 11)
     np.testing.assert_allclose(at_11, [1, 1 / 3, 0, 0, 1 / 11])
+
+
+def test_mean_reciprocal_rank() -> None:
+    rows_QK = np.array([[5, 6, 7], [5, 6, 7], [5, -1, -1]])
+    gold = [(7, 6), (5,), (1,)]
+    assert ranks.mean_reciprocal_rank(rows_QK, gold) == pytest.approx((1 / 2 + 1) / 3)
 
 
 def test_graded_by_hand() -> None:
@@ -47,7 +54,7 @@ def test_graded_by_hand() -> None:
     # rank 2; the third has no list.
     values = metrics.graded(
         [rows(1, 9, 2), rows(9, 2, 8), rows()],
-        [{1, 2}, {1, 2}, {1}],
+        [{1: 1, 2: 1}, {1: 1, 2: 1}, {1: 1}],
         ["nDCG@10", "R@1", "R@3"],
     )
     ideal = 1 + 1 / np.log2(3)
@@ -66,10 +73,10 @@ def test_all_agree_with_trec_eval() -> None:
     questions, passages = 1100, 60
     ranked = [rng.permutation(passages)[: rng.integers(0, 40)] for _ in range(questions)]
     gold = [
-        set(rng.choice(passages, rng.integers(1, 4), replace=False).tolist())
+        {int(p): int(rng.integers(1, 4)) for p in rng.permutation(passages)[: rng.integers(1, 9)]}
         for _ in range(questions)
     ]
-    qrels = {str(q): {str(p): 1 for p in gold[q]} for q in range(questions)}
+    qrels = {str(q): {str(p): grade for p, grade in gold[q].items()} for q in range(questions)}
     run = {
         str(q): {str(p): float(100 - i) for i, p in enumerate(ranked[q].tolist())}
         for q in range(questions)
@@ -82,12 +89,12 @@ def test_all_agree_with_trec_eval() -> None:
             map(ir_measures.parse_measure, names), qrels, run
         ).items()
     }
-    rank_Q = metrics.first_hits(ranked, lambda q, row: row in gold[q])
+    rank_Q = ranks.first_hits(ranked, lambda q, row: row in gold[q])
     graded = metrics.graded(ranked, gold, ["nDCG@10", "R@5"])
     ours = {
         **{name: value.mean() for name, value in graded.items()},
-        **{f"Success@{k}": metrics.top_k(rank_Q, k).mean() for k in (1, 5, 20)},
-        "RR@10": metrics.reciprocal_rank(rank_Q, 10).mean(),
+        **{f"Success@{k}": ranks.top_k(rank_Q, k).mean() for k in (1, 5, 20)},
+        "RR@10": ranks.reciprocal_rank(rank_Q, 10).mean(),
     }
     assert ours == pytest.approx(wanted, abs=1e-9)
 

@@ -17,11 +17,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import formats, passage_rows, prepare, store
 from dpr_jax.data.raw import Passage, RawQuestion
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir, open_workdir
 
 PASSAGES = "id\ttext\ttitle\nP1\tone\tA\nP2\ttwo\tB\nP3\tthree\t\nP4\tone\tC\n"
 
@@ -57,8 +57,7 @@ def setup(
     tmp_path: Path, raw: dict[str, Path], name: str = "work", **changes: Any
 ) -> tuple[Config, WorkDir]:
     data = DataConfig(**{key: str(path) for key, path in raw.items()})
-    config = Config(name="small", data=dataclasses.replace(data, **changes))
-    return config, artifacts.open_workdir(tmp_path / name, config.name)
+    return Config(data=dataclasses.replace(data, **changes)), open_workdir(tmp_path / name)
 
 
 @pytest.fixture
@@ -88,17 +87,17 @@ def test_prepared_rows(
     assert corpus.ids() == ["P1", "P2", "P3", "P4"]
     assert corpus.rows([3, 0]) == [corpus[3], corpus[0]] and corpus.rows([]) == []
     assert list(store.open_questions(workdir, "train")) == [
-        ("0", "a", ("a",), (1,), (2,), (), ()),
-        ("2", "b", ("b",), (3, 0), (), (), ()),
+        ("0", "a", ("a",), (1,), (2,), (), (), ()),
+        ("2", "b", ("b",), (3, 0), (), (), (), ()),
     ]
-    assert list(store.open_questions(workdir, "dev")) == [("0", "c", ("c",), (2,), (), (), ())]
+    assert list(store.open_questions(workdir, "dev")) == [("0", "c", ("c",), (2,), (), (), (), ())]
     assert list(store.open_questions(workdir, "test")) == [
-        ("0", "d", ("x", "y"), (), (), (), ()),
-        ("1", "e", (), (2, 0), (), (), ()),
+        ("0", "d", ("x", "y"), (), (), (), (), ()),
+        ("1", "e", (), (2, 0), (), (), (), ()),
     ]
     assert capfd.readouterr() == ("", "")  # TFDS has bars and lines of its own
     for fact in (
-        "4 passages (1 repeat",
+        "4 passages (1 repeat another's text, 0 have none, 0 were there twice",
         "train: 2 kept, 1 negatives dropped: not in the corpus",
         "1 dropped: no positive passage",
         "1 negatives dropped: also gold",
@@ -133,7 +132,7 @@ def test_real_rows_are_those_of_the_raw_files(
 def test_json_and_tsv_test_questions_and_absent_splits(
     tmp_path: Path, raw: dict[str, Path]
 ) -> None:
-    config, workdir = setup(tmp_path, raw, test=str(raw["train"]), test_qrels="", dev="")
+    config, workdir = setup(tmp_path, raw, test=str(raw["train"]), test_qrels=None, dev=None)
     prepare.run(config, workdir)
     test = store.open_questions(workdir, "test")
     assert [one.positives for one in test] == [(1,), (), (3, 0)]
@@ -145,7 +144,9 @@ def test_json_and_tsv_test_questions_and_absent_splits(
     raw["test_qrels"].write_text("q7 0 P4 1\n", encoding="utf-8")
     config, workdir = setup(tmp_path, raw, "other", test=str(asked))
     prepare.run(config, workdir)
-    assert list(store.open_questions(workdir, "test")) == [("q7", "what?", (), (3,), (), (), ())]
+    assert list(store.open_questions(workdir, "test")) == [
+        ("q7", "what?", (), (3,), (), (), (), ())
+    ]
 
 
 def test_max_train_questions_counts_kept_rows(
@@ -200,17 +201,12 @@ BAD = {
     "passage id twice": (
         "passages",
         lambda raw: break_file(raw, "passages", PASSAGES + "P5\tx\ty\nP2\tz\tu\n"),
-        ":7: passage id 'P2' occurs twice, first at line 3",
+        ":7: passage id 'P2' occurs twice, first at line 3 with another text",
     ),
     "gold passage missing": (
         "train",
         lambda raw: break_file(raw, "train", json.dumps([question("a", "P1", "P8")])),
         "row 0 (line 1): gold passage 'P8' is not in the corpus",
-    ),
-    "judged passage missing": (
-        "test_qrels",
-        lambda raw: break_file(raw, "test_qrels", "0 0 P2 1\n1 0 P8 1\n"),
-        ":2: gold passage 'P8' is not in the corpus",
     ),
     "empty corpus": (
         "passages",
@@ -241,12 +237,89 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         prepare.run(config, workdir)
     message = str(caught.value)
     assert str(raw[key]) in message and says in message and "\n" not in message
-    assert [path.name for path in workdir.root.iterdir()] == ["workdir.json"]
+    assert not workdir.root.exists() or not list(workdir.root.iterdir())
+
+
+def test_grades_of_the_qrels_are_kept(tmp_path: Path, raw: dict[str, Path]) -> None:
+    grades = "0 0 P3 1\n0 0 P1 3\n0 0 P2 0\n0 0 P4 2\n1 0 P1 -1\n1 0 P2 1\n"
+    break_file(raw, "test_qrels", grades)
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    first, second = store.open_questions(workdir, "test")
+    assert first.grade_by_row() == {2: 1, 0: 3, 3: 2} and first.positives == (2, 0, 3)
+    assert second.grade_by_row() == {1: 1}
+
+
+def test_judged_passages_that_the_corpus_lacks(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    """They are left out and counted; a question of which none is left is dropped."""
+    break_file(raw, "test", "q1\twho\nq2\twhat\nq3\twhy\n")
+    raw["test"] = raw["test"].rename(tmp_path / "test.tsv")
+    judged = "q1\tP9\t1\nq1\tP2\t2\nq2\tP8\t1\nq3\tP1\t1\nq7\tP1\t1\n"
+    break_file(raw, "test_qrels", "query-id\tcorpus-id\tscore\n" + judged)
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    found = [(one.id, one.grade_by_row()) for one in store.open_questions(workdir, "test")]
+    assert found == [("q1", {1: 2}), ("q3", {0: 1})]
+    text = "\n".join(said)
+    place = f"{raw['test_qrels']}:2: 'P9'"
+    assert f"2 gold passages are not in the corpus and are left out, such as {place}" in text
+    for fact in (
+        "test: 2 kept",
+        "1 judged in qrels but not asked",
+        "2 gold passages dropped: not in the corpus",
+        "1 dropped: no gold passage in the corpus, and no answers",
+    ):
+        assert any(fact in line for line in said if line.startswith("prepare: test: "))
+
+    config, workdir = setup(tmp_path, raw, "strict", on_missing="error")
+    with pytest.raises(InputError, match=r"\.qrels:2: gold passage 'P9' is not in the corpus"):
+        prepare.run(config, workdir)
+
+
+def test_gold_passages_of_rows_are_dropped_where_that_is_set(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    rows = [question("a", "P8", "P1"), question("b", "P9")]
+    break_file(raw, "train", json.dumps(rows))
+    config, workdir = setup(tmp_path, raw, on_missing="drop")
+    prepare.run(config, workdir)
+    (kept,) = store.open_questions(workdir, "train")
+    assert (kept.question, kept.positives) == ("a", (0,))
+    assert "1 dropped: no positive passage" in "\n".join(said)
+
+
+def test_judgements_that_contradict_each_other_are_told(
+    tmp_path: Path, raw: dict[str, Path], said: list[str]
+) -> None:
+    break_file(raw, "test_qrels", "0 0 P3 1\n0 0 P3 0\n1 0 P1 1\n1 0 P1 1\n0 0 P3 2\n")
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    (line,) = (line for line in said if "contradict" in line)
+    assert line.startswith("prepare: WARNING: 2 judgements contradict an earlier one, which counts")
+    assert f"{raw['test_qrels']}:2: passage 'P3' of question '0' has grade 0" in line
+    assert [one.grade_by_row() for one in store.open_questions(workdir, "test")] == [{2: 1}, {0: 1}]
+
+
+def test_a_passage_that_is_there_twice_is_kept_once(
+    tmp_path: Path, raw: dict[str, Path], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ROWS_PER_READ", 2)
+    break_file(raw, "passages", PASSAGES + "P2\ttwo\tB\nP5\tfive\t\nP1\tone\tA\nP2\ttwo\tB\n")
+    config, workdir = setup(tmp_path, raw)
+    prepare.run(config, workdir)
+    assert store.open_corpus(workdir).ids() == ["P1", "P2", "P3", "P4", "P5"]
+    assert [one.positives for one in store.open_questions(workdir, "train")] == [(1,), (3, 0)]
+    assert any("corpus: 5 passages" in line and "3 were there twice" in line for line in said)
+    listed = artifacts.verify(workdir.data / "manifest.json")["files"]
+    on_disk = {path.relative_to(workdir.data).as_posix() for path in workdir.data.rglob("*.*")}
+    assert on_disk == {*listed, "manifest.json"}
 
 
 def test_settings_that_cannot_be(tmp_path: Path, raw: dict[str, Path]) -> None:
     for changes, says in (
-        ({"passages": ""}, "data.passages is not set"),
+        ({"passages": None}, "data.passages is not set"),
         ({"train": str(raw["test"])}, "data.train"),
         ({"test": str(raw["test_qrels"])}, "not a known layout of questions"),
     ):
@@ -286,7 +359,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, raw: dict[str, Path], said: l
     written = (workdir.data / "manifest.json").stat().st_mtime_ns
     said.clear()
     prepare.run(config, workdir)
-    assert said == ["prepare: up to date"]
+    assert said == [f"prepare: up to date ({workdir.data})"]
     assert (workdir.data / "manifest.json").stat().st_mtime_ns == written
 
 
@@ -307,10 +380,10 @@ def test_data_of_another_version_are_refused_and_prepared_anew(
         store.open_questions(workdir, "train")
     said.clear()
     prepare.run(config, workdir)
-    assert "prepare: up to date" not in said
+    assert not any("up to date" in line for line in said)
     assert store.open_questions(workdir, "train")[0].question
     prepare.run(config, workdir)
-    assert said[-1] == "prepare: up to date"
+    assert "up to date" in said[-1]
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path, raw: dict[str, Path]) -> None:
@@ -320,32 +393,26 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, raw: dict[str, Pa
     config, workdir = setup(tmp_path, raw)
     prepare.run(config, workdir)
     code = (
-        "from dpr_jax.artifacts import open_workdir; from dpr_jax.data import prepare; from"
+        "from dpr_jax.workdir import open_workdir; from dpr_jax.data import prepare; from"
         " dpr_jax.config import *; "
     )
-    code += f"prepare.run({config!r}, open_workdir({str(tmp_path / 'other')!r}, {config.name!r}))"
+    code += f"prepare.run({config!r}, open_workdir({str(tmp_path / 'other')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     here, there = (
-        artifacts.fingerprint(root / "data" / "manifest.json")
-        for root in (workdir.root, tmp_path / "other")
+        artifacts.fingerprint(one.data / "manifest.json")
+        for one in (workdir, open_workdir(tmp_path / "other"))
     )
     assert here == there
 
 
-def test_what_a_killed_run_leaves_is_cleared(
-    tmp_path: Path, raw: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_run_leaves_is_cleared(tmp_path: Path, raw: dict[str, Path]) -> None:
     config, workdir = setup(tmp_path, raw)
-    partial = workdir.root / "data.partial" / "corpus"
-    partial.mkdir(parents=True)
-    (partial / "corpus-corpus.array_record-00000").write_bytes(b"half")
     prepare.run(config, workdir)
-    assert not partial.exists() and len(store.open_corpus(workdir)) == 4
-
-    # killed between the two renames of a replacement: the old data come back
-    workdir.data.rename(workdir.root / "data.old")
-    monkeypatch.setattr(store, "write_corpus", lambda *_: pytest.fail("done again"))
+    data = workdir.data
+    partial = data.rename(data.with_name(data.name + ".partial"))
+    (partial / "corpus" / "corpus-corpus.array_record-00000").write_bytes(b"half")
     prepare.run(config, workdir)
+    assert not partial.exists() and workdir.data == data
     assert len(store.open_corpus(workdir)) == 4
 
 
@@ -359,11 +426,11 @@ def test_other_settings_or_files_prepare_again(tmp_path: Path, raw: dict[str, Pa
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path, raw: dict[str, Path]) -> None:
     config, workdir = setup(tmp_path, raw)
-    with pytest.raises(InputError, match="run `dpr prepare` first"):
+    with pytest.raises(InputError, match="run `dpr prepare --workdir"):
         store.open_corpus(workdir)
     prepare.run(config, workdir)
     with pytest.raises(InputError, match="run `dpr mine` first"):
-        store.open_questions(workdir, "train", mined=True)
+        store.open_questions(workdir, "train", mined=tmp_path / "mined")
     (shard,) = (workdir.data / "corpus").glob("*array_record*")
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(InputError, match=shard.name):
@@ -427,11 +494,11 @@ def test_hashed_texts_against_a_dict() -> None:
     hashed = passage_rows.HashedTexts()
     for text in texts[:70]:
         hashed.add(text)
-    assert hashed.table().first_repeat() is None
+    assert hashed.table().repeats() == []
     for text in texts[70:]:
         hashed.add(text)
     table = hashed.table()
     assert len(hashed) == 100 and hashed.distinct() == 70
     assert table.rows(texts) == [number % 70 for number in range(100)]
     assert table.rows(["t70", "", "t0"]) == [-1, -1, 0] and table.rows([]) == []
-    assert table.first_repeat() == (0, 70)
+    assert table.repeats() == [(number, number + 70) for number in range(30)]

@@ -13,19 +13,18 @@ import tensorflow_datasets as tfds
 from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 from tensorflow_datasets.core.download import downloader
 
-from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import console
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import from_tfds, prepare, raw, store
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir, open_workdir
 
 
 def prepared(tmp_path: Path, **data: object) -> WorkDir:
     settings = {key: value if isinstance(value, int) else str(value) for key, value in data.items()}
-    config = Config(name="small", data=DataConfig(**settings))
-    workdir = artifacts.open_workdir(tmp_path / "work", config.name)
-    prepare.run(config, workdir)
+    workdir = open_workdir(tmp_path / "work")
+    prepare.run(Config(data=DataConfig(**settings)), workdir)
     return workdir
 
 
@@ -65,9 +64,9 @@ def test_a_beir_folder(tmp_path: Path, said: list[str]) -> None:
 def test_ms_marco_with_triples_of_ids(tmp_path: Path) -> None:
     workdir = prepared(
         tmp_path,
-        passages=write_text(tmp_path, "collection.tsv", '7\t"a\n8\tb\n9\tc\n'),
+        passages=write_text(tmp_path, "collection.tsv", '7\t"a\n8\tb\n90\tc\n'),
         train=write_text(tmp_path, "queries.tsv", "1\twho\n2\tunjudged\n"),
-        train_qrels=write_text(tmp_path, "triples.tsv", "1\t7\t8\n1\t7\t9\n"),
+        train_qrels=write_text(tmp_path, "triples.tsv", "1\t7\t8\n1\t7\t90\n"),
     )
     assert store.open_corpus(workdir)[0] == ("7", "", '"a')
     (row,) = store.open_questions(workdir, "train")
@@ -126,7 +125,7 @@ def test_one_id_with_two_texts_is_refused(tmp_path: Path) -> None:
     train = write_text(tmp_path, "t.jsonl", lines(row("a"), row("b")))
     with pytest.raises(InputError, match=r"t\.jsonl:2: passage 'P1' has another text"):
         prepared(tmp_path, train=train)
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["workdir.json"]
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_no_passages_anywhere(tmp_path: Path) -> None:

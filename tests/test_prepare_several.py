@@ -8,10 +8,10 @@ import pytest
 from layouts import lines, write_text
 
 from dpr_jax import artifacts, console
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare, store
 from dpr_jax.errors import InputError
+from dpr_jax.workdir import WorkDir, open_workdir
 
 
 def row(question: str, *gold: str) -> dict[str, object]:
@@ -33,8 +33,8 @@ def names(tmp_path: Path) -> tuple[str, str]:
 def prepared(tmp_path: Path, train: str | tuple[str, ...], name: str = "work") -> WorkDir:
     passages = write_text(tmp_path, "p.tsv", "id\ttext\ttitle\nP1\tone\t\nP2\ttwo\t\n")
     data = DataConfig(passages=str(passages), train=train)
-    workdir = artifacts.open_workdir(tmp_path / name, "small")
-    prepare.run(Config(name="small", data=data), workdir)
+    workdir = open_workdir(tmp_path / name)
+    prepare.run(Config(data=data), workdir)
     return workdir
 
 
@@ -61,7 +61,7 @@ def test_rows_know_their_file(
     assert "train/2: 2 kept, 1 dropped: no positive passage" in text
     said.clear()
     prepared(tmp_path, names)
-    assert said == ["prepare: up to date"]
+    assert said == [f"prepare: up to date ({workdir.data})"]
 
 
 def test_one_file_in_a_tuple_is_one_file(tmp_path: Path, names: tuple[str, str]) -> None:

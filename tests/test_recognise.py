@@ -125,11 +125,11 @@ def test_passages_without_id_are_known_by_their_content() -> None:
 def test_qrels_of_beir_and_of_triples(tmp_path: Path) -> None:
     beir = "query-id\tcorpus-id\tscore\nq1\tP1\t1\nq1\tP2\t0\n"
     qrels = formats.read_qrels(write_text(tmp_path, "test.tsv", beir))
-    assert qrels.positives == {"q1": ["P1"]} and not qrels.negatives
-    triples = "1\t7\t8\n1\t7\t9\n2\t5\t7\n"
+    assert qrels.positives == {"q1": {"P1": (1, 2)}} and not qrels.negatives
+    triples = "1\t7\t18\n1\t7\t9\n2\t5\t7\n"
     qrels = formats.read_qrels(write_text(tmp_path, "triples.tsv", triples))
-    assert qrels.positives == {"1": ["7"], "2": ["5"]}
-    assert qrels.negatives == {"1": ["8", "9"], "2": ["7"]}
+    assert qrels.positives == {"1": {"7": (1, 1)}, "2": {"5": (1, 3)}}
+    assert qrels.negatives == {"1": ["18", "9"], "2": ["7"]}
 
 
 # --- what is broken
@@ -253,7 +253,7 @@ DAMAGES: list[Damage] = [
 
 def _read(path: Path, what: str) -> Iterator[Any]:
     if what == "qrels":
-        yield formats.read_qrels(path)
+        yield formats.read_qrels(path).positives
         return
     yield from getattr(recognise, what)(path).read(None)
 

@@ -75,6 +75,7 @@ def default_page() -> str:
 
 def render(**changes: object) -> str:
     parts = {
+        "title": EVIL,
         "corpus_size": 56789,
         "summaries": SUMMARIES,
         "curves": CURVES,
@@ -99,7 +100,7 @@ def render(**changes: object) -> str:
             EVIL: {},
         },
     }
-    config = Config(name=EVIL, seed=77, evaluate=EvaluateConfig(cutoffs=(1, 4)))
+    config = Config(seed=77, evaluate=EvaluateConfig(cutoffs=(1, 4)))
     return report.render(config, **{**parts, **changes})
 
 

@@ -7,6 +7,7 @@ without a byte order mark; lines end in LF or CRLF.
 
 import ast
 import html
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -28,9 +29,11 @@ from dpr_jax.errors import InputError
 QUESTION_KEYS = ("question", "query", "anchor")
 CONTEXT_KEYS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 QUESTION_ID_KEYS = ("query_id", "qid", "question_id", "_id", "id")
-QRELS_HEADS = ("query-id", "query_id", "qid")
+QRELS_HEADS = ("query-id", "query_id", "qid", "query", "topic")
+LINES_TO_TELL_BY = 1000
 
-_WHOLE = re.compile(r"-?\d{1,9}", re.ASCII)
+_WHOLE = re.compile(r"(-?\d{1,9})(?:\.0*)?", re.ASCII)
+_SMALL = re.compile(r"-?(?:\d|10)(?:\.\d*)?", re.ASCII)  # a grade, no passage's id
 _TOPIC = re.compile(r"<top(ic\b[^>]*)?>", re.IGNORECASE)
 _TOPIC_END = re.compile(r"</top(ic)?>", re.IGNORECASE)
 _TOPIC_NUMBER = re.compile(
@@ -40,18 +43,31 @@ _TOPIC_NUMBER = re.compile(
 _TOPIC_FIELD = re.compile(r"<(title|query|question)>([^<]*)", re.IGNORECASE)
 
 
+class Judgement(NamedTuple):
+    """The grade of a passage for a question, and the line of the file that gives it."""
+
+    grade: int
+    line: int
+
+
 class Qrels(NamedTuple):
-    """Relevance judgements, by question id.
+    """Relevance judgements of one file.
 
     Attributes:
-      positives: ids of the relevant passages.
-      negatives: ids of passages known to be irrelevant, where the file is one of triples.
-      where: file:line of each question's first relevant passage.
+      path: the file.
+      positives: question id -> passage id -> its judgement, where the grade is 1 or more.
+      negatives: question id -> ids of irrelevant passages, where the file is one of triples.
+      contradictions: file, line and content of each judgement that differs from an earlier one.
     """
 
-    positives: dict[str, list[str]]
+    path: Path
+    positives: dict[str, dict[str, Judgement]]
     negatives: dict[str, list[str]]
-    where: dict[str, str]
+    contradictions: list[str]
+
+    def where(self, question_id: str, passage_id: str) -> str:
+        """Returns file:line of a positive."""
+        return f"{self.path}:{self.positives[question_id][passage_id].line}"
 
 
 # --- passages and questions
@@ -215,64 +231,79 @@ def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuesti
 
 
 def read_qrels(path: Path) -> Qrels:
-    """TREC's `question-id 0 passage-id relevance`, BEIR's three columns with a header, or MS
-    MARCO's triples of ids.
+    """Reads judgements: TREC's `question-id 0 passage-id grade`, BEIR's `question-id passage-id
+    grade`, or MS MARCO's triples of ids, `question-id positive negative`.
 
-    A relevance above 0 makes the passage gold. A triple is `question-id positive negative`.
+    A header is passed over. Without one, three columns are judgements where the third holds small
+    whole numbers alone, else triples. Grades are whole numbers, as in trec_eval (1.0 is 1); 1 or
+    more makes the passage gold. Of two judgements of one passage the first counts.
 
     Raises:
-      InputError: a line without three or four columns or unlike the lines before it, a relevance
-        that is not a whole number, or no line.
+      InputError: a line without three or four columns or unlike the lines before it, a grade that
+        is no whole number, or no judgement at all.
     """
-    qrels = Qrels({}, {}, {})
-    layout, judged = "", False
-    for line, text in rows.lines(path, None):
-        columns = text.split()
-        if not columns:
-            continue
-        if not layout:
-            layout = _qrels_layout(columns, text)
-            if layout == "BEIR":
-                continue
-        where = f"{path}:{line}"
-        question_id, passage_id, relevance = _judgement(columns, layout, where)
-        judged = True
-        if relevance > 0:
-            gold = qrels.positives.setdefault(question_id, [])
-            if layout != "triples" or passage_id not in gold:
-                gold.append(passage_id)
-            qrels.where.setdefault(question_id, where)
+    layout = _qrels_layout(path)
+    qrels = Qrels(path, {}, {}, [])
+    judged: dict[str, dict[str, Judgement]] = {}
+    for line, columns in _qrels_rows(path):
+        question_id, passage_id, grade = _judgement(columns, layout, f"{path}:{line}")
+        found = judged.setdefault(question_id, {})
+        first = found.setdefault(passage_id, Judgement(grade, line))
+        if first.grade != grade:
+            qrels.contradictions.append(
+                f"{path}:{line}: passage {passage_id!r} of question {question_id!r} has grade"
+                f" {grade}, and {first.grade} in line {first.line}"
+            )
         if layout == "triples":
             qrels.negatives.setdefault(question_id, []).append(columns[2])
     if not judged:
         raise InputError(
             f"{path} is empty; qrels are lines of question-id, 0, passage-id, relevance"
         )
+    for question_id, found in judged.items():
+        if positives := {id_: one for id_, one in found.items() if one.grade > 0}:
+            qrels.positives[question_id] = positives
     return qrels
 
 
-def _qrels_layout(columns: list[str], text: str) -> str:
-    """Told by the first line: only BEIR has a header, and triples are separated by tabs."""
-    if len(columns) == 3 and columns[0] in QRELS_HEADS:
+def _qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields line and columns of every line that is neither blank nor the header."""
+    comma = tables.ending(path) == ".csv"
+    first = True
+    for line, text in rows.lines(path, None):
+        columns = [one.strip() for one in text.split(",")] if comma else text.split()
+        if any(columns) and not (first and columns[0].lower() in QRELS_HEADS):
+            yield line, columns
+        first = first and not any(columns)
+
+
+def _qrels_layout(path: Path) -> str:
+    """Returns TREC, BEIR or triples, by the first lines."""
+    begin = [columns for _, columns in itertools.islice(_qrels_rows(path), LINES_TO_TELL_BY)]
+    if any(len(columns) != 3 for columns in begin):
+        return "TREC"
+    if all(_SMALL.fullmatch(grade) for *_, grade in begin):
         return "BEIR"
-    return "triples" if len(columns) == 3 and text.count("\t") == 2 else "TREC"
+    # `question 0 passage` lacks its grade
+    return "TREC" if all(second in ("0", "Q0") for _, second, _ in begin) else "triples"
 
 
 def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, int]:
-    """Question id, passage id, relevance."""
+    """Returns question id, passage id and grade of a line."""
     if len(columns) != (4 if layout == "TREC" else 3):
         raise InputError(
-            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), found"
-            f" {short(columns)}"
+            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), each"
+            f" one word, found {short(columns)}"
         )
     if layout == "triples":
         return columns[0], columns[1], 1
-    if not _WHOLE.fullmatch(columns[-1]):
+    whole = _WHOLE.fullmatch(columns[-1])
+    if not whole:
         raise InputError(
             f"{where}: the last column, relevance of a passage-id, must be a whole number, found"
-            f" {short(columns)}"
+            f" {short(columns[-1])}; write 0, 1, 2 ... for it"
         )
-    return columns[0], columns[-2], int(columns[-1])
+    return columns[0], columns[-2], int(whole[1])
 
 
 # --- values of a row

@@ -52,11 +52,9 @@ class HashTable:
         at = np.minimum(at, len(self._sorted_N) - 1)
         return np.where(self._sorted_N[at] == wanted, self._rows_N[at], -1).tolist()
 
-    def first_repeat(self) -> tuple[int, int] | None:
-        """The earliest row whose text came before, with the row where it came first."""
+    def repeats(self) -> list[tuple[int, int]]:
+        """Returns (row where it came first, row) of every text that came before, by row."""
         again = np.flatnonzero(self._sorted_N[1:] == self._sorted_N[:-1]) + 1
-        if not len(again):
-            return None
-        at = again[np.argmin(self._rows_N[again])]
-        first = np.searchsorted(self._sorted_N, self._sorted_N[at])
-        return int(self._rows_N[first]), int(self._rows_N[at])
+        first = self._rows_N[np.searchsorted(self._sorted_N, self._sorted_N[again])]
+        pairs = zip(first.tolist(), self._rows_N[again].tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: pair[1])

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
 
 MEGABYTE = 1_000_000
+NOT_THERE = "no gold passage in the corpus, and no answers"
 
 
 class CorpusFacts(NamedTuple):
@@ -30,6 +32,7 @@ class CorpusFacts(NamedTuple):
     passages: int
     repeated_texts: int
     empty_texts: int
+    repeats: int
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -37,7 +40,8 @@ def run(config: Config, workdir: WorkDir) -> None:
 
     Raises:
       InputError: a file is missing, of no known layout, or broken (file and line), a passage id
-        occurs twice, a gold passage is not in the corpus, or a split has no usable question.
+        has two texts, a gold passage is not in the corpus (data.on_missing), or a split has no
+        usable question.
     """
     data = config.data
     documents: Counter[str] = Counter()
@@ -49,7 +53,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             "layouts": {key: source.layout for key, source in sources.items()},
             "cut": named.cut_settings(data, config.model.init, sources),
         }
-        | ({"drawn_by_seed": config.seed} if data.max_train_questions else {}),
+        | ({"drawn_by_seed": config.seed} if data.max_train_questions else {})
+        | ({"on_missing": data.on_missing} if data.on_missing else {}),
         {key: source.fingerprint() for key, source in sources.items()}
         | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
         form=store.FORM,
@@ -71,7 +76,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             console.say(f"prepare: corpus: cut {_report(documents)}")
         console.say(
             f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat"
-            f" another's text, {facts.empty_texts:,} have none)"
+            f" another's text, {facts.empty_texts:,} have none, {facts.repeats:,} were there twice"
+            " and are kept once)"
         )
 
         # --- the questions, which name passages by row
@@ -119,37 +125,77 @@ def run(config: Config, workdir: WorkDir) -> None:
 
 
 def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
-    """Writes the data set `corpus` of a source of passages.
+    """Writes the data set `corpus` of a source of passages, one that stands there twice once.
 
     Raises:
-      InputError: there is no passage, a row is broken, or an id occurs twice (file and line).
+      InputError: there is no passage, a row is broken, or an id occurs twice with different texts
+        (file and line).
     """
-    ids, texts, empty = HashedTexts(), HashedTexts(), 0
-
-    def passages(on_read: OnRead) -> Iterator[Passage]:
-        nonlocal empty
-        for _, passage in source.read(on_read):
-            ids.add(passage.id)
-            texts.add(passage.text)
-            empty += passage.text == ""
-            yield passage
-        if not len(ids):
-            names = ", ".join(str(path) for path in source.files)
-            raise InputError(
-                f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not"
-                " set to a file that has some"
-            )
-
+    seen = _Seen()
     with _reading("prepare corpus", source) as on_read:
-        files = store.write_corpus(folder, passages(on_read))
-    table = ids.table()
-    if (repeat := table.first_repeat()) is not None:
-        _refuse_repeat(source, *repeat)
-    return CorpusFacts(table, len(ids), len(ids) - texts.distinct(), empty), files
+        files = store.write_corpus(folder, seen.noting(p for _, p in _passages(source, on_read)))
+    repeats = seen.ids.table().repeats()
+    if repeats:
+        repeated = (folder / "corpus").rename(folder / "repeated")
+        written = store.Corpus(repeated)
+        _refuse_other_texts(source, written, repeats)
+        again = {row for _, row in repeats}
+        seen = _Seen()
+        once = (passage for row, passage in enumerate(written) if row not in again)
+        files = store.write_corpus(folder, seen.noting(once))
+        shutil.rmtree(repeated)
+    facts = CorpusFacts(
+        table=seen.ids.table(),
+        passages=len(seen.ids),
+        repeated_texts=len(seen.ids) - seen.texts.distinct(),
+        empty_texts=seen.empty,
+        repeats=len(repeats),
+    )
+    return facts, files
+
+
+class _Seen:
+    """Ids and texts of passages, as hashes, taken as the passages go by."""
+
+    def __init__(self) -> None:
+        self.ids, self.texts, self.empty = HashedTexts(), HashedTexts(), 0
+
+    def noting(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+        for passage in passages:
+            self.ids.add(passage.id)
+            self.texts.add(passage.text)
+            self.empty += passage.text == ""
+            yield passage
+
+
+def _passages(source: Source, on_read: OnRead) -> Iterator[tuple[str, Passage]]:
+    """Yields the passages; raises an error where there is none."""
+    passages = source.read(on_read)
+    first = next(passages, None)
+    if first is None:
+        names = ", ".join(str(path) for path in source.files)
+        raise InputError(
+            f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not"
+            " set to a file that has some"
+        )
+    yield first
+    yield from passages
+
+
+def _refuse_other_texts(
+    source: Source, written: store.Corpus, repeats: list[tuple[int, int]]
+) -> None:
+    """Raises an error where a repeated id has another title or text than the first time."""
+    for start in range(0, len(repeats), store.ROWS_PER_READ):
+        pairs = repeats[start : start + store.ROWS_PER_READ]
+        firsts, laters = (written.rows(rows) for rows in zip(*pairs, strict=True))
+        for pair, first, later in zip(pairs, firsts, laters, strict=True):
+            if first != later:
+                _refuse_repeat(source, *pair)
 
 
 def _refuse_repeat(source: Source, first: int, second: int) -> None:
-    """Reads the corpus once more up to the repeated id, for the line numbers."""
+    """Raises the error for an id with two texts; reads the corpus again for the line numbers."""
     found = []
     for row, (where, passage) in enumerate(source.read(None)):
         if row in (first, second):
@@ -160,8 +206,8 @@ def _refuse_repeat(source: Source, first: int, second: int) -> None:
     assert id_ == other, f"{id_!r} and {other!r} have the same 64-bit hash; run again"
     first_line = first_where.replace(f"{source.files[0]}:", "line ")
     raise InputError(
-        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line}; ids must be"
-        " unique"
+        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line} with another"
+        " text; ids must be unique"
     )
 
 
@@ -183,8 +229,12 @@ def _questions(
         rows: Iterable[RawQuestion] = source.read(on_read)
         if split != "train":
             rows = raw.unique(rows)
-        if key in qrels:
-            rows = _with_qrels(rows, formats.read_qrels(qrels[key]), count)
+        judgements = formats.read_qrels(qrels[key]) if key in qrels else None
+        if judgements:
+            _warn_of_contradictions(judgements)
+            rows = _with_qrels(rows, judgements, count)
+        on_missing = config.data.on_missing or ("drop" if judgements else "error")
+        rows = _in_corpus(rows, table, judgements, count, on_missing=on_missing)
         rows = _usable(rows, split, count, judged=key in qrels)
         if split == "train" and config.data.max_train_questions:
             most = config.data.max_train_questions
@@ -245,15 +295,54 @@ def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
 def _with_qrels(
     rows: Iterable[RawQuestion], qrels: Qrels, count: Counter[str]
 ) -> Iterator[RawQuestion]:
-    """The questions with the passages of the qrels in place of their own."""
+    """Yields the questions with the passages of the qrels in place of their own."""
+    asked = set()
     for row in rows:
+        asked.add(row.id)
+        positives = qrels.positives.get(row.id, {})
         negatives = qrels.negatives.get(row.id, row.hard_negatives)
         yield row._replace(
-            positives=tuple(qrels.positives.pop(row.id, ())),
+            positives=tuple(positives),
+            grades=tuple(one.grade for one in positives.values()),
             hard_negatives=tuple(dict.fromkeys(negatives)),
-            where=qrels.where.get(row.id, row.where),
         )
-    count["judged in qrels but not asked"] += len(qrels.positives)
+    count["judged in qrels but not asked"] += len(qrels.positives.keys() - asked)
+
+
+def _in_corpus(
+    rows: Iterable[RawQuestion],
+    table: HashTable,
+    qrels: Qrels | None,
+    count: Counter[str],
+    *,
+    on_missing: str,
+) -> Iterator[RawQuestion]:
+    """Yields the questions without the gold passages that the corpus lacks, and says how many."""
+    dropped, example = 0, ""
+    for row in rows:
+        known = [found != -1 for found in table.rows(row.positives)]
+        if not all(known):
+            missing = row.positives[known.index(False)]
+            where = qrels.where(row.id, missing) if qrels else row.where
+            if on_missing == "error":
+                raise InputError(
+                    f"{where}: gold passage {missing!r} is not in the corpus; data.passages must"
+                    " hold every gold passage, or --data.on-missing drop leave it out"
+                )
+            example = example or f"{where}: {missing!r}"
+            dropped += known.count(False)
+            row = row._replace(
+                positives=tuple(itertools.compress(row.positives, known)),
+                grades=tuple(itertools.compress(row.grades, known)),
+                unusable=row.unusable or ("" if any(known) or row.answers else NOT_THERE),
+            )
+        yield row
+    if dropped:
+        count["gold passages dropped: not in the corpus"] += dropped
+        console.say(
+            f"prepare: WARNING: {dropped:,} gold passages are not in the corpus and are left out,"
+            f" such as {example}"
+        )
 
 
 def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
@@ -263,16 +352,8 @@ def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
 
 
 def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Question:
-    """Ids -> rows. Every gold passage must be in the corpus; negatives that are not (it may be a
-    part of a larger one) are left out.
-    """
+    """Maps ids to rows; negatives that are not in the corpus are left out."""
     positives = table.rows(row.positives)
-    if -1 in positives:
-        missing = row.positives[positives.index(-1)]
-        raise InputError(
-            f"{row.where}: gold passage {missing!r} is not in the corpus; data.passages must hold"
-            " every gold passage, or be empty where the questions carry their passages"
-        )
     gold = set(positives)
     negatives = []
     for ids in (row.hard_negatives, row.negatives):
@@ -294,6 +375,7 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
         hard_negatives=negatives[0],
         negatives=negatives[1],
         teacher_scores=tuple(scores.items()),
+        grades=tuple(one for one in zip(positives, row.grades, strict=False) if one[1] > 1),
     )
 
 
@@ -304,6 +386,14 @@ def _report(count: Counter[str]) -> str:
     """All counts but the zeros, as `1,500 kept, 3 dropped: no positive passage`."""
     parts = [f"{n:,} {what}" for what, n in count.items() if n or what == "kept"]
     return ", ".join(parts)
+
+
+def _warn_of_contradictions(qrels: Qrels) -> None:
+    if qrels.contradictions:
+        console.say(
+            f"prepare: WARNING: {len(qrels.contradictions):,} judgements contradict an earlier one,"
+            f" which counts, such as {qrels.contradictions[0]}"
+        )
 
 
 def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:

@@ -34,6 +34,7 @@ class RawQuestion(NamedTuple):
         corpus file.
       unusable: why the row is no question to learn from or to ask, where its file says so.
       teacher_scores: (passage id, score) of those that a teacher scored.
+      grades: the relevance of each of the positives; empty where all have 1.
     """
 
     id: str
@@ -46,6 +47,7 @@ class RawQuestion(NamedTuple):
     passages: tuple[Passage, ...] = ()
     unusable: str = ""
     teacher_scores: tuple[tuple[str, float], ...] = ()
+    grades: tuple[int, ...] = ()
 
 
 def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:

@@ -24,7 +24,7 @@ from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
 
-FORM = 2  # of the data set `questions`; 1 had no scores of a teacher
+FORM = 3  # of the data set `questions`; 2 had no grades, 1 no scores of a teacher
 ROWS_PER_SHARD = 500_000
 ROWS_PER_READ = 1024
 NO_ROWS = np.zeros(0, np.int64)
@@ -36,6 +36,7 @@ class Question(NamedTuple):
     Attributes:
       teacher_scores: (row, score) of the passages that a teacher scored, by row so that they stay
         right whatever becomes of the lists.
+      grades: (row, grade) of the positives that qrels judge higher than 1; all others have grade 1.
     """
 
     id: str
@@ -45,6 +46,12 @@ class Question(NamedTuple):
     hard_negatives: tuple[int, ...]
     negatives: tuple[int, ...]
     teacher_scores: tuple[tuple[int, float], ...] = ()
+    grades: tuple[tuple[int, int], ...] = ()
+
+    def grade_by_row(self) -> dict[int, int]:
+        """Returns the grade of every positive, 1 or more, by corpus row."""
+        grades = dict(self.grades)
+        return {row: grades.get(row, 1) for row in self.positives}
 
 
 # --- reading
@@ -216,6 +223,10 @@ def _question(record: dict[str, Any]) -> Question:
             (int(row), float(score))
             for row, score in zip(record["scored"], record["scores"], strict=True)
         ),
+        grades=tuple(
+            (int(row), int(grade))
+            for row, grade in zip(record["graded"], record["grades"], strict=True)
+        ),
     )
 
 
@@ -271,18 +282,22 @@ def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list
         "negatives": tfds.features.Sequence(np.int64),
         "scored": tfds.features.Sequence(np.int64),
         "scores": tfds.features.Sequence(np.float32),
+        "graded": tfds.features.Sequence(np.int64),
+        "grades": tfds.features.Sequence(np.int64),
     }
     records = {split: map(question_record, rows) for split, rows in splits.items()}
     return _write(folder / "questions", features, records)
 
 
 def question_record(question: Question) -> dict[str, Any]:
-    """A question by the names of its features; the teacher's scores stand in two lists."""
+    """Returns a question by the names of its features; pairs stand in two lists each."""
     record = question._asdict()
-    scores = record.pop("teacher_scores")
+    scores, grades = record.pop("teacher_scores"), record.pop("grades")
     return record | {
         "scored": [row for row, _ in scores],
         "scores": [score for _, score in scores],
+        "graded": [row for row, _ in grades],
+        "grades": [grade for _, grade in grades],
     }
 
 

@@ -1,6 +1,4 @@
-"""`dpr compare RUN_A RUN_B`: two runs on the same questions, on stdout: what differs, whether
-chance could do it, what to read.
-"""
+"""`dpr compare RUN_A RUN_B`: two runs on the same questions, on stdout."""
 
 from pathlib import Path
 
@@ -47,6 +45,8 @@ def run(config: Config, workdir: WorkDir, run_a: str, run_b: str) -> None:
                 f"the questions of {question_set} have neither gold passages nor answers; set"
                 " data.test_qrels"
             )
+        for error in judged.refused.values():
+            raise error
         if len(sets) > 1:
             results_console().print(f"\n{question_set}", style="bold")
         _compare(config, judged, run_a, run_b)

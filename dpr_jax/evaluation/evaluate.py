@@ -1,4 +1,4 @@
-"""The stage `dpr evaluate`: runs of the test questions -> metrics, a table, metrics/report.html."""
+"""The stage `dpr evaluate`: runs of the test questions -> metrics, tables, reports."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
-FORMAT = 4  # of metrics/SET/NAME.json and of the page; another one makes them anew
+FORMAT = 5  # of metrics/SET/NAME.json and of the page; another one makes them anew
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -25,7 +25,8 @@ def run(config: Config, workdir: WorkDir) -> None:
     With several sets a last table has the macro-average of each metric.
 
     Raises:
-      InputError: there is no run, or one is malformed or of other data.
+      InputError: there is no run, none that can be read, or one that was changed after it was
+        written.
     """
     sets = store.test_sets(workdir)
     if not sets:
@@ -47,7 +48,7 @@ def run(config: Config, workdir: WorkDir) -> None:
 def _evaluate_set(
     config: Config, workdir: WorkDir, question_set: str, page: Path
 ) -> list[dict[str, Any]]:
-    """Returns what metrics/SET/NAME.json says of each run; none for questions without labels."""
+    """Returns what metrics/SET/NAME.json holds of each run; none for questions without labels."""
     settings = config.evaluate
     out = workdir.metrics / question_set
     manifest = out / "manifest.json"
@@ -69,11 +70,13 @@ def _evaluate_set(
     shown = {**to_dict(config), "format": FORMAT, "questions": question_set}
     origin = artifacts.made_from("evaluate", shown, inputs)
     metrics_files = {name: out / f"{name}.json" for name in run_files}
-    outputs = [*metrics_files.values()]
-    if artifacts.is_fresh(manifest, origin) and all(map(Path.exists, [*outputs, page])):
-        say("evaluate: up to date")
-        listed = artifacts.read_json(manifest)["files"]
-        return [artifacts.read_json(file) for file in metrics_files.values() if file.name in listed]
+    if artifacts.is_fresh(manifest, origin):
+        left_out = artifacts.read_json(manifest)["left_out"]
+        written = [file for name, file in metrics_files.items() if name not in left_out]
+        if all(map(Path.exists, [*written, page])):
+            _warn(left_out)
+            say("evaluate: up to date")
+            return [artifacts.read_json(file) for file in written]
 
     # --- what each run found
     judged = judge(workdir, question_set, run_files, settings)
@@ -83,7 +86,11 @@ def _evaluate_set(
             f" there is nothing to evaluate; what was found is in {workdir.runs(question_set)}"
         )
         return []
-    questions, corpus, views, ranked, scored = judged
+    questions, corpus, views, ranked, scored, refused = judged
+    if not ranked:
+        raise next(iter(refused.values()))
+    left_out = {name: str(error) for name, error in refused.items()}
+    _warn(left_out)
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -92,9 +99,11 @@ def _evaluate_set(
     summaries = []
     for name, views_scored in scored.items():
         depth = max(map(len, ranked[name]))
-        if depth < min(max(settings.cutoffs), len(corpus)):
+        if not depth:
+            say(f"evaluate: WARNING: run {name} has no passage for any question; it counts as 0")
+        elif depth < min(max(settings.cutoffs), len(corpus)):
             say(
-                f"evaluate: run {name} has at most {depth} passages a question; nothing is found"
+                f"evaluate: run {name} has at most {depth} passages per question; nothing is found"
                 " beyond them"
             )
         against = _compared_with(workdir, name, settings.baseline)
@@ -122,9 +131,11 @@ def _evaluate_set(
     }
 
     # --- files
-    out.mkdir(parents=True, exist_ok=True)
-    manifest.unlink(missing_ok=True)  # from here on it would speak of other files
+    manifest.unlink(missing_ok=True)  # from here on it would describe other files
+    for name in left_out:
+        metrics_files[name].unlink(missing_ok=True)
     for facts in summaries:
+        metrics_files[facts["run"]].parent.mkdir(parents=True, exist_ok=True)
         with artifacts.atomic_file(metrics_files[facts["run"]]) as partial:
             partial.write_text(_json_by_line(facts), encoding="utf-8")
     examples = choose_examples(
@@ -152,8 +163,14 @@ def _evaluate_set(
     with artifacts.atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")
     written = [metrics_files[facts["run"]] for facts in summaries]
-    artifacts.write_manifest(manifest, origin, written)
+    artifacts.write_manifest(manifest, origin, written, left_out=left_out)
     return summaries
+
+
+def _warn(left_out: dict[str, str]) -> None:
+    """Names the runs that are not in the table, and why."""
+    for name, why in left_out.items():
+        say(f"evaluate: WARNING: run {name} is left out: {why}")
 
 
 def _run_files(workdir: WorkDir, question_set: str) -> dict[str, Path]:
@@ -194,7 +211,7 @@ def _compared_with(workdir: WorkDir, name: str, baseline: str) -> list[str]:
 
 
 def _check_unchanged(run_file: Path, sha256: str) -> None:
-    """Refuses a run that is not the one its manifest speaks of."""
+    """Refuses a run whose checksum is not the one in its manifest."""
     entry = manifest_of(run_file).get("files", {}).get(run_file.name)
     if entry and entry["sha256"] != sha256:
         raise InputError(
@@ -205,7 +222,7 @@ def _check_unchanged(run_file: Path, sha256: str) -> None:
 
 
 def _json_by_line(facts: dict[str, Any]) -> str:
-    """JSON with one entry a line: lists of ranks stay on theirs."""
+    """Returns JSON with one entry per line; a list of ranks stays on one."""
     lines = []
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -217,6 +234,6 @@ def _json_by_line(facts: dict[str, Any]) -> str:
 
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
-    """The training metrics; a last line that is being written is left out."""
+    """Reads training metrics; a last line that is still being written is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line]

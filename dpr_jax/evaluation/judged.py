@@ -1,4 +1,4 @@
-"""Runs of the test questions, read and scored by every view that the questions' labels allow."""
+"""Reads runs of the test questions and scores them by every view that the labels allow."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ class Judged(NamedTuple):
       views: the ways to say that a passage is right.
       ranked: run -> corpus rows of every question, best first.
       scored: run -> view -> its values.
+      refused: run -> why it is in neither: it is malformed, or of other questions or passages.
     """
 
     questions: list[Question]
@@ -32,12 +33,13 @@ class Judged(NamedTuple):
     views: list[score.View]
     ranked: dict[str, list[np.ndarray]]
     scored: dict[str, dict[str, score.Scored]]
+    refused: dict[str, InputError]
 
 
 def judge(
     workdir: WorkDir, question_set: str, run_files: dict[str, Path], settings: EvaluateConfig
 ) -> Judged | None:
-    """Reads runs, whoever wrote them, and scores them.
+    """Reads runs of any tool and scores them.
 
     Args:
       workdir: whose test questions they answer.
@@ -49,15 +51,8 @@ def judge(
       None where the questions have neither gold passages nor answers.
 
     Raises:
-      InputError: no data, or a run that is malformed or of other data or questions.
+      InputError: there are no prepared data.
     """
-    for file in run_files.values():
-        asked = manifest_of(file).get("questions", question_set)
-        if asked != question_set:
-            raise InputError(
-                f"{file} answers the questions of {asked!r}, not {question_set!r}; runs lie under"
-                " the name of their questions"
-            )
     corpus = changes.open_corpus(workdir, changes.read(workdir))
     passage_rows = {passage: row for row, passage in enumerate(corpus.ids())}
     questions = [
@@ -70,17 +65,33 @@ def judge(
     question_rows = {question.id: row for row, question in enumerate(questions)}
     ranked: dict[str, list[np.ndarray]] = {}
     scored: dict[str, dict[str, score.Scored]] = {}
+    refused: dict[str, InputError] = {}
     with progress("evaluate", len(run_files), "runs") as advance:
         for name, file in run_files.items():
-            ranked[name] = read_run(file, question_rows, passage_rows)
-            scored[name] = {
-                view.name: score.score(view, ranked[name], settings.cutoffs) for view in views
-            }
+            try:
+                _check_questions(file, question_set)
+                ranked[name] = read_run(file, question_rows, passage_rows)
+            except InputError as error:
+                refused[name] = error
+            else:
+                scored[name] = {
+                    view.name: score.score(view, ranked[name], settings.cutoffs) for view in views
+                }
             advance(1, name)
-    return Judged(questions, corpus, views, ranked, scored)
+    return Judged(questions, corpus, views, ranked, scored, refused)
+
+
+def _check_questions(run_file: Path, question_set: str) -> None:
+    """Refuses a run over other questions; their ids may be the same, as row numbers are."""
+    answered = manifest_of(run_file).get("questions", question_set)
+    if answered != question_set:
+        raise InputError(
+            f"{run_file} answers the questions of {answered!r}, not {question_set!r}; runs lie"
+            " under the name of their questions"
+        )
 
 
 def manifest_of(run_file: Path) -> dict[str, Any]:
-    """What `dpr retrieve` says of a run; empty for one that another tool wrote."""
+    """Returns what `dpr retrieve` wrote about a run; empty for a run of another tool."""
     file = run_file.with_name(run_file.stem + ".manifest.json")
     return artifacts.read_json(file) if file.exists() else {}

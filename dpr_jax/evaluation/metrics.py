@@ -1,12 +1,12 @@
-"""Numbers of a run, with what chance could have made of them: pure functions of arrays.
+"""Metrics of a run with their intervals and p-values: pure functions of arrays.
 
-A run is `ranked`: one int64 array of corpus rows a question, best first. Each metric is one value a
-question, value_Q; its mean over the questions is the metric, a bootstrap over the questions its 95
-% interval. Runs over the same questions are compared in pairs: the same resampling for both, so
+A run is `ranked`: one int64 array of corpus rows per question, best first. Each metric is one value
+per question, value_Q; its mean over the questions is the metric, a bootstrap over the questions its
+95 % interval. Runs over the same questions are compared in pairs: the same resampling for both, so
 that what is hard for both does not count as uncertainty of their difference.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import ir_measures
@@ -35,53 +35,22 @@ class Difference(NamedTuple):
     p_value: float
 
 
-# --- one value a question
-
-
-def first_hits(ranked: Sequence[np.ndarray], is_hit: Callable[[int, int], bool]) -> np.ndarray:
-    """The rank of the first hit of each question.
-
-    Args:
-      ranked: corpus rows a question, best first.
-      is_hit: (question's row, passage's row) -> whether the passage counts as found; asked only up
-        to the first hit.
-
-    Returns:
-      rank_Q, int64: 1 is the top; 0 where there is no hit.
-    """
-    rank_Q = np.zeros(len(ranked), np.int64)
-    for question, rows in enumerate(ranked):
-        for rank, row in enumerate(rows.tolist(), start=1):
-            if is_hit(question, row):
-                rank_Q[question] = rank
-                break
-    return rank_Q
-
-
-def top_k(rank_Q: np.ndarray, k: int) -> np.ndarray:
-    """Whether the first hit is among the first k: value_Q in {0.0, 1.0}; its mean is top-k
-    accuracy.
-    """
-    return ((rank_Q > 0) & (rank_Q <= k)).astype(np.float64)
-
-
-def reciprocal_rank(rank_Q: np.ndarray, cutoff: int) -> np.ndarray:
-    """1 / rank of the first hit, 0 when it is beyond the cutoff: value_Q in [0, 1]; its mean is
-    MRR@cutoff.
-    """
-    return top_k(rank_Q, cutoff) / np.maximum(rank_Q, 1)
+# --- one value per question
 
 
 def graded(
     ranked: Sequence[np.ndarray],
-    gold: Sequence[Collection[int]],
+    gold: Sequence[Mapping[int, int]],
     measures: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """Measures that look at all gold passages, computed by trec_eval (through ir_measures).
+    """Computes measures that look at all gold passages, by trec_eval (through ir_measures).
+
+    nDCG is trec_eval's ndcg_cut, whose gain is the grade itself (Jaervelin and Kekaelaeinen, 2002);
+    all other measures take every gold passage alike.
 
     Args:
-      ranked: corpus rows a question, best first.
-      gold: corpus rows of the gold passages of each question, at least one.
+      ranked: corpus rows per question, best first.
+      gold: corpus row -> grade (1 or more) of each question's gold passages, at least one.
       measures: in ir_measures' notation, such as `nDCG@10`, `R@100`.
 
     Returns:
@@ -91,7 +60,7 @@ def graded(
     values = {name: np.zeros(len(ranked)) for name in measures}
     for start in range(0, len(ranked), _QUESTIONS_AT_ONCE):
         block = range(start, min(start + _QUESTIONS_AT_ONCE, len(ranked)))
-        qrels = {str(q): {str(row): 1 for row in gold[q]} for q in block}
+        qrels = {str(q): {str(row): grade for row, grade in gold[q].items()} for q in block}
         run = {
             str(q): {str(row): -float(i) for i, row in enumerate(ranked[q].tolist())}
             for q in block

@@ -1,6 +1,4 @@
-"""One run under one view of what is right: ranks of first hits, values a question, and their
-summary.
-"""
+"""One run under one view of what is right: ranks of first hits, values per question, summary."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -8,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dpr_jax.data import ranks
 from dpr_jax.data.answers import matcher
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.evaluation import metrics
@@ -22,13 +21,14 @@ class View(NamedTuple):
       name: `gold` (it is a gold passage) or `answer` (an answer is in its text).
       judged: rows of the questions that count.
       is_hit: (question's row, passage's row) -> whether the passage is right.
-      gold: gold passages of every question where they are what is right, else None.
+      gold: corpus row -> grade of every question's gold passages where they are what is right, else
+        None.
     """
 
     name: str
     judged: np.ndarray
     is_hit: Callable[[int, int], bool]
-    gold: list[frozenset[int]] | None
+    gold: list[dict[int, int]] | None
 
 
 class Scored(NamedTuple):
@@ -51,7 +51,7 @@ def views(
     By gold passage the questions that have one count; by answer all of them, as in DPR.
     """
     found = []
-    gold = [frozenset(question.positives) for question in questions]
+    gold = [question.grade_by_row() for question in questions]
     if any(gold):
         judged = np.flatnonzero([bool(rows) for rows in gold])
         found.append(View("gold", judged, lambda q, row: row in gold[q], gold))
@@ -78,10 +78,10 @@ def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Score
       ranked: corpus rows of every question, best first.
       cutoffs: the k.
     """
-    rank_Q = metrics.first_hits(ranked, view.is_hit)
+    rank_Q = ranks.first_hits(ranked, view.is_hit)
     rank_J = rank_Q[view.judged]
-    values = {f"top-{k}": metrics.top_k(rank_J, k) for k in cutoffs}
-    values["MRR@10"] = metrics.reciprocal_rank(rank_J, 10)
+    values = {f"top-{k}": ranks.top_k(rank_J, k) for k in cutoffs}
+    values["MRR@10"] = ranks.reciprocal_rank(rank_J, 10)
     if view.gold is not None:
         measures = {
             "nDCG@10": "nDCG@10",
@@ -175,5 +175,5 @@ def curve(
 ) -> list[metrics.Estimate]:
     """Top-k accuracy with its interval for k = 1..depth."""
     rank_J = scored.rank_Q[view.judged]
-    hit_JK = np.stack([metrics.top_k(rank_J, k + 1) for k in range(depth)], axis=1)
+    hit_JK = np.stack([ranks.top_k(rank_J, k + 1) for k in range(depth)], axis=1)
     return metrics.estimate(hit_JK, samples=samples, seed=seed)

@@ -99,7 +99,10 @@ def _differences(summaries: list[dict[str, Any]], view: str) -> Table:
 
 
 def _shown_names(metrics: dict[str, Any]) -> list[str]:
-    return [name for name in metrics if name.startswith("top-")] + ["MRR@10"]
+    """Returns all but the shallower recalls and MAP, which are in metrics/SET/NAME.json."""
+    top = [name for name in metrics if name.startswith("top-")]
+    recalls = [name for name in metrics if name.startswith("recall@")]
+    return [*top, *(name for name in ("MRR@10", "nDCG@10") if name in metrics), *recalls[-1:]]
 
 
 def percent(value: float) -> str:

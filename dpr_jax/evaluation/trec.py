@@ -1,4 +1,4 @@
-"""Run files in TREC's form (`question Q0 passage rank score tag` a line), whoever wrote them."""
+"""Reads run files in TREC's form, `question Q0 passage rank score tag` per line."""
 
 import math
 from array import array
@@ -14,7 +14,7 @@ from dpr_jax.errors import InputError
 def read_run(
     path: Path, question_rows: Mapping[str, int], passage_rows: Mapping[str, int]
 ) -> list[np.ndarray]:
-    """Reads a run as passages in order, best first, for every question.
+    """Reads a run as passages in order, best first, for every question; a run may have no line.
 
     The order is trec_eval's, so that all numbers agree with it: by score as float32, ties by
     passage id backwards; the rank column is not looked at. Lines of one question need not stand
@@ -26,16 +26,15 @@ def read_run(
       passage_rows: passage id -> row of the corpus.
 
     Returns:
-      One int64 array of corpus rows a question, in the order of the question rows; empty for a
+      One int64 array of corpus rows per question, in the order of the question rows; empty for a
       question that the run lacks.
 
     Raises:
       InputError: a malformed line, a score that is no finite number, or an unknown question or
-        passage, each with file and line; a passage that is there twice for one question; no lines
-        at all.
+        passage, each with file and line; a passage that is there twice for one question.
     """
     found: list[tuple[array, array]] = [(array("q"), array("d")) for _ in range(len(question_rows))]
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
@@ -60,8 +59,6 @@ def read_run(
             rows, scores = found[question_rows[question]]
             rows.append(passage_rows[passage])
             scores.append(score)
-    if not any(rows for rows, _ in found):
-        raise InputError(f"{path} has no lines; remove it, or make the run again")
     wanted = {row for rows, _ in found for row in rows}
     passage_ids = {row: id_ for id_, row in passage_rows.items() if row in wanted}
     for question, (rows, _) in zip(question_rows, found, strict=True):

@@ -79,20 +79,6 @@ def weights_to_try(bm25: Ranking, dense: Ranking) -> list[float]:
     return [float(f"{even * 2 ** (step / 2):.3g}") for step in steps]
 
 
-def mean_reciprocal_rank(rows_QK: np.ndarray, gold: Sequence[Sequence[int]]) -> float:
-    """The mean over questions of 1 / rank of the first gold row, 0 where none is there.
-
-    Args:
-      rows_QK: int64, best first.
-      gold: gold rows of each question.
-    """
-    values = []
-    for rows_K, gold_rows in zip(rows_QK, gold, strict=True):
-        hits = np.flatnonzero(np.isin(rows_K, gold_rows))
-        values.append(1 / (hits[0] + 1) if len(hits) else 0.0)
-    return float(np.mean(values))
-
-
 def _fuse(
     rankings: Sequence[Ranking],
     score: Callable[[list[Ranking], np.ndarray], np.ndarray],

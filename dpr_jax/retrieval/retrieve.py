@@ -9,11 +9,11 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
-from dpr_jax.data import changes
+from dpr_jax.data import changes, ranks
 from dpr_jax.data.answers import has_answer
 from dpr_jax.data.asked import open_asked
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.retrieval import fusion, weight
+from dpr_jax.retrieval import weight
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.retrieval.retriever import DEV_METRIC
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
@@ -73,7 +73,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         for batch, ranking in _found(searcher, left, settings.batch_size, k):
             all_hits = _hits(batch, corpus, ranking, config.evaluate.answer_match)
             gold = [question.positives for question in batch]
-            files.reciprocal_ranks += len(batch) * fusion.mean_reciprocal_rank(
+            files.reciprocal_ranks += len(batch) * ranks.mean_reciprocal_rank(
                 ranking[1][:, :DEV_CUTOFF], gold
             )
             for question, hits in zip(batch, all_hits, strict=True):

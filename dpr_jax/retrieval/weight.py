@@ -7,6 +7,7 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
+from dpr_jax.data import ranks
 from dpr_jax.data.store import Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval import fusion
@@ -60,10 +61,10 @@ def tune(retriever: RetrieverDir, opened: Opened, config: Config, *, rows: int) 
     tried = {}
     for weight in fusion.weights_to_try(*rankings):
         _, rows_QK = fusion.linear(*rankings, weight=weight, k=CUTOFF)
-        tried[weight] = fusion.mean_reciprocal_rank(rows_QK, gold)
+        tried[weight] = ranks.mean_reciprocal_rank(rows_QK, gold)
     best = max(tried, key=tried.__getitem__)
     alone = {
-        name: fusion.mean_reciprocal_rank(rows[:, :CUTOFF], gold)
+        name: ranks.mean_reciprocal_rank(rows[:, :CUTOFF], gold)
         for name, (_, rows) in zip(config.retrieve.parts, rankings, strict=True)
     }
     with artifacts.atomic_dir(folder) as partial:
