@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import errno
 import io
 import os
 import re
@@ -16,14 +15,19 @@ from dpr_jax import artifacts, config_file, console, host, recipes
 from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
-from dpr_jax.errors import Busy, InputError, Preempted
+from dpr_jax.errors import (
+    RUN_AGAIN,
+    Busy,
+    InputError,
+    OtherProcessFailed,
+    Preempted,
+    exit_status,
+    is_refused_writing,
+)
 from dpr_jax.workdir import WorkDir, open_workdir
 
-USER_ERROR = 2
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
-RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130
-REFUSED_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
 class Call(NamedTuple):
@@ -54,12 +58,6 @@ def main() -> None:
     try:
         run(sys.argv[1:])
         sys.stdout.flush()
-    except InputError as error:
-        _complain(str(error))
-        _leave(USER_ERROR)
-    except (Preempted, Busy) as error:
-        _complain(str(error))
-        _leave(RUN_AGAIN) if isinstance(error, Busy) else sys.exit(RUN_AGAIN)
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,15 +66,18 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on from here")
         _leave(INTERRUPTED)
-    except OSError as error:
-        if error.errno not in REFUSED_WRITING:
+    except Preempted as error:
+        _complain(str(error))
+        sys.exit(RUN_AGAIN)
+    except (InputError, Busy, OtherProcessFailed) as error:
+        _complain(str(error))
+        _leave(exit_status(error))
+    except Exception as error:  # noqa: BLE001 - a bug, or a user's function
+        if is_refused_writing(error):
+            _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        else:
             traceback.print_exc()
-            _leave(1)
-        _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}; nothing was lost")
-        _leave(USER_ERROR)
-    except Exception:  # noqa: BLE001 - a bug, or another process that is gone: leave quickly too
-        traceback.print_exc()
-        _leave(1)
+        _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
@@ -119,7 +120,7 @@ def run(args: list[str]) -> None:
         show_help(command, whole="--help-all" in rest)
         return
     if command == "encode":
-        host.want_device_a_core()
+        host.use_one_device_per_core()
     console.quiet_libraries()
     call = parse(command, rest)
     if command == "split":

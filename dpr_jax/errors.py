@@ -2,6 +2,12 @@
 was asked to stop.
 """
 
+import errno
+
+USER_ERROR = 2
+RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+REFUSED_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+
 
 class InputError(ValueError):
     """Bad input: the message is one line that names what, where, the rule and the remedy.
@@ -24,3 +30,31 @@ class Busy(Exception):
 
     The command line prints it and exits with status 75: the command may be tried again.
     """
+
+
+class OtherProcessFailed(Exception):
+    """Process 0 of this run ended with an error, which its log names.
+
+    Attributes:
+      status: the exit status of process 0, with which this process ends too.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__("process 0 ended with an error, which its log names")
+        self.status = status
+
+
+def exit_status(error: Exception) -> int:
+    """Returns the exit status of an error: 2 bad input, 75 to be tried again, 1 any other."""
+    if isinstance(error, OtherProcessFailed):
+        return error.status
+    if isinstance(error, Preempted | Busy):
+        return RUN_AGAIN
+    if isinstance(error, InputError) or is_refused_writing(error):
+        return USER_ERROR
+    return 1
+
+
+def is_refused_writing(error: Exception) -> bool:
+    """Whether the system refused to write a file: read-only, no rights, or no room."""
+    return isinstance(error, OSError) and error.errno in REFUSED_WRITING

@@ -22,9 +22,10 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax.errors import InputError
+from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
+SILENT_S = 10  # of waiting for other processes, before that is said
 FAREWELL_S = 3  # for which process 0 stays after an error
 # by each device when CPU processes first meet, half of it in one message: Linux' usual upper limits
 # of a send buffer are 0.2 and 4 MB
@@ -49,7 +50,8 @@ def initialize() -> None:
     names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
     if values[0] == "auto" or (not any(values) and _in_cluster()):
-        jax.distributed.initialize()
+        with _saying_whom_it_waits_for("the other processes of this job"):
+            jax.distributed.initialize()
     elif any(values):
         missing = [name for name, value in zip(names, values, strict=True) if not value]
         if missing:
@@ -71,26 +73,49 @@ def initialize() -> None:
             )
         # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
         # started, named by hand or not
-        jax.distributed.initialize(
-            coordinator_address=values[0],
-            num_processes=count,
-            process_id=index,
-            cluster_detection_method="deactivate",
-        )
+        whom = f"{count} processes at {values[0]}, of which it is number {index}"
+        with _saying_whom_it_waits_for(whom):
+            jax.distributed.initialize(
+                coordinator_address=values[0],
+                num_processes=count,
+                process_id=index,
+                cluster_detection_method="deactivate",
+            )
+
+
+@contextlib.contextmanager
+def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
+    """Says after ten seconds what this process waits for, which may be a mistake in a script."""
+    line = f"dpr: this process waits for {whom}; all of them have to be started\n"
+    timer = threading.Timer(SILENT_S, sys.stderr.write, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _in_cluster() -> bool:
-    """Whether the environment is one that jax.distributed.initialize() reads by itself, with more
-    than one process.
+    """Whether JAX can join the other processes by itself, and the environment says there are any.
+
+    An allocation of several tasks is not enough: its shell is one process. Slurm's srun numbers
+    the tasks of its step, mpirun its ranks.
     """
     tpu_pod = (
         len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
         or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
     )
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    open_mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    slurm = _count("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in os.environ
+    open_mpi = _count("OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_COMM_WORLD_RANK" in os.environ
     kubernetes = "JAX_COORDINATOR_ADDRESS" in os.environ
     return tpu_pod or slurm or open_mpi or kubernetes
+
+
+def _count(name: str) -> int:
+    """Returns a number of the environment, 0 where there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else 0
 
 
 def is_main() -> bool:
@@ -110,18 +135,21 @@ def on_main(work: Callable[[], None]) -> None:
     Else they would wait for what does not come, and hear of it late.
 
     Raises:
-      InputError: on the processes that waited, where it failed; process 0 raises what `work`
-        raised.
+      OtherProcessFailed: on the processes that waited, where it failed, with the exit status of
+        process 0; process 0 raises what `work` raised.
     """
-    done = False
+    status = 1
     try:
         if is_main():
             work()
-        done = True
+        status = 0
+    except Exception as error:
+        status = exit_status(error)
+        raise
     finally:  # whatever it was, the others have to hear of it
-        failed = of_main(np.int32(not done))
-    if failed:
-        raise InputError("process 0 ended with an error, which its log names")
+        status = int(of_main(np.int32(status)))
+    if status:
+        raise OtherProcessFailed(status)
 
 
 def leave(status: int) -> NoReturn:

@@ -1,5 +1,4 @@
-"""Asking for huge pages: once, only where one has to ask, and without losing the command or other
-settings. Cores as devices: for encoding. What the processor has."""
+"""Cores as devices, for encoding; what the processor has; memory given back."""
 
 import ctypes
 import os
@@ -12,67 +11,6 @@ import pytest
 from dpr_jax import host
 
 ROOT = Path(__file__).resolve().parents[1]
-ASKING = """
-import os, sys
-from pathlib import Path
-from dpr_jax import host
-
-print("started", flush=True)
-host.want_huge_pages(Path(sys.argv[1]))
-print(os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:])
-"""
-
-
-def asked(system: Path, tunables: str, **changes: str) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", ASKING, str(system), "an argument", "--flag"],
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, **changes, "GLIBC_TUNABLES": tunables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return result.stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("", "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
-    ],
-)
-def test_where_one_has_to_ask_the_process_starts_once_more(
-    before: str, after: str, tmp_path: Path
-) -> None:
-    system = tmp_path / "enabled"
-    system.write_text("always [madvise] never\n")
-    lines = asked(system, before)
-    assert lines == ["started", "started", f"{after} an argument --flag"]
-
-
-@pytest.mark.parametrize("says", ["[always] madvise never\n", "always madvise [never]\n", None])
-def test_elsewhere_it_goes_on_as_it_is(says: str | None, tmp_path: Path) -> None:
-    system = tmp_path / "enabled"
-    if says is not None:
-        system.write_text(says)
-    assert asked(system, "") == ["started", " an argument --flag"]
-
-
-def test_what_the_user_chose_stays(tmp_path: Path) -> None:
-    system = tmp_path / "enabled"
-    system.write_text("always [madvise] never\n")
-    chosen = "glibc.malloc.hugetlb=0"
-    assert asked(system, chosen) == ["started", f"{chosen} an argument --flag"]
-
-
-def test_it_asks_only_once(tmp_path: Path) -> None:
-    """Where something takes glibc's setting away, the process would start again for ever."""
-    system = tmp_path / "enabled"
-    system.write_text("always [madvise] never\n")
-    before = {host.ASKED: "1"}
-    assert asked(system, "", **before) == ["started", " an argument --flag"]
 
 
 @pytest.mark.parametrize(("cores", "devices"), [(1, "1"), (2, "2"), (64, "8")])
@@ -81,7 +19,7 @@ def test_encoding_sees_a_device_a_core(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     environment: dict[str, str] = {}
-    host.want_device_a_core(environment)
+    host.use_one_device_per_core(environment)
     assert environment == {"JAX_NUM_CPU_DEVICES": devices}
 
 
@@ -94,29 +32,29 @@ def test_encoding_sees_a_device_a_core(
 )
 def test_a_number_of_devices_that_somebody_chose_stays(said: dict[str, str]) -> None:
     environment = dict(said)
-    host.want_device_a_core(environment)
+    host.use_one_device_per_core(environment)
     assert environment == said
 
 
 COUNTING = """
 from dpr_jax import cli
 
-def count():
+def count(*_):
     import jax
     print(len(jax.devices()))
 
-cli.main = count
-cli.entry()
+cli._dispatch = count
+cli.main()
 """
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 @pytest.mark.parametrize(("command", "several"), [("encode", True), ("train", False)])
 def test_jax_counts_them_in_the_program(command: str, several: bool) -> None:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", host.ASKED: "1"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
     result = subprocess.run(
-        [sys.executable, "-c", COUNTING, command],
+        [sys.executable, "-c", COUNTING, command, "--workdir", "w"],
         check=True,
         cwd=ROOT,
         env=environment,

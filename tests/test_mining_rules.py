@@ -25,7 +25,6 @@ TEACHER_ERRORS = [
     (lambda q, p: [0.5], r"mine.teacher gave float64\[1\] for the 2 passages"),
     (lambda q, p: [True, False], r"gave bool\[2\] .* one finite number each"),
     (lambda q, p: [0.5, float("nan")], "one finite number each"),
-    (lambda q, p: 1 / 0, "mine.teacher failed on question '0': ZeroDivisionError"),
 ]
 RULES = Rules(depth=2, match="string", near_duplicate=1.0)
 
@@ -184,3 +183,19 @@ def test_a_teacher_that_does_not_score(teacher: Teacher, message: str) -> None:
     question = Question("0", "q", (), (3,), (), ())
     with pytest.raises(InputError, match=message):
         rules.teacher_scores(teacher, question, (3, 5), passage_of)
+
+
+@pytest.mark.parametrize("key", ["mine.teacher", "mine.filter"])
+def test_an_error_of_the_users_function_keeps_its_traceback(key: str) -> None:
+    def broken(question: str, passages: list[tuple[str, str]]) -> list[float]:
+        return [1 / 0]
+
+    question = Question("q7", "q", (), (0,), (), ())
+    with pytest.raises(ZeroDivisionError) as caught:
+        if key == "mine.teacher":
+            rules.teacher_scores(broken, question, [0, 3], passage_of)
+        else:
+            given = Rules(depth=2, match="string", near_duplicate=1.0, filter=broken)
+            rules.hard_negatives(question, {3: False}, passage_of, given, lambda *_: None)
+    assert caught.value.__notes__ == [f"{key} failed on question 'q7'"]
+    assert caught.traceback[-1].name == "broken"

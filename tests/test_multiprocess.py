@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax import artifacts, cli, config_file
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import config_file, errors
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.training import loop
+from dpr_jax.workdir import WorkDir, open_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 DPR = "from dpr_jax.cli import main; main()"
@@ -46,6 +46,7 @@ FAILED = (
 import os
 from dpr_jax.errors import InputError
 from dpr_jax.training import loop
+from dpr_jax.workdir import WorkDir, open_workdir
 
 stream = loop.batches.stream
 
@@ -146,10 +147,17 @@ def twice(code: str, logs: Path, *args: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def copied(prepared: WorkDir, root: Path) -> WorkDir:
+    """A work directory with prepared and mined data."""
+    shutil.copytree(prepared.root, root, symlinks=True)
+    return open_workdir(root)
+
+
 def lines(workdir: WorkDir) -> dict[int, dict[str, float]]:
     """What metrics.jsonl says of each step, validation included."""
     merged: dict[int, dict[str, float]] = {}
-    for line in (workdir.checkpoints / "metrics.jsonl").read_text().splitlines():
+    checkpoints = workdir.retriever("trained").current("checkpoints")
+    for line in (checkpoints / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         merged.setdefault(row["step"], {}).update(row)
     return merged
@@ -174,18 +182,17 @@ def test_two_processes_train_as_one(
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, spmd)
     config = config_file.load(file)
-    one, two = (artifacts.open_workdir(tmp_path / name, config.name) for name in ("one", "two"))
-    for workdir in (one, two):
-        shutil.copytree(prepared.data, workdir.data)
-    loop.run(config, one)  # this process, eight devices
+    one, two = (copied(prepared, tmp_path / name) for name in ("one", "two"))
+    loop.run(config, one.retriever("trained"))  # this process, eight devices
     in_two_processes(file, two, tmp_path / "logs", "train")
     assert sorted(lines(one)) == [1, 2, 3, 4]
     assert_same_curve(one, two)
 
     # what two processes saved, one process with other devices goes on from
-    shutil.rmtree(two.checkpoints / "steps" / "4")
-    shutil.rmtree(two.model)
-    loop.run(config, two)
+    trained = two.retriever("trained")
+    shutil.rmtree(trained.current("checkpoints") / "steps" / "4")
+    shutil.rmtree(trained.current("model"))
+    loop.run(config, trained)
     assert "resuming after step 2" in capfd.readouterr().err
     assert_same_curve(one, two)
 
@@ -208,12 +215,14 @@ def test_all_processes_stop_after_the_same_step_when_one_is_asked(
 ) -> None:
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
-    workdir = artifacts.open_workdir(tmp_path / "stopped", base.name)
-    shutil.copytree(prepared.data, workdir.data)
-    in_two_processes(file, workdir, tmp_path / "logs", "train", code=STOPPED, status=cli.RUN_AGAIN)
+    workdir = copied(prepared, tmp_path / "stopped")
+    in_two_processes(
+        file, workdir, tmp_path / "logs", "train", code=STOPPED, status=errors.RUN_AGAIN
+    )
     last = max(lines(workdir))
     assert 2 < last < 5000
-    assert (workdir.checkpoints / "steps" / str(last)).exists()
+    checkpoints = workdir.retriever("trained").current("checkpoints")
+    assert (checkpoints / "steps" / str(last)).exists()
     for number in range(2):
         said = (tmp_path / "logs" / f"process-{number}.log").read_text()
         assert f"stopped after step {last}; the same command goes on" in said
@@ -225,12 +234,12 @@ def test_an_error_of_process_0_ends_all_in_a_line(
     """JAX would have process 0 wait five minutes for the others, and print stack traces."""
     base, _ = nq_small_workdir
     file = write_config(tmp_path, base, "pmap")
-    workdir = artifacts.open_workdir(tmp_path / "empty", base.name)
+    workdir = open_workdir(tmp_path / "empty")
     logs, start_s = tmp_path / "logs", time.monotonic()
-    in_two_processes(file, workdir, logs, "index", status=cli.USER_ERROR)
+    in_two_processes(file, workdir, logs, "index", status=errors.USER_ERROR)
     assert time.monotonic() - start_s < 200
     for number, wanted in enumerate(
-        ("manifest.json does not exist", "process 0 ended with an error")
+        ("retriever trained has no embeddings yet", "process 0 ended with an error")
     ):
         said = (logs / f"process-{number}.log").read_text().splitlines()
         [line] = [line for line in said if not line.startswith("[Gloo]")]
@@ -245,9 +254,8 @@ def test_a_process_that_fails_alone_leaves_at_once(
     """
     base, prepared = nq_small_workdir
     file = write_config(tmp_path, base, "pmap", total_steps=5000)
-    workdir = artifacts.open_workdir(tmp_path / "failing", base.name)
-    shutil.copytree(prepared.data, workdir.data)
+    workdir = copied(prepared, tmp_path / "failing")
     logs, start_s = tmp_path / "logs", time.monotonic()
-    in_two_processes(file, workdir, logs, "train", code=FAILED, status=cli.USER_ERROR)
+    in_two_processes(file, workdir, logs, "train", code=FAILED, status=errors.USER_ERROR)
     assert time.monotonic() - start_s < 200
     assert "dpr: the third batch cannot be read" in (logs / "process-1.log").read_text()

@@ -35,10 +35,14 @@ def test_half_a_cluster_is_refused(
     [
         ({}, False),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # sbatch's script, without srun
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_NTASKS": "", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": ""}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "", "OMPI_COMM_WORLD_RANK": ""}, False),
         ({"TPU_WORKER_HOSTNAMES": "one"}, False),
         ({"TPU_WORKER_HOSTNAMES": "one,two"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
     ],
 )
 def test_clusters_are_recognised(
@@ -47,8 +51,10 @@ def test_clusters_are_recognised(
     for name in (
         "SLURM_NTASKS",
         "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
         "TPU_WORKER_HOSTNAMES",
         "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
     ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -203,7 +203,6 @@ def _ask(
     pairs = [(passage.title, passage.text) for passage in passages]
     try:
         return np.asarray(function(question.question, pairs))
-    except Exception as error:  # the user's code: whatever it raises is their input
-        raise InputError(
-            f"{key} failed on question {question.id!r}: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # the user's code, whose traceback says where
+        error.add_note(f"{key} failed on question {question.id!r}")
+        raise

@@ -142,8 +142,11 @@ def write(
 def _said(folder: Path) -> dict[str, Any]:
     """Returns the pooling, normalization and length that a folder states."""
     found: dict[str, Any] = {}
-    if length := _read(folder / LENGTHS).get("max_seq_length"):
-        found["max_tokens"] = length
+    lengths = _read(folder / LENGTHS).get("max_seq_length")
+    if lengths is None and (folder / MODULES).exists():  # where its newer versions have it
+        lengths = _read(folder / "tokenizer_config.json").get("model_max_length")
+    if lengths:
+        found["max_tokens"] = lengths
     sentence_config = _read(folder / SENTENCE_CONFIG)
     for name, prompt in (sentence_config.get("prompts") or {}).items():
         if prompt:
