@@ -50,6 +50,25 @@ def test_passages_are_read_as_csv_with_tabs(tmp_path: Path, name: str, end: str,
     ]
 
 
+def test_passages_that_were_written_without_quoting(tmp_path: Path) -> None:
+    """Quotes are letters there; none may swallow the rows after it."""
+    rows_ = [
+        '1\t"Eureka" is what he cried.\tEureka',
+        '2\tHe said "no" twice.\tNo',
+        '3\t"To be is the first half.\tHamlet',
+        "4\tRome\ris here.\tRome",
+        '5\tor not to be" is the second.\tHamlet',
+        '6\t"quoted"\tSix',
+        '7\t"open\tto the end',
+    ]
+    for count in range(1, len(rows_) + 1):
+        path = write(tmp_path / "p.tsv", "\n".join(["id\ttext\ttitle", *rows_[-count:], ""]))
+        fields = [one.split("\t") for one in rows_[-count:]]
+        wanted = [(id_, title, text.replace('"quoted"', "quoted")) for id_, text, title in fields]
+        assert passages(path) == wanted
+        assert [where for where, _ in formats.read_passages(path)][-1] == f"{path}:{count + 1}"
+
+
 def test_passages_tell_the_line_where_each_begins(tmp_path: Path) -> None:
     path = write(tmp_path / "p.tsv", 'id\ttext\ttitle\n1\t"a\nb"\tx\n2\tc\ty\n')
     assert [where for where, _ in formats.read_passages(path)] == [
@@ -82,10 +101,10 @@ def test_a_field_may_be_longer_than_csv_allows_by_default(tmp_path: Path) -> Non
         ("id\ttext\ttitle\n1\ta\tb\tc\n", 2, "4 columns"),
         ("id\ttext\ttitle\n1 x\ta\tb\n", 2, "one word"),
         ("id\ttext\ttitle\n\ta\tb\n", 2, "one word"),
-        ('id\ttext\ttitle\n1\ta\tb\n2\t"open\tc\n3\td\te\n', 3, "never closed"),
+        ('id\ttext\ttitle\n1\ta\tb\n2\t"open\n3\td\te\n', 3, "never closed"),
+        ('id\ttext\ttitle\n1\ta\tb\n2\t"a" b\n', 3, "follows a closing quote"),
         (b"id\ttext\ttitle\n1\ta\xff\tb\n", 2, "UTF-8"),
         (b"id\ttext\ttitle\n1\ta\0\tb\n", 2, "NUL"),
-        ("id\ttext\ttitle\n1\ta\rb\tc\n", 2, "tab-separated"),
         ("id\ttext\ttitle\r1\ta\tb\r", 1, "end in LF or CRLF"),
         ('id\ttext\ttitle\n1\ta\tb\n"', 3, "never closed"),
         ("id\ttext\ttitle\n1\ta\tb\n\ufeffid\ttext\ttitle\n", 3, "header once more"),
@@ -167,7 +186,8 @@ def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
         ([row(), row(question="")], " row 1 ", "no question"),
         ([{"answers": []}], " row 0 (line 1)", "no question"),
         ([row(question=None)], " row 0 ", "no question"),
-        ([row(answers="a")], " row 0 ", "list of texts"),
+        ([row(answers="['a'")], " row 0 ", "must be a list"),
+        ([row(answers={"a": 1})], " row 0 ", "list of texts"),
         ([row(answers=[1])], " row 0 ", "list of texts"),
         ([row(answers=["a", " "])], " row 0 ", "answer is empty"),
         ([row(positive_ctxs=[{"title": "x"}])], " row 0 ", "positive_ctxs[0]"),
@@ -199,7 +219,7 @@ def test_question_answers(tmp_path: Path) -> None:
         ("\t['a']\n", "no question"),
         ("who\t__import__('os').getcwd()\n", "must be a list"),
         ("who\t['a'\n", "must be a list"),
-        ("who\t'a'\n", "list of texts"),
+        ("who\t'a'\n", "must be a list"),
     ],
 )
 def test_bad_question_answers(tmp_path: Path, content: str, says: str) -> None:
@@ -214,6 +234,16 @@ def test_question_ids(tmp_path: Path) -> None:
         ("q1", "who's \"it"),
         ("17", '"what" is'),
     ]
+
+
+@pytest.mark.parametrize("head", ["query_id\ttext", "_id\ttext", "id\ttitle", "QID\tQuery_Text"])
+@pytest.mark.parametrize("name", ["q.tsv", "q.csv"])
+def test_a_header_is_no_question(tmp_path: Path, head: str, name: str) -> None:
+    content = f"{head}\n10\tWhich volcano?\n"
+    if name == "q.csv":
+        content = content.replace("\t", ",")
+    (one,) = recognise.questions(write(tmp_path / name, content)).read(None)
+    assert (one.id, one.question) == ("10", "Which volcano?")
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,65 @@ def test_squad(tmp_path: Path) -> None:
     assert corpus[0] == gold and corpus[1].text == OTHER
 
 
+def test_questions_keep_ids_of_their_own(tmp_path: Path) -> None:
+    passage = {"passage_id": "P1"}
+    for name, row in (
+        ("t.jsonl", {"id": "q17", "question": "who", "answers": ["a"]}),
+        ("t.jsonl", {"query_id": "q17", "query": "who", "positive": "him"}),
+        ("t.json", {"question_id": "q17", "question": "who", "positive_ctxs": [passage]}),
+    ):
+        content = json.dumps([row]) if name == "t.json" else lines(row)
+        (one,) = questions(write_text(tmp_path, name, content))
+        assert one.id == "q17"
+    with pytest.raises(InputError, match="'a b' must be one word"):
+        questions(write_text(tmp_path, "t.jsonl", lines(row | {"question_id": "a b"})))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("Seine", ("Seine",)),
+        ("['Seine', 'River Seine']", ("Seine", "River Seine")),
+        ({"value": "Seine", "aliases": ["Seine", "River Seine"]}, ("Seine", "River Seine")),
+        ({"text": ["Seine", "Seine"], "answer_start": [1, 5]}, ("Seine",)),
+    ],
+)
+def test_answers_that_are_no_list(tmp_path: Path, value: Any, wanted: tuple[str, ...]) -> None:
+    for id_ in ({}, {"id": 1}):
+        row = id_ | {"question": "who", "answers": value}
+        (one,) = questions(write_text(tmp_path, "t.jsonl", lines(row)))
+        assert one.answers == wanted
+    if isinstance(value, str):
+        path = write_text(tmp_path, "t.csv", f'question,answers\nwho,"{value}"\n')
+        assert [one.answers for one in questions(path)] == [wanted]
+    if "aliases" in value:
+        (one,) = questions(
+            write_text(tmp_path, "t.jsonl", lines({"question": "who", "answer": value}))
+        )
+        assert one.answers == wanted
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
+def test_pairs_labelled_0_are_no_positives(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"query": "who", "passage": "him", "label": 1},
+        {"query": "who", "passage": "her", "label": 0},
+    ]
+    table = "query,passage,label\n" + "".join(
+        ",".join(map(str, one.values())) + "\n" for one in rows
+    )
+    first, second = questions(write_text(tmp_path, name, table if ".csv" in name else lines(*rows)))
+    assert (texts(first, first.positives), first.unusable) == (["him"], "")
+    assert (second.positives, second.unusable) == ((), "labelled 0")
+    assert texts(second, second.hard_negatives) == ["her"]
+
+
+def test_passages_of_ms_marco_v2_are_known_by_pid(tmp_path: Path) -> None:
+    rows = [{"pid": f"p{row}", "passage": "text", "docid": "d0"} for row in range(2)]
+    path = write_text(tmp_path, "p.jsonl", lines(*rows))
+    assert [one.id for _, one in recognise.passages(path).read(None)] == ["p0", "p1"]
+
+
 def test_topics(tmp_path: Path) -> None:
     rows = questions(write_text(tmp_path, *QUESTIONS["topics"][:2]))
     assert [(row.id, row.question) for row in rows] == [("q1", PLAIN), ("q2", "AT&T")]

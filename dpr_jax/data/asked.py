@@ -46,7 +46,8 @@ def _of_split(workdir: WorkDir, split: str) -> Asked:
     if len(questions) == 0:
         raise InputError(f"the split {split!r} has no questions; check data.{split}")
     manifest = workdir.data / "manifest.json"
-    inputs = {"questions": artifacts.fingerprint(manifest, f"questions/questions-{split}.")}
+    stored = artifacts.read_json(manifest).get("test_sets", {}).get(split, split)
+    inputs = {"questions": artifacts.fingerprint(manifest, f"questions/questions-{stored}.")}
     return Asked(split, len(questions), lambda: iter(questions), inputs)
 
 

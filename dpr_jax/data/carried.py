@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax.data import raw, rows, tables, teacher
-from dpr_jax.data.formats import QUESTION_ID_KEYS, QUESTION_KEYS
+from dpr_jax.data.formats import QUESTION_ID_KEYS, QUESTION_KEYS, question_id
 from dpr_jax.data.raw import (
     Passage,
     RawQuestion,
@@ -55,13 +55,13 @@ def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
 
 
 def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """(anchor, positive, negative, negative_2, ...) as sentence-transformers and FlagEmbedding have
-    them.
+    """Reads (anchor, positive, negative, negative_2, ...), as of sentence-transformers and
+    FlagEmbedding.
 
     The question is named anchor, query or question; the positive positive, pos, answer or passage;
     every column whose name begins with neg is a negative. A value is a text or a list of texts;
-    empty ones are no passages. The id of a question is its 0-based row. A teacher's scores are read
-    as data/teacher says.
+    empty ones are no passages. The id of a question is its own, else its 0-based row. A pair that
+    is labelled 0 has no positive. A teacher's scores are read as data/teacher says.
 
     Raises:
       InputError: the file cannot be read, a row has no question, a value is neither text nor list
@@ -71,16 +71,22 @@ def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestio
         names = [key for key in row if _NEGATIVE.fullmatch(key)]
         positives = _texts(raw.first_of(row, POSITIVE_KEYS), "positive", where)
         negatives = [one for key in names for one in _texts(row[key], key, where)]
+        unusable = ""
+        if not negatives and _is_zero(row.get("label")):
+            positives, negatives, unusable = [], positives, "labelled 0"
         to_score = row, teacher.ids_of(positives), teacher.ids_of(negatives), where
-        yield _carrying(
-            id_=str(number),
+        question = _carrying(
+            id_=question_id(row, number, where),
             question=raw.first_of(row, QUESTION_KEYS),
             answers=(),
             positives=positives,
             negatives=negatives,
             where=where,
-            teacher_scores=teacher.beside_passages(*to_score) or teacher.of_row(*to_score),
+            teacher_scores=()
+            if unusable
+            else teacher.beside_passages(*to_score) or teacher.of_row(*to_score),
         )
+        yield question._replace(unusable=unusable)
 
 
 def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
@@ -207,6 +213,14 @@ def _carrying(
         passages=(*positives, *negatives),
         teacher_scores=teacher_scores,
     )
+
+
+def _is_zero(label: Any) -> bool:
+    """Tells whether the label of a pair says that its passage is irrelevant."""
+    try:
+        return label is not None and float(label) == 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _texts(value: Any, what: str, where: str) -> list[Passage | None]:

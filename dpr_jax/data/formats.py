@@ -27,6 +27,7 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 QUESTION_KEYS = ("question", "query", "anchor")
+QUESTION_TEXT_KEYS = (*QUESTION_KEYS, "text", "query_text", "title")  # of rows that only ask
 CONTEXT_KEYS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 QUESTION_ID_KEYS = ("query_id", "qid", "question_id", "_id", "id")
 QRELS_HEADS = ("query-id", "query_id", "qid", "query", "topic")
@@ -74,17 +75,18 @@ class Qrels(NamedTuple):
 
 
 def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
-    """A corpus: TSV with the header `id, text, title`, quoted as CSV where a field needs it.
+    """Reads a corpus: TSV with the header `id, text, title`, quoted as CSV where a field needs it.
 
     Yields:
-      File and line where the row begins, and the passage, its text without outer quotes.
+      File and line where the row begins, and the passage. Its text is without outer quotes, as in
+      DPR, unless quotes are letters of the row.
 
     Raises:
       InputError: wrong header or number of columns, an id that is empty or holds white space, a
         quote that is never closed, no passage at all, or a file that cannot be read as UTF-8 text.
     """
     table = rows.tsv(path, on_read)
-    line, header = next(table, (1, []))
+    line, header, _ = next(table, (1, [], False))
     if not header:
         raise InputError(f"{path} is empty; a corpus begins with id, text, title")
     if header != ["id", "text", "title"]:
@@ -93,7 +95,7 @@ def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[s
             f" found {short(header)}"
         )
     empty = True
-    for line, row in table:
+    for line, row, as_it_stands in table:
         if row == header:
             raise InputError(f"{path}:{line}: {tables.REPEATED_HEADER}")
         if len(row) != 3:
@@ -103,19 +105,24 @@ def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[s
             )
         where = f"{path}:{line}"
         id_, text, title = row
-        yield where, Passage(one_word(id_, "passage id", where), title, text.strip('"'))
+        yield (
+            where,
+            Passage(
+                one_word(id_, "passage id", where), title, text if as_it_stands else text.strip('"')
+            ),
+        )
         empty = False
     if empty:
         raise InputError(f"{path}: no passage after the header; the corpus is empty")
 
 
 def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs,
-    negative_ctxs}, a JSON list or one a line.
+    """Reads DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs,
+    negative_ctxs}, a JSON list or one per line.
 
     The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they
-    have none. The id of a question is its 0-based row. `pos_scores` and `neg_scores` are a
-    teacher's, of positive_ctxs and hard_negative_ctxs.
+    have none. The id of a question is its own (`query_id`, `id`, ...), else its 0-based row.
+    `pos_scores` and `neg_scores` are a teacher's, of positive_ctxs and hard_negative_ctxs.
 
     Raises:
       InputError: truncated or broken JSON, a row without question, a passage with neither id nor
@@ -127,8 +134,8 @@ def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQues
             _context_ids(row, key, where, carried) for key in CONTEXT_KEYS
         )
         yield RawQuestion(
-            id=str(number),
-            question=question_text(row.get("question"), where),
+            id=question_id(row, number, where),
+            question=question_text(raw.first_of(row, QUESTION_KEYS), where),
             answers=_answers(row, where),
             positives=positives,
             hard_negatives=hard_negatives,
@@ -147,25 +154,17 @@ def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator
       InputError: wrong number of columns, an empty question, or a second column that is not a list
         of strings.
     """
-    for number, (line, row) in enumerate(rows.tsv(path, on_read)):
+    for number, (line, row, _) in enumerate(rows.tsv(path, on_read)):
         where = f"{path}:{line}"
         if len(row) != 2:
             raise InputError(
                 f"{where}: {len(row)} columns; a line is a question, a tab, and a list such as"
                 " ['answer', 'another']"
             )
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of \\d and the like
-                answers = ast.literal_eval(row[1].strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise InputError(
-                f"{where}: the second column must be a list such as ['answer', 'another'], found"
-                f" {short(row[1])}"
-            ) from None
         yield RawQuestion(
             id=str(number),
             question=question_text(row[0], where),
-            answers=answer_texts(answers, where),
+            answers=answer_texts(_listed(row[1], where), where),
             positives=(),
             hard_negatives=(),
             negatives=(),
@@ -174,7 +173,7 @@ def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator
 
 
 def read_question_ids(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """`id TAB question`, without header and without quoting, as TREC and MS MARCO have it.
+    """Reads `id TAB question` without quoting, as of TREC and MS MARCO; a header is passed over.
 
     Raises:
       InputError: wrong number of columns, an id that is empty or holds white space, or an empty
@@ -183,7 +182,7 @@ def read_question_ids(path: Path, on_read: OnRead | None = None) -> Iterator[Raw
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
         id_, tab, question = text.rstrip("\r\n").partition("\t")
-        if not tab and not id_:
+        if (not tab and not id_) or (line == 1 and id_.lower() in QUESTION_ID_KEYS):
             continue
         if not tab or "\t" in question:
             raise InputError(f"{where}: a line is a question id, a tab, and a question")
@@ -200,7 +199,7 @@ def read_question_objects(path: Path, on_read: OnRead | None = None) -> Iterator
     """
     for where, row in tables.read(path, on_read):
         id_ = one_word(raw.first_of(row, QUESTION_ID_KEYS), "question id", where)
-        yield _asked(id_, raw.first_of(row, (*QUESTION_KEYS, "text")), where)
+        yield _asked(id_, raw.first_of(row, QUESTION_TEXT_KEYS), where)
 
 
 def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
@@ -309,6 +308,16 @@ def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, i
 # --- values of a row
 
 
+def question_id(row: dict[str, Any], number: int, where: str) -> str:
+    """Returns the id that a row brings; else its number, from 0.
+
+    Raises:
+      InputError: the id is not one word.
+    """
+    id_ = raw.first_of(row, QUESTION_ID_KEYS)
+    return str(number) if id_ is None else one_word(id_, "question id", where)
+
+
 def _asked(id_: str, question: Any, where: str) -> RawQuestion:
     return RawQuestion(id_, question_text(question, where), (), (), (), (), where)
 
@@ -324,9 +333,33 @@ def _topic(text: str, where: str) -> RawQuestion:
 
 
 def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The answers under one of their names; none where there is no such name."""
+    """Returns the answers under one of their names; none where there is no such name.
+
+    A list, a text, TriviaQA's {value, aliases} or SQuAD's {text: [...]}.
+    """
     value = raw.first_of(row, ("answers", "answer"))
+    if isinstance(value, dict):
+        keys = ("value", "aliases", "text")
+        lists = [one if isinstance(one, list) else [one] for one in map(value.get, keys) if one]
+        value = list(dict.fromkeys(itertools.chain(*lists))) or value
+    if isinstance(value, str):  # a CSV cell may hold a list
+        value = _listed(value, where) if value.lstrip().startswith("[") else [value]
     return answer_texts([] if value is None else value, where)
+
+
+def _listed(text: str, where: str) -> list[Any]:
+    """Parses a list such as ['answer', 'another']; runs nothing."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of \\d and the like
+            found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise InputError(
+            f"{where}: the answers must be a list such as ['answer', 'another'], found"
+            f" {short(text)}"
+        )
+    return found
 
 
 def _context_ids(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from dpr_jax.errors import InputError
 
-ID_KEYS = ("passage_id", "psg_id", "docid", "doc_id", "_id", "id", "pid")
+# pid before docid: rows of MS MARCO v2 name their passage and its document
+ID_KEYS = ("passage_id", "psg_id", "pid", "docid", "doc_id", "_id", "id")
 TEXT_KEYS = ("text", "contents", "passage", "segment", "body")
 _WORD = re.compile(r"\w+")
 

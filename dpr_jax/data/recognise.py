@@ -61,13 +61,13 @@ def questions(path: Path) -> Source:
     if keys & {"positive_passages", "negative_passages"}:
         return _source(f"Tevatron {_table(path)}", path, carried.read_tevatron)
     asked = keys & {*formats.QUESTION_KEYS}
-    if asked and _holds_list(path, ("answers", "answer")):
+    if asked and ("answers" in keys or _holds(path, "answer", (list, dict))):
         layout = f"questions and answers, {_table(path)}"
         return _source(layout, path, formats.read_dpr_json)
     if asked and keys & {*carried.POSITIVE_KEYS}:
         layout = f"(anchor, positive, negative ...) {_table(path)}"
         return _source(layout, path, carried.read_pairs)
-    if keys & {*formats.QUESTION_ID_KEYS} and (asked or "text" in keys):
+    if keys & {*formats.QUESTION_ID_KEYS} and (asked or keys & {*formats.QUESTION_TEXT_KEYS}):
         layout = f"questions, {_table(path)} (BEIR, Tevatron)"
         return _source(layout, path, formats.read_question_objects)
     if _table(path) == "JSON":
@@ -182,8 +182,9 @@ def _is_squad(head: str) -> bool:
 def _has_header(head: str, ending: str) -> bool:
     """Whether the first row names the columns of a table of questions."""
     columns = _first_line(head).split(tables.DELIMITERS[ending])
-    names = {name.strip(' "').lower() for name in columns}
-    return len(names) > 1 and bool(names & {*formats.QUESTION_KEYS})
+    names = [name.strip(' "').lower() for name in columns]
+    known = {*names} & {*formats.QUESTION_KEYS} or names[0] in formats.QUESTION_ID_KEYS
+    return len({*names}) > 1 and bool(known)
 
 
 def _separated_questions(head: str, path: Path, ending: str) -> Source:
@@ -211,9 +212,8 @@ def _first_keys(path: Path, head: str, what: str) -> set[str]:
     return {*_first_row(path)}
 
 
-def _holds_list(path: Path, keys: tuple[str, ...]) -> bool:
-    row = _first_row(path)
-    return any(isinstance(row.get(key), list) for key in keys)
+def _holds(path: Path, key: str, types: tuple[type, ...]) -> bool:
+    return isinstance(_first_row(path).get(key), types)
 
 
 def _table(path: Path) -> str:

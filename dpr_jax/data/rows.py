@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -65,38 +66,90 @@ def head(path: Path) -> str:
 
 def tsv(
     path: Path, on_read: OnRead | None = None, delimiter: str = "\t"
-) -> Iterator[tuple[int, list[str]]]:
-    """First line and fields of every row that is not blank; a field in quotes (") may hold tabs,
-    line ends and doubled quotes.
+) -> Iterator[tuple[int, list[str], bool]]:
+    """Yields first line and fields of every row that is not blank, and whether quotes are letters.
+
+    A field in quotes (") may hold delimiters, line ends and doubled quotes, as in CSV. Files that
+    were written without quoting have lines that cannot be CSV: text follows a closing quote, or a
+    quote stays open though this line and the next have all columns of the first row. Such lines
+    are taken as they stand.
 
     Raises:
       InputError: as `lines`, or a quote is opened and never closed.
     """
-
-    def texts() -> Iterator[str]:
-        for _, text in lines(path, on_read):
-            yield text
-        yield END
-
     csv.field_size_limit(CSV_FIELD_LIMIT)
-    table = csv.reader(texts(), delimiter=delimiter)
+    source = lines(path, on_read)
+    ahead: list[tuple[int, str]] = []  # the line that was looked at to judge the one before
+    width = 0
     while True:
-        line = table.line_num + 1
-        try:
-            row = next(table)
-        except csv.Error as error:
-            raise InputError(
-                f"{path}:{line}: not a row of {SEPARATED[delimiter]}-separated values: {error}"
-            ) from None
-        if row == [END] and table.line_num == line:
+        line, text = ahead.pop() if ahead else next(source, (0, ""))
+        if not line:
             return
-        if row and END in row[-1]:
-            raise InputError(
-                f'{path}:{line}: a quote (") is opened and never closed; a field that begins with a'
-                " quote must end with one"
-            )
-        if row:
-            yield line, row
+        fields, as_they_stand = _plain(text, delimiter), False
+        if '"' in text:
+            complete = len(fields) == width
+            quoted, is_open = _quoted(text, delimiter)
+            if is_open:
+                ahead += itertools.islice(source, 1)
+                following = [_plain(one, delimiter) for _, one in ahead]
+                as_they_stand = (
+                    complete and delimiter == "\t" and all(len(one) == width for one in following)
+                )
+                if not as_they_stand:
+                    more = itertools.chain(
+                        [text], (ahead.pop()[1] for _ in [*ahead]), _texts(source)
+                    )
+                    fields = _spanning(more, delimiter, f"{path}:{line}")
+            elif quoted:
+                fields = quoted
+            elif complete or not width:
+                as_they_stand = True
+            else:
+                raise InputError(
+                    f"{path}:{line}: not a row of {SEPARATED[delimiter]}-separated values: text"
+                    " follows a closing quote; double the quotes inside a field"
+                )
+        if fields != [""]:
+            width = width or len(fields)
+            yield line, fields, as_they_stand
+
+
+def _plain(text: str, delimiter: str) -> list[str]:
+    return text.rstrip("\r\n").split(delimiter)
+
+
+def _quoted(text: str, delimiter: str) -> tuple[list[str], bool]:
+    """Returns the fields of a line as CSV, empty if it is none, and whether a quote stays open."""
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True)), False
+    except csv.Error:
+        try:
+            row = next(csv.reader([text, END], delimiter=delimiter))
+        except csv.Error:  # a CR within a field
+            return [], False
+        return [], row[-1].endswith(END)
+
+
+def _texts(source: Iterator[tuple[int, str]]) -> Iterator[str]:
+    for _, text in source:
+        yield text
+    yield END
+
+
+def _spanning(texts: Iterator[str], delimiter: str, where: str) -> list[str]:
+    """Returns the fields of a row with line ends inside quotes; takes no more lines than it has."""
+    try:
+        row = next(csv.reader(texts, delimiter=delimiter))
+    except csv.Error as error:
+        raise InputError(
+            f"{where}: not a row of {SEPARATED[delimiter]}-separated values: {error}"
+        ) from None
+    if END in row[-1]:
+        raise InputError(
+            f'{where}: a quote (") is opened and never closed; a field that begins with a'
+            " quote must end with one"
+        )
+    return row
 
 
 def json_objects(

@@ -74,13 +74,13 @@ def _json_lines(path: Path, on_read: OnRead | None) -> Rows:
 
 def _separated(path: Path, on_read: OnRead | None, delimiter: str) -> Rows:
     table = rows.tsv(path, on_read, delimiter)
-    line, header = next(table, (1, []))
+    line, header, _ = next(table, (1, [], False))
     names = [name.strip().lower() for name in header]
     if len(set(names)) < len(names) or not all(names):
         raise InputError(
             f"{path}:{line}: the header must name every column once, found {short(header)}"
         )
-    for line, row in table:
+    for line, row, _ in table:
         if row == header:
             raise InputError(f"{path}:{line}: {REPEATED_HEADER}")
         if len(row) != len(names):

@@ -8,6 +8,7 @@ from dpr_jax.console import results_console
 
 TITLES = {"gold": "Gold passage found", "answer": "Answer found in the text"}
 SIGNIFICANT = 0.05
+WIDE = 100  # columns of a terminal that holds the default metrics with blanks around each
 
 
 def show(summaries: list[dict[str, Any]], question_set: str = "") -> None:
@@ -23,7 +24,7 @@ def show(summaries: list[dict[str, Any]], question_set: str = "") -> None:
     for view, title in TITLES.items():
         shown = [facts for facts in summaries if view in facts]
         if shown:
-            console.print(_metrics(shown, view, title))
+            console.print(_metrics(shown, view, title, console.width))
         if any(facts["compared_with"] for facts in shown):
             console.print(_differences(shown, view))
 
@@ -35,22 +36,29 @@ def show_macro_average(averages: dict[str, dict[str, dict[str, float]]], sets: i
       averages: from `score.macro_average`.
       sets: how many sets there are.
     """
+    console = results_console()
     for view, runs in averages.items():
-        table = Table(title=f"{TITLES[view]}, macro-average of {sets} sets", title_justify="left")
-        names = list(next(iter(runs.values())))
-        for name in ("run", *names):
-            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+        table = _table(f"{TITLES[view]}, macro-average of {sets} sets", console.width)
+        names = _shown_names(next(iter(runs.values())))
+        table.add_column("run", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
         for run, values in runs.items():
             table.add_row(run, *(percent(values[name]) for name in names))
-        results_console().print(table)
+        console.print(table)
+
+
+def _table(title: str, width: int) -> Table:
+    """Returns an empty table; on a narrow terminal its cells have no blanks around them."""
+    return Table(title=title, title_justify="left", padding=(0, 1 if width >= WIDE else 0))
 
 
 def verdict(difference: dict[str, float]) -> str:
-    """What a paired difference says: its 95 % interval leaves out 0, and so few random signs do as
-    well that p is below 0.05.
+    """Names what a paired difference shows: `beats`, `is behind` or `no clear difference`.
 
-    The interval alone is too sure of itself where few questions differ: of 5 wins and no loss it
-      leaves out 0, at p = 0.06.
+    A difference is clear where its 95 % interval leaves out 0 and p is below 0.05. The interval
+    alone is too narrow where few questions differ: with 5 wins and no loss it leaves out 0, at
+    p = 0.06.
     """
     if difference["p_value"] >= SIGNIFICANT:
         return "no clear difference"
@@ -61,10 +69,10 @@ def verdict(difference: dict[str, float]) -> str:
     return "no clear difference"
 
 
-def _metrics(summaries: list[dict[str, Any]], view: str, title: str) -> Table:
+def _metrics(summaries: list[dict[str, Any]], view: str, title: str, width: int) -> Table:
     lead, *names = _shown_names(summaries[0][view]["metrics"])
     questions = summaries[0][view]["questions"]
-    table = Table(title=f"{title}, % of {questions:,} questions", title_justify="left")
+    table = _table(f"{title}, % of {questions:,} questions", width)
     table.add_column("run", no_wrap=True)
     table.add_column(f"{lead} \\[95 %]", justify="right", no_wrap=True)
     for name in names:
