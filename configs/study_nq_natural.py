@@ -36,5 +36,5 @@ config = dataclasses.replace(
         test_qrels="runs/nq_natural_6k/test.qrels",
     ),
     model=dataclasses.replace(squad.model, init="runs/minilm-1-layer", max_passage_tokens=64),
-    train=dataclasses.replace(squad.train, total_steps=25, warmup_steps=2),
+    train=dataclasses.replace(squad.train, total_steps=25, warmup=2 / 25),
 )

@@ -29,6 +29,7 @@ class Bounds(NamedTuple):
 Count = Annotated[int, Bounds(least=0)]
 Positive = Annotated[int, Bounds(least=1)]
 Share = Annotated[float, Bounds(above=0, most=1)]
+Rate = Annotated[float, Bounds(above=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,122 +166,111 @@ class ModelConfig:
 class TrainConfig:
     """Training of the dual encoder with in-batch negatives over the global batch."""
 
-    batch_size: int = 128
+    batch_size: Positive = 128
     """Questions in the global batch, over all devices."""
-    hard_negatives: int = 1
-    """Hard negatives a question, drawn anew each epoch; the batch has batch_size * (1 +
-    hard_negatives) passages.
-    """
-    upsampling: tuple[float, ...] = ()
-    """How many times the questions of each file of data.train count, one number a file: 4 makes its
-    batches four times as frequent. Empty: once.
-    """
+    hard_negatives: Count = 1
+    """Hard negatives per question, drawn anew each epoch; the batch has batch_size * (1 +
+    hard_negatives) passages."""
+    upsampling: tuple[Annotated[float, Bounds(above=0)], ...] = ()
+    """How many times the questions of each file of data.train count, one number per file: 4 makes
+    its batches four times as frequent. Empty: once."""
     shuffle_positives: bool = False
     """Draw the positive from all positives; otherwise the first is taken (DPR)."""
-    total_steps: int = 1000
-    """Number of updates."""
-    learning_rate: float = 2e-5
+    total_steps: Positive | None = None
+    """Number of updates; None: by epochs."""
+    epochs: Annotated[float, Bounds(above=0)] | None = None
+    """Passes over the training questions, in place of total_steps; None for both: 10, or 1,000
+    updates where that is less."""
+    learning_rate: Rate = 2e-5
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 100
-    """Updates of linear warm-up before the decay to zero."""
+    warmup: Annotated[float, Bounds(least=0, below=1)] = 0.1
+    """Share of the updates in which the rate rises linearly to its peak, before it decays to
+    zero."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Form of the decay."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Bounds(least=0)] = 0.0
     """Decoupled weight decay, not applied to biases and LayerNorm."""
-    adam_eps: float = 1e-8
-    """Epsilon of AdamW."""
-    clip_norm: float = 2.0
-    """Clip the gradient to this global norm; 0 turns clipping off."""
+    clip_norm: Rate | None = 2.0
+    """Clip the gradient to this global norm; None does not clip."""
     dpr_parity: bool = False
-    """As the original code on its 8 GPUs: clip_norm and adam_eps act on an eighth of the gradient,
-    and the first update has rate 0.
-    """
-    layer_decay: float = 1.0
+    """As the original code on its 8 GPUs: clip_norm and AdamW's epsilon act on an eighth of the
+    gradient, and the first update has rate 0."""
+    layer_decay: Share = 1.0
     """Learning rate of a layer as a share of that of the layer above it; the embeddings are the
-    lowest. 1: the same for all.
-    """
+    lowest. 1: the same for all."""
     freeze_embeddings: bool = False
     """Keep the embeddings as they came."""
-    freeze_layers: int = 0
+    freeze_layers: Count = 0
     """Keep the lowest so many layers as they came, and with them the embeddings."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
     """Dropout rate of hidden states and attention weights."""
-    temperature: float = 1.0
-    """Scores are divided by it: 1 for the paper's dot product, about 0.05 for unit vectors."""
+    temperature: Rate | None = None
+    """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
     """Train the logarithm of the temperature along with the towers, starting from `temperature`."""
-    temperature_rate: float = 1.0
+    temperature_rate: Rate = 1.0
     """Learning rate of the learned temperature in multiples of `learning_rate`; with 1 it moves by
-    1 % in 1,000 updates at 2e-5 (docs/training.md).
-    """
+    1 % in 1,000 updates at 2e-5 (docs/training.md)."""
     symmetric: bool = False
     """Half of the loss is that of positive passages which look for their question among all
-    questions of the batch.
-    """
-    matryoshka_widths: tuple[int, ...] = ()
+    questions of the batch."""
+    matryoshka_widths: tuple[Positive, ...] = ()
     """The loss is the mean over vectors cut to each of these widths, and whole, so that cut vectors
-    retrieve well too.
-    """
+    retrieve well too."""
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     """Learn besides what a teacher scored a question's own passages (docs/training.md): its
-    distribution over them, or its margins.
-    """
-    distillation_weight: float = 0.5
+    distribution over them, or its margins."""
+    distillation_weight: Share = 0.5
     """Share of the distillation in the loss; the rest is the negative log likelihood."""
-    teacher_temperature: float = 1.0
+    teacher_temperature: Rate = 1.0
     """The teacher's scores are divided by it."""
     mask_duplicates: bool = True
     """Mask passages of other questions whose text is that of a positive of this one."""
     mask_answers: Literal["off", "string", "regex"] = "off"
     """Mask passages of other questions that contain an answer to this one, found as
-    `evaluate.answer_match` says; each process then reads the whole batch.
-    """
-    chunk_size: int = 0
-    """Texts a device encodes at once (GradCache): memory of one chunk, two forward passes, the same
-    result; 0 encodes all at once. On many devices, the greatest common divisor with a device's
-    texts.
-    """
-    pack_rows: int = 0
+    `evaluate.answer_match` says; each process then reads the whole batch."""
+    chunk_size: Positive | None = None
+    """Texts that a device encodes at once (GradCache): the memory of one chunk, two forward passes,
+    the same result. None: all at once where that fits into memory, else the largest chunk that
+    does. Where it does not divide a device's texts, their greatest common divisor."""
+    pack_rows: Annotated[int, Bounds(least=1, most=4)] | None = None
     """Put several texts into one row, so many times as long as the longest text may be: less
-    padding, the same result; 1 for the cheapest attention, 2 for the least padding, 0 pads every
-    text. Several processes then each read the whole batch.
-    """
+    padding, the same result; 1 for the cheapest attention, 2 for the least padding. None pads every
+    text. Several processes then each read the whole batch."""
     remat: bool = False
-    """Compute each layer again in the backward pass instead of keeping its activations; XLA's CPU
-    compiler makes nothing of it.
-    """
+    """Compute each layer again in the backward pass instead of keeping its activations; on a CPU
+    XLA saves no memory by it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of the towers; weights, scores and loss are always float32."""
     gather: bool = True
     """Set every question against the passages of all devices; false: against those of its own
-    device alone, to see what gathering is worth.
-    """
+    device alone, to see what gathering is worth."""
     spmd: Literal["pmap", "shard_map"] = "pmap"
     """How the per-device step is mapped over devices."""
-    log_every_steps: int = 10
+    log_every_steps: Positive = 10
     """Write a line of metrics every so many steps."""
-    validate_every_steps: int = 0
-    """Validate on the dev set every so many steps, and save a checkpoint; 0: only after the last
-    step.
-    """
+    validate_every_steps: Positive | None = None
+    """Validate on the dev set every so many steps, and save a checkpoint; None: only after the last
+    step."""
     best_metric: Literal["nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"] = "nll"
     """Which validation metric chooses the best checkpoint, which is kept besides the last two."""
     export: Literal["best", "last"] = "best"
-    """Which checkpoint becomes model/; without a validation in between the last is the best."""
-    patience: int = 0
-    """Stop after so many validations in a row without a better best_metric; 0 never stops early."""
-    checkpoint_every_steps: int = 500
+    """Which checkpoint becomes the model; without a validation in between the last is the best."""
+    patience: Positive | None = None
+    """Stop after so many validations in a row without a better best_metric; None never stops
+    early."""
+    checkpoint_every_steps: Positive = 500
     """Save a checkpoint every so many steps (and always after the last)."""
-    validation_hard_negatives: int = 30
-    """Hard negatives a dev question in the average-rank pool (30 in DPR)."""
-    validation_negatives: int = 30
-    """Other negatives a dev question in the average-rank pool (30 in DPR)."""
-    validation_passages: int = 0
+    validation_hard_negatives: Count = 30
+    """Hard negatives per dev question in the average-rank pool (30 in DPR)."""
+    validation_negatives: Count = 30
+    """Other negatives per dev question in the average-rank pool (30 in DPR)."""
+    validation_passages: Count = 0
     """Passages from all over the corpus that the average-rank pool holds besides (0 in DPR):
-    retrieval from a sub-corpus.
-    """
-    profile_steps: int = 0
-    """Write a trace of so many updates, from the third after a start on, to checkpoints/profile."""
+    retrieval from a sub-corpus."""
+    profile_steps: Positive | None = None
+    """Write a trace of so many updates, from the third after a start on, to the profile folder of
+    the checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,8 @@ def validate(config: Config) -> None:
             "None where data.train names several files, whose question ids it could not tell apart"
         )
         _refuse("data.train_qrels", data.train_qrels, rule)
+    if train.total_steps is not None and train.epochs is not None:
+        _refuse("train.epochs", train.epochs, "None where train.total_steps is set")
     if train.hard_negatives == 0:
         rule = "1 or more when train.{}"
         if train.distillation != "off":

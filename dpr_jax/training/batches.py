@@ -179,8 +179,8 @@ def stream(
     teacher: bool,
     seed: int,
     first_step: int,
-    pack_rows: int = 0,
-    chunk_size: int = 0,
+    pack_rows: int | None = None,
+    chunk_size: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     devices: int = 1,
@@ -201,8 +201,8 @@ def stream(
       teacher: they have a teacher's scores of every question's own passages.
       seed: of the order and of the draws.
       first_step: number of batches already used.
-      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); 0 pads
-        every text.
+      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); None
+        pads every text.
       chunk_size: as in TrainConfig; read where texts are packed.
       process_index: which process this is.
       process_count: of how many; divides batch_size.

@@ -1,10 +1,11 @@
-"""Checkpoints: train state and data position through Orbax, and the settings they belong to.
+"""Checkpoints: train state and data position through Orbax, and what a finished run keeps.
 
 Weights are written as whole host arrays, so a checkpoint restores on any number of devices and
 processes.
 """
 
 import concurrent.futures
+import functools
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from dpr_jax.training.progress import Progress
 from dpr_jax.training.step import TrainState
 
 KEEP_LATEST = 2
+FINISHED = "finished.json"
 
 
 class _LatestAndBest(PreservationPolicy):
@@ -38,15 +40,18 @@ class Checkpoints:
     """The steps in one folder: the last two are kept, and the best by validation."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder; makes it where there is none."""
+        """Takes the folder, which the first `save` makes where there is none."""
         self._keep = _LatestAndBest()
-        self._manager = ocp.CheckpointManager(
-            folder / "steps",
+        self._folder = folder
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._folder / "steps",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._keep, enable_async_checkpointing=True
             ),
         )
-        self._folder = folder
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts writing `state` (host arrays); returns before it is on disk."""
@@ -78,6 +83,8 @@ class Checkpoints:
         Raises:
           InputError: there are steps, and none can be read.
         """
+        if not (self._folder / "steps").exists():
+            return None
         refused: dict[int, InputError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -136,7 +143,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def _path(self, step: int) -> Path:
         return self._folder / "steps" / str(step)
@@ -180,49 +188,15 @@ def _check_dtypes(state: TrainState, template: TrainState, path: Path) -> None:
     jax.tree.map(check, state, template)
 
 
-def claim(
-    folder: Path,
-    origin: dict[str, Any],
-    *,
-    defaults: dict[str, dict[str, Any]],
-    write: bool,
-) -> None:
-    """Ties a checkpoint folder to the settings and inputs that it is trained with.
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Returns what a finished run says: `last` and `best` step, and `validation` by step.
 
-    Args:
-      folder: checkpoints/.
-      origin: from artifacts.made_from.
-      defaults: of each part of the settings; one that is newer than the folder counts as having had
-        its default.
-      write: whether this process writes the label of a new folder.
-
-    Raises:
-      InputError: the folder was begun with others, with the keys that differ.
+    None where the run has not finished.
     """
-    label = folder / "settings.json"
-    if not label.exists():
-        if write:
-            artifacts.write_json(label, origin)
-        return
-    old = artifacts.read_json(label)
-    for part, values in defaults.items():
-        for name in origin["settings"][part].keys() & values.keys():
-            old["settings"][part].setdefault(name, values[name])
-    differing = _differences({"form": 1} | old, {"form": 1} | origin)
-    if differing:
-        raise InputError(
-            f"{folder} was trained with other settings: {'; '.join(differing)}. "
-            "Train in another --workdir, or delete that folder to train anew"
-        )
+    file = folder / FINISHED
+    return artifacts.read_json(file) if file.exists() else None
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    shown = key.removeprefix("settings.")
-    return [] if old == new else [f"{shown} was {old!r}, is {new!r}"]
+def drop_steps(folder: Path) -> None:
+    """Deletes the states of a finished run, whose weights are kept beside them."""
+    shutil.rmtree(folder / "steps", ignore_errors=True)

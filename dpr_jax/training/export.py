@@ -1,8 +1,9 @@
-"""The last checkpoint as an encoder folder that any later stage, and any other library, can
-open.
-"""
+"""Trained weights as encoder folders that any later stage, and any other library, can open."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.model import hf
@@ -13,38 +14,70 @@ from dpr_jax.model.dual_encoder import Params, Side, tower
 SIDES: tuple[Side, Side] = ("question", "passage")
 
 
-def export(
-    model: Path,
-    params: Params,
-    *,
-    origin: dict[str, object],
-    shape: BertShape,
-    init: str,
-    settings: dict[Side, EncoderSettings],
-    facts: dict[str, object],
+class Towers(NamedTuple):
+    """What the folders of two towers say besides their weights.
+
+    Attributes:
+      shape: architecture.
+      folders: of the encoders that the weights started from, whose tokenizer files go along.
+      settings: pooling, normalization and length of each side.
+      temperature: of training.
+    """
+
+    shape: BertShape
+    folders: dict[Side, Path]
+    settings: dict[Side, EncoderSettings]
+    temperature: float
+
+
+def write_towers(
+    folder: Path, params: Params, towers: Towers, origin: dict[str, Any], **facts: Any
 ) -> None:
     """Writes question_encoder/ and passage_encoder/, whole or not at all.
 
     Args:
-      model: the folder to make.
+      folder: to make.
       params: host arrays of both towers.
+      towers: what belongs to them.
       origin: what the weights were made from.
-      shape: architecture.
-      init: where the weights started, whose tokenizer files go along.
-      settings: pooling, normalization and length of each side.
       facts: put into the manifest, such as the validation of these weights.
     """
-    with artifacts.atomic_dir(model) as folder:
+    with artifacts.atomic_dir(folder) as partial:
         for side in SIDES:
-            target = folder / f"{side}_encoder"
+            target = partial / f"{side}_encoder"
             target.mkdir()
             hf.write_encoder(
                 target,
-                template=hf.resolve(init, side),
-                shape=shape,
+                template=towers.folders[side],
+                shape=towers.shape,
                 params=tower(params, side),
-                settings=settings[side],
+                settings=towers.settings[side],
+                temperature=towers.temperature,
             )
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)
-    console.say(f"train: wrote {model}")
+        _write_manifest(partial, origin, facts)
+
+
+def export(weights: Path, model: Path, origin: dict[str, Any]) -> None:
+    """Makes the model of a run out of the weights of one of its steps; files are hard-linked.
+
+    Args:
+      weights: folder from `write_towers`.
+      model: folder to make.
+      origin: what the model is made from.
+    """
+    manifest = artifacts.verify(weights / "manifest.json")
+    facts = {name: manifest[name] for name in ("step", "validation")}
+    with artifacts.atomic_dir(model) as partial:
+        for name in manifest["files"]:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(weights / name, partial / name)
+            except OSError:  # a disk without hard links
+                shutil.copyfile(weights / name, partial / name)
+        _write_manifest(partial, origin, facts)
+    console.say(f"train: step {facts['step']} becomes the model ({model})")
+
+
+def _write_manifest(folder: Path, origin: dict[str, Any], facts: dict[str, Any]) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    artifacts.write_manifest(folder / "manifest.json", origin, files, **facts)

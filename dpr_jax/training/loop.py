@@ -3,15 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax import artifacts, console, parallel
-from dpr_jax.config import Config
+from dpr_jax.config import Config, TrainConfig
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
@@ -19,6 +23,7 @@ from dpr_jax.model.dual_encoder import Encoder
 from dpr_jax.training import (
     batches,
     checkpoint,
+    chunking,
     divergence,
     optimizer,
     order,
@@ -26,7 +31,7 @@ from dpr_jax.training import (
     speed,
     validation,
 )
-from dpr_jax.training.export import SIDES, export
+from dpr_jax.training.export import SIDES, Towers, export, write_towers
 from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
 from dpr_jax.training.step import (
@@ -65,21 +70,30 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         console.say(f"train: up to date ({model})")
         return
     train = config.train
+    if finished := checkpoint.finished(folder):
+        parallel.on_main(lambda: _export(finished, folder, model, origin.model, retriever, train))
+        parallel.on_main(lambda: checkpoint.drop_steps(folder))
+        return
     setup.check_division(train.batch_size)
 
     # --- data ----------------------------------------------------------------
     corpus = store.open_corpus(workdir)
     questions = store.open_questions(workdir, "train", mined=mined)
+    total_steps, warmup_steps = setup.schedule(train, len(questions))
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
         tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
     )
 
+    temperature = train.temperature or side_settings["passage"].temperature
+
     # --- model ---------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
     frozen = setup.frozen_levels(train, shape.num_hidden_layers)
     setup.check_widths(train.matryoshka_widths, shape.hidden_size)
+    for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
+        hf.check_tokens(folders[side], shape, tokens.vocabulary)
     encoder = Encoder(
         shape,
         pooling=side_settings["passage"].pooling,
@@ -97,15 +111,14 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     learning_rate = functools.partial(
         optimizer.learning_rate,
         peak=train.learning_rate,
-        warmup_steps=train.warmup_steps,
-        total_steps=train.total_steps,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
         schedule=train.schedule,
         dpr_parity=train.dpr_parity,
     )
     adamw = optimizer.make(
         learning_rate,
         weight_decay=train.weight_decay,
-        eps=train.adam_eps,
         clip_norm=train.clip_norm,
         dpr_parity=train.dpr_parity,
         layers=shape.num_hidden_layers,
@@ -114,15 +127,11 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         temperature_rate=train.temperature_rate,
     )
     if train.learn_temperature:
-        params[LOG_TEMPERATURE] = np.array(math.log(train.temperature), np.float32)
+        params[LOG_TEMPERATURE] = np.array(math.log(temperature), np.float32)
     state = TrainState(np.zeros((), np.int32), params, jax.device_get(adamw.init(params)))
 
     # --- where a killed run was ----------------------------------------------
     with contextlib.ExitStack() as stack:
-        if parallel.is_main():
-            artifacts.write_json(folder / "settings.json", origin.checkpoints)
-            retriever.point("checkpoints", folder)
-        parallel.barrier("checkpoints claimed")
         checkpoints = checkpoint.Checkpoints(folder)
         stack.callback(checkpoints.close)
         progress = START
@@ -131,42 +140,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             state, progress = saved
             console.say(f"train: resuming after step {int(state.step)}")
         first_step = int(state.step)
-        record = Record(folder, first_step=first_step)
-        stack.callback(record.close)
 
-        # --- the mapped step -------------------------------------------------
-        spmd = parallel.spmd(train.spmd)
-        settings = StepSettings(
-            encoder,
-            adamw,
-            temperature=train.temperature,
-            mask_duplicates=train.mask_duplicates,
-            seed=config.seed,
-            symmetric=train.symmetric,
-            matryoshka_widths=train.matryoshka_widths,
-            chunk_size=train.chunk_size,
-            gather=train.gather,
-            distillation=train.distillation,
-            distillation_weight=train.distillation_weight,
-            teacher_temperature=train.teacher_temperature,
-        )
-        update = spmd.map(
-            functools.partial(train_step, settings=settings, axis=parallel.AXIS),
-            donate=True,
-        )
-        validate = functools.partial(
-            validation.validate,
-            dataclasses.replace(encoder, dropout=0.0),
-            questions=dev,
-            corpus=corpus,
-            question_tokenizer=question_tokenizer,
-            passage_tokenizer=passage_tokenizer,
-            block=train.batch_size,
-            block_hard_negatives=train.hard_negatives,
-            pool_hard_negatives=train.validation_hard_negatives,
-            pool_negatives=train.validation_negatives,
-            pool_passages=train.validation_passages,
-        )
+        # --- batches ---------------------------------------------------------
         stream = batches.stream(
             questions,
             corpus,
@@ -187,11 +162,55 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             devices=jax.local_device_count(),
             mixed=mixed,
         )
+        candidates = train.batch_size * (1 + train.hard_negatives)
         console.say(
-            f"train: {len(questions):,} questions, {train.total_steps:,} steps of"
-            f" {train.batch_size} questions and {train.batch_size * (1 + train.hard_negatives)}"
-            f" passages on {jax.device_count()} device(s) of {jax.process_count()} process(es),"
-            f" {train.spmd}"
+            f"train: {len(questions):,} questions, {total_steps:,} steps of {train.batch_size}"
+            f" questions and {candidates} passages on {jax.device_count()} device(s) of"
+            f" {jax.process_count()} process(es), {train.spmd}"
+        )
+
+        # --- the mapped step -------------------------------------------------
+        spmd = parallel.spmd(train.spmd)
+        settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
+        on_devices = spmd.replicate(state)
+        template = checkpoint.hollow(state)
+        del state, saved, params  # the devices have it: no second copy on the host
+
+        def mapped(chunk_size: int | None) -> Callable[..., Any]:
+            step_settings = settings._replace(chunk_size=chunk_size)
+            step = functools.partial(train_step, settings=step_settings, axis=parallel.AXIS)
+            return spmd.map(step, donate=True)
+
+        update = mapped(train.chunk_size)
+        if train.chunk_size is None and train.pack_rows is None and first_step < total_steps:
+            first_batch = next(stream)
+            stream = itertools.chain([first_batch], stream)
+            sharded = spmd.shard(first_batch)
+            update = chunking.largest_that_fits(
+                lambda chunk_size: mapped(chunk_size).lower(on_devices, sharded).compile(),
+                texts=candidates // jax.device_count(),
+                stored=folder / chunking.FILE,
+            ).update
+
+        # --- all input is sound: the folder is this run's --------------------
+        if parallel.is_main():
+            artifacts.write_json(folder / "settings.json", origin.checkpoints)
+            retriever.point("checkpoints", folder)
+        parallel.barrier("checkpoints claimed")
+        record = Record(folder, first_step=first_step)
+        stack.callback(record.close)
+        validate = functools.partial(
+            validation.validate,
+            dataclasses.replace(encoder, dropout=0.0),
+            questions=dev,
+            corpus=corpus,
+            question_tokenizer=question_tokenizer,
+            passage_tokenizer=passage_tokenizer,
+            block=train.batch_size,
+            block_hard_negatives=train.hard_negatives,
+            pool_hard_negatives=train.validation_hard_negatives,
+            pool_negatives=train.validation_negatives,
+            pool_passages=train.validation_passages,
         )
 
         # --- updates ---------------------------------------------------------
@@ -203,7 +222,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         in_doubt = functools.partial(
             divergence.losses_in_doubt,
             losses,
-            candidates=train.batch_size * (1 + train.hard_negatives),
+            candidates=candidates,
         )
 
         def lost(step: int, why: str) -> InputError:
@@ -223,7 +242,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             meter.add(work)
             if step == first_step + 1:  # which is compilation
                 meter.restart()
-            if step % train.log_every_steps == 0 or step == train.total_steps:
+            if step % train.log_every_steps == 0 or step == total_steps:
                 values |= meter.read()
                 record.write(step, values)
                 losses.append(values["loss"])
@@ -233,8 +252,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f}"
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
-            temperature = float(temperature_of(params, train.temperature))
-            judged = validate(params, temperature=temperature)
+            judged = validate(params, temperature=float(temperature_of(params, temperature)))
             named = judged._asdict()
             record.write(step, {f"validation_{name}": v for name, v in named.items()})
             console.say(
@@ -243,15 +261,12 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             )
             return named
 
-        on_devices = spmd.replicate(state)
-        template = checkpoint.hollow(state)
-        del state, saved, params  # the devices have it: no second copy on the host
-        remaining = train.total_steps - first_step
+        remaining = total_steps - first_step
         waiting: tuple[int, dict[str, jax.Array], speed.Work] | None = None
         step = first_step
         advance = stack.enter_context(console.progress("train", remaining, "steps"))
         asked_to_stop = stack.enter_context(parallel.stop_requests())
-        while step < train.total_steps and not progress.exhausted(train.patience):
+        while step < total_steps and not progress.exhausted(train.patience):
             step += 1
             trace.before(step)
             batch, work = speed.next_batch(stream, shape, encoder.pooling)
@@ -262,7 +277,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                 advance(1, finish(*waiting))
             waiting = (step, metrics, work)
 
-            last, stop = step == train.total_steps, asked_to_stop(step)
+            last, stop = step == total_steps, asked_to_stop(step)
             due_judge = dev and (last or _is_due(step, train.validate_every_steps))
             due_save = last or _is_due(step, train.checkpoint_every_steps)
             if not (due_judge or due_save or stop):
@@ -289,25 +304,41 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             meter.restart()
         checkpoints.wait()
 
-        # --- the result ------------------------------------------------------
+        # --- the result: weights of the last and the best step, without AdamW's state ---
         state = spmd.fetch(on_devices)
-        if train.export == "best" and progress.best_step not in (0, step):
-            state, progress = checkpoints.read(progress.best_step, template)
-        console.say(f"train: step {int(state.step)} of {step} becomes the model")
+        of_steps = {step: (state, progress)}
+        if progress.best_step not in (0, step):
+            of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)
+        towers = Towers(
+            shape, folders, side_settings, float(temperature_of(state.params, temperature))
+        )
         if parallel.is_main():
-            export(
-                model,
-                state.params,
-                origin=origin.model,
-                shape=shape,
-                init=init,
-                settings=side_settings,
-                facts={"step": int(state.step), "validation": progress.validation},
-            )
-            retriever.point("model", model)
+            for number, (of_step, known) in of_steps.items():
+                facts = {"step": number, "validation": known.validation}
+                out = folder / f"weights-{number}"
+                write_towers(out, of_step.params, towers, origin.checkpoints, **facts)
+            finished = {"last": step, "best": progress.best_step or step}
+            artifacts.write_json(folder / checkpoint.FINISHED, finished)
+            _export(finished, folder, model, origin.model, retriever, train)
     parallel.barrier("model exported")
+    if parallel.is_main():
+        checkpoint.drop_steps(folder)
 
 
-def _is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens after this one."""
-    return every > 0 and step % every == 0
+def _export(
+    finished: dict[str, int],
+    folder: Path,
+    model: Path,
+    origin: dict[str, Any],
+    retriever: RetrieverDir,
+    train: TrainConfig,
+) -> None:
+    """Makes the model of a finished run out of its best or last weights."""
+    export(folder / f"weights-{finished[train.export]}", model, origin)
+    retriever.point("checkpoints", folder)
+    retriever.point("model", model)
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps (None: never) happens after this one."""
+    return every is not None and step % every == 0

@@ -56,8 +56,8 @@ def make(
     rate: optax.Schedule,
     *,
     weight_decay: float,
-    eps: float,
-    clip_norm: float,
+    clip_norm: float | None,
+    eps: float = 1e-8,
     dpr_parity: bool = False,
     layers: int = 0,
     layer_decay: float = 1.0,
@@ -70,7 +70,7 @@ def make(
       rate: learning rate of update n (0-based).
       weight_decay: not applied to biases and LayerNorm.
       eps: of Adam's denominator.
-      clip_norm: largest global gradient norm; 0 does not clip. Weights that stay have no part in
+      clip_norm: largest global gradient norm; None does not clip. Weights that stay have no part in
         it.
       dpr_parity: clip_norm and eps act on an eighth of the gradient, as on the paper's 8 GPUs.
       layers: of a tower; read where one of the following is set.

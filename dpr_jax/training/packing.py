@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     multiple: int
     devices: int
-    chunk_size: int = 0
+    chunk_size: int | None = None
 
 
 class Shape(NamedTuple):

@@ -35,9 +35,9 @@ class Progress(NamedTuple):
             return Progress(validation, step, value, 0)
         return self._replace(validation=validation, since_best=self.since_best + 1)
 
-    def exhausted(self, patience: int) -> bool:
-        """Whether `patience` validations in a row were no better; 0 is never exhausted."""
-        return 0 < patience <= self.since_best
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether `patience` validations in a row were no better; None is never exhausted."""
+        return patience is not None and patience <= self.since_best
 
 
 START = Progress(validation={}, best_step=0, best_value=0.0, since_best=0)

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import jax
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config, ModelConfig, TrainConfig
+from dpr_jax.config import Config, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
-# what a setting was in checkpoints that are older than it
-DEFAULTS = {"train": to_dict(TrainConfig()), "model": to_dict(ModelConfig())}
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
+DEFAULT_EPOCHS, DEFAULT_STEPS = 10, 1000  # the fewer updates of the two
 FORM = 3  # since the last layer of a [CLS] tower draws dropout for [CLS] alone
 
 
@@ -87,6 +86,29 @@ def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
             f" --retriever {retriever.name} --workdir {retriever.root}`"
         )
     return folder
+
+
+class Schedule(NamedTuple):
+    """How many updates a run has.
+
+    Attributes:
+      total_steps: all of them.
+      warmup_steps: in which the learning rate rises; fewer than all.
+    """
+
+    total_steps: int
+    warmup_steps: int
+
+
+def schedule(train: TrainConfig, questions: int) -> Schedule:
+    """Returns the updates that `train` asks for, with so many training questions."""
+    steps_per_epoch = questions / train.batch_size
+    total_steps = train.total_steps
+    if total_steps is None and train.epochs is not None:
+        total_steps = max(1, round(train.epochs * steps_per_epoch))
+    if total_steps is None:
+        total_steps = max(1, min(DEFAULT_STEPS, round(DEFAULT_EPOCHS * steps_per_epoch)))
+    return Schedule(total_steps, min(round(train.warmup * total_steps), total_steps - 1))
 
 
 def check_alike(init: str, question: EncoderSettings, passage: EncoderSettings) -> None:

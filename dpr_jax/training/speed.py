@@ -111,13 +111,11 @@ class Meter:
 class Trace:
     """A profile of a few updates, for TensorBoard or Perfetto."""
 
-    def __init__(self, folder: Path, *, after: int, steps: int) -> None:
-        """Traces `steps` updates, beginning two after update `after`; 0 traces none. Only process 0
-        writes.
-        """
+    def __init__(self, folder: Path, *, after: int, steps: int | None) -> None:
+        """Traces `steps` updates, beginning two after update `after`; only process 0 writes."""
         self._folder = folder
         self._first = after + TRACE_AFTER + 1
-        self._steps = steps if parallel.is_main() else 0
+        self._steps = (steps or 0) if parallel.is_main() else 0
         self._stack = contextlib.ExitStack()
 
     def before(self, step: int) -> None:

@@ -7,6 +7,7 @@ is the gradient of the mean over the global batch, to rounding:
   that is off leaves no instruction.
 """
 
+import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder
 from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss
@@ -81,7 +83,7 @@ class StepSettings(NamedTuple):
         questions.
       matryoshka_widths: the loss is the mean over vectors cut to these widths, and whole (Kusupati
         et al., 2022, arXiv 2205.13147).
-      chunk_size: texts encoded at once on a device (training/gradcache.py); 0 encodes all.
+      chunk_size: texts encoded at once on a device (training/gradcache.py); None encodes all.
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
       distillation_weight: its share of the loss; that of the contrast is the rest.
@@ -95,11 +97,26 @@ class StepSettings(NamedTuple):
     seed: int
     symmetric: bool = False
     matryoshka_widths: tuple[int, ...] = ()
-    chunk_size: int = 0
+    chunk_size: int | None = None
     gather: bool = True
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     distillation_weight: float = 0.0
     teacher_temperature: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        train: TrainConfig,
+        encoder: Encoder,
+        optimizer: optax.GradientTransformation,
+        *,
+        seed: int,
+        temperature: float,
+    ) -> "StepSettings":
+        """Takes what `train` says of an update, under the same names."""
+        names = {*cls._fields} & {field.name for field in dataclasses.fields(train)}
+        own = {name: getattr(train, name) for name in names} | {"temperature": temperature}
+        return cls(encoder, optimizer, seed=seed, **own)
 
 
 class _Contrast(NamedTuple):

@@ -17,7 +17,8 @@ from dpr_jax.model.dual_encoder import Encoder, Params, tower
 from dpr_jax.model.embed import Embedder
 from dpr_jax.model.tokenizer import Tokenizer
 
-RANK_BLOCK = 256  # questions ranked at a time
+RANK_BLOCK = 64  # questions ranked at a time
+ENCODE_BLOCK = 8192  # texts tokenized at a time
 
 
 class Validation(NamedTuple):
@@ -116,16 +117,7 @@ def validate(
         ],
     )
     own = np.array([position[one.positives[0]] for one in questions])
-    scores_BN = [
-        question_emb[i : i + RANK_BLOCK] @ passage_emb.T
-        for i in range(0, len(questions), RANK_BLOCK)
-    ]
-    rank_blocks = [
-        np.sum(block_BN > block_BN[np.arange(len(block_BN)), mine][:, None], axis=1)
-        for block_BN, mine in zip(
-            scores_BN, np.array_split(own, range(RANK_BLOCK, len(own), RANK_BLOCK))
-        )
-    ]
+    ranks = _ranks(question_emb, passage_emb, own)
     nll, hits = _blocks(
         questions,
         question_emb,
@@ -135,11 +127,21 @@ def validate(
         block=block,
         hard_negatives=block_hard_negatives,
     )
-    ranks = np.concatenate(rank_blocks)
     means = [nll, hits, ranks, ranks == 0, ranks < 20]
     # runs branch on these numbers, so every process takes those of one
     agreed = parallel.of_main(np.array([np.mean(values) for values in means]))
     return Validation(*map(float, agreed), pool=len(rows))
+
+
+def _ranks(question_emb: np.ndarray, passage_emb: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Returns how many passages score above each question's own, int64 [Q]; a block at a time."""
+    ranks = np.empty(len(own), np.int64)
+    for start in range(0, len(own), RANK_BLOCK):
+        rows = slice(start, start + RANK_BLOCK)
+        scores_BN = question_emb[rows] @ passage_emb.T
+        mine_B1 = np.take_along_axis(scores_BN, own[rows, None], axis=1)
+        ranks[rows] = np.sum(scores_BN > mine_B1, axis=1)
+    return ranks
 
 
 def _blocks(
@@ -185,6 +187,7 @@ def _shared_encode(
     share = -(-count // processes)
     mine = range(index * share, min((index + 1) * share, count))
     emb = np.zeros((share, embedder.width), np.float32)
-    if len(mine):
-        emb[: len(mine)] = embedder.encode(texts(mine))
+    for start in range(0, len(mine), ENCODE_BLOCK):
+        block = mine[start : start + ENCODE_BLOCK]
+        emb[start : start + len(block)] = embedder.encode(texts(block))
     return parallel.all_processes(emb)[:count]
