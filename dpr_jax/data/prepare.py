@@ -335,7 +335,7 @@ def _in_corpus(
             if on_missing == "error":
                 raise InputError(
                     f"{where}: gold passage {missing!r} is not in the corpus; data.passages must"
-                    " hold every gold passage, or --data.on-missing drop leave it out"
+                    " hold every gold passage; leave such passages out with --data.on-missing drop"
                 )
             example = example or f"{where}: {missing!r}"
             dropped += known.count(False)
