@@ -141,6 +141,19 @@ def test_a_table_per_set_and_the_macro_average(
         assert all(f"<th>{name}</th>" in page for name in ("MRR@10", "nDCG@10", "recall@100"))
 
 
+def test_two_runs_are_compared_on_every_set(
+    evaluated: tuple[WorkDir, dict[str, Path]], capsys: pytest.CaptureFixture
+) -> None:
+    workdir, _ = evaluated
+    cli.run(["compare", "bm25", "other", "--workdir", str(workdir.root)])
+    out = capsys.readouterr().out
+    early, late = out[out.index("\nearly\n") :].split("\nlate\n")
+    for part, question_set in ((early, "early"), (late, "late")):
+        row = next(line for line in part.splitlines() if line.startswith("│ nDCG@10"))
+        for run in ("bm25", "other"):
+            assert f" {100 * measured(workdir, question_set, run)['nDCG@10']:.1f} " in row
+
+
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     chance = random.Random(1)
     one = beir_folder(tmp_path / "a" / "set", range(2), chance)

@@ -26,7 +26,15 @@ NOT_THERE = "no gold passage in the corpus, and no answers"
 
 
 class CorpusFacts(NamedTuple):
-    """What the questions need of the corpus, and what is reported of it."""
+    """What the questions need of the corpus, and what is reported of it.
+
+    Attributes:
+      table: passage id -> row.
+      passages: how many there are.
+      repeated_texts: those whose text another one has.
+      empty_texts: those without text.
+      repeats: rows of the source that repeat an id with its title and text, and were left out.
+    """
 
     table: HashTable
     passages: int
@@ -74,10 +82,10 @@ def run(config: Config, workdir: WorkDir) -> None:
         facts, corpus_files = write_corpus(corpus, folder)
         if documents:
             console.say(f"prepare: corpus: cut {_report(documents)}")
+        twice = f"; {facts.repeats:,} stood there again and are kept once" if facts.repeats else ""
         console.say(
             f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat"
-            f" another's text, {facts.empty_texts:,} have none, {facts.repeats:,} were there twice"
-            " and are kept once)"
+            f" another's text, {facts.empty_texts:,} have none){twice}"
         )
 
         # --- the questions, which name passages by row
@@ -327,7 +335,7 @@ def _in_corpus(
             if on_missing == "error":
                 raise InputError(
                     f"{where}: gold passage {missing!r} is not in the corpus; data.passages must"
-                    " hold every gold passage, or --data.on-missing drop leave it out"
+                    " hold every gold passage; leave such passages out with --data.on-missing drop"
                 )
             example = example or f"{where}: {missing!r}"
             dropped += known.count(False)
