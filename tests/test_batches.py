@@ -3,12 +3,12 @@ epoch.
 """
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.data.answers import has_answer
@@ -18,6 +18,11 @@ from dpr_jax.model import hf, tokenizer
 from dpr_jax.training import batches, order
 from dpr_jax.training.false_negatives import text_key
 from dpr_jax.training.step import Batch
+from dpr_jax.workdir import WorkDir
+
+
+def mined_in(workdir: WorkDir) -> Path:
+    return workdir.retriever("trained").current("mined")
 
 
 def question(hard: tuple[int, ...], other: tuple[int, ...] = ()) -> Question:
@@ -57,7 +62,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
             "first_step": 0,
         }
         rows = batches.stream(
-            store.open_questions(workdir, "train", mined=True),
+            store.open_questions(workdir, "train", mined_in(workdir)),
             store.open_corpus(workdir),
             tokenizer.load(folder, 24),
             tokenizer.load(folder, 48),
@@ -95,7 +100,7 @@ def test_mixed_batches_are_the_same_for_any_process_count_and_start(
 ) -> None:
     _, workdir = nq_small_workdir
     corpus = store.open_corpus(workdir)
-    questions = list(store.open_questions(workdir, "train", mined=True))
+    questions = list(store.open_questions(workdir, "train", mined_in(workdir)))
     files = [("a", range(20)), ("b", range(20, 60))]
     mixed = order.parts(files, (4.0, 1.0), batch_size=8)
     whole = make_stream(mixed=mixed)
@@ -153,7 +158,7 @@ def test_every_questions_positives_are_known_by_their_texts(
     corpus = store.open_corpus(workdir)
     wanted = {
         tuple(sorted({text_key(corpus[row].text) for row in one.positives}))
-        for one in store.open_questions(workdir, "train", mined=True)
+        for one in store.open_questions(workdir, "train", mined_in(workdir))
     }
     for batch in make_stream():
         assert (batch.positive_texts_BM[:, 0] == batch.passage_texts_P[::2]).all()
@@ -188,7 +193,7 @@ def test_every_process_knows_the_answers_in_the_whole_batch(
     _, workdir = nq_small_workdir
     corpus = store.open_corpus(workdir)
     by_key = {text_key(one.text): one.text for one in corpus}
-    questions = store.open_questions(workdir, "train", mined=True)
+    questions = store.open_questions(workdir, "train", mined_in(workdir))
     answers = {text_key(corpus[one.positives[0]].text): one.answers for one in questions}
     assert len(answers) == len(questions)
     halves = [

@@ -24,12 +24,11 @@ from step_reference import (
     with_teacher,
 )
 
-from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config, MineConfig, ModelConfig, TrainConfig
 from dpr_jax.mining import mine
 from dpr_jax.training import loop
 from dpr_jax.training.step import LOG_TEMPERATURE
+from dpr_jax.workdir import WorkDir, open_workdir
 
 CHOSEN = {
     (1, "shard_map", "kl", False),
@@ -53,7 +52,7 @@ def test_gradient_is_that_of_the_global_batch(
         distillation=distillation,
         distillation_weight=0.6,
         teacher_temperature=1.5,
-        chunk_size=4 if chunked else 0,
+        chunk_size=4 if chunked else None,
     )
     wanted_loss, wanted = reference(make_params(), batch, settings)
     found_loss, found, counted = mapped_gradient(kind, count, make_params(), batch, settings)
@@ -99,16 +98,15 @@ def test_a_teacher_of_the_config_file_teaches(
     """From the mined passages' scores to the metrics of training."""
     config, prepared = nq_small_workdir
     tiny.write(tmp_path / "init")
-    workdir = artifacts.open_workdir(tmp_path / "run", config.name)
-    shutil.copytree(prepared.data, workdir.data)
-    shutil.copytree(prepared.bm25, workdir.bm25)
+    shutil.copytree(prepared.root, tmp_path / "run", symlinks=True)
+    target = open_workdir(tmp_path / "run").retriever("taught")
 
     def teacher(question: str, passages: list[tuple[str, str]]) -> list[float]:
         return [len({*question.split()} & {*text.split()}) for _, text in passages]
 
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, dev=""),
+        data=dataclasses.replace(config.data, dev=None),
         mine=MineConfig(teacher=teacher),
         model=ModelConfig(
             init=str(tmp_path / "init"), max_question_tokens=16, max_passage_tokens=32
@@ -121,9 +119,9 @@ def test_a_teacher_of_the_config_file_teaches(
             log_every_steps=1,
         ),
     )
-    mine.run(config, workdir)
-    loop.run(config, workdir)
-    text = (workdir.checkpoints / "metrics.jsonl").read_text()
+    mine.run(config, target)
+    loop.run(config, target)
+    text = (target.current("checkpoints") / "metrics.jsonl").read_text()
     for row in map(json.loads, text.splitlines()):
         assert row["distillation"] > 0
         mixed = (row["nll"] + row["distillation"]) / 2

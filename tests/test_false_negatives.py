@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.data.answers import has_answer
 from dpr_jax.training.false_negatives import holds_answer, text_key
+from dpr_jax.workdir import WorkDir
 
 
 def test_equal_but_for_case_and_white_space() -> None:

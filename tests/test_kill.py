@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import tiny
 
-from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config, EncodeConfig, ModelConfig, TrainConfig
 from dpr_jax.encoding import encode
 from dpr_jax.index import embeddings
 from dpr_jax.training import loop
+from dpr_jax.workdir import RetrieverDir, WorkDir, open_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 # `dpr train` that is killed so many seconds after it wrote the metrics of an update
@@ -61,7 +61,7 @@ cli.run(["encode", *sys.argv[2:]])
 """
 
 
-def run_and_kill(config_file: Path, workdir: WorkDir, step: int, delay_s: float) -> int:
+def run_and_kill(config_file: Path, workdir: RetrieverDir, step: int, delay_s: float) -> int:
     """The exit status of a run that dies `delay_s` after `step`, if it is not done before."""
     command = [sys.executable, "-c", KILLED, str(step), str(delay_s), str(config_file)]
     result = subprocess.run(
@@ -76,8 +76,13 @@ def run_and_kill(config_file: Path, workdir: WorkDir, step: int, delay_s: float)
     return result.returncode
 
 
-def losses(workdir: WorkDir) -> list[tuple[int, float]]:
-    text = (workdir.checkpoints / "metrics.jsonl").read_text()
+def copied(prepared: WorkDir, root: Path) -> RetrieverDir:
+    shutil.copytree(prepared.root, root, symlinks=True)
+    return open_workdir(root).retriever("trained")
+
+
+def losses(workdir: RetrieverDir) -> list[tuple[int, float]]:
+    text = (workdir.current("checkpoints") / "metrics.jsonl").read_text()
     rows = map(json.loads, text.splitlines())
     return [(row["step"], row.get("loss", row.get("validation_nll", 0.0))) for row in rows]
 
@@ -103,7 +108,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
             batch_size=8,
             total_steps=total_steps,
             learning_rate=1e-3,
-            warmup_steps=2,
+            warmup=0.2,
             log_every_steps=1,
             checkpoint_every_steps=1,
             validate_every_steps=3,
@@ -113,11 +118,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     )
     config_file = tmp_path / "config.py"
     config_file.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
-    unbroken, killed = (
-        artifacts.open_workdir(tmp_path / name, config.name) for name in ("unbroken", "killed")
-    )
-    for workdir in (unbroken, killed):
-        shutil.copytree(prepared.data, workdir.data)
+    unbroken, killed = (copied(prepared, tmp_path / name) for name in ("unbroken", "killed"))
 
     loop.run(config, unbroken)
     rng = random.Random(kills)
@@ -132,7 +133,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     assert losses(killed) == losses(unbroken)
     for side in ("question", "passage"):
         one, other = (
-            workdir.model / f"{side}_encoder" / "model.safetensors"
+            workdir.current("model") / f"{side}_encoder" / "model.safetensors"
             for workdir in (unbroken, killed)
         )
         assert one.read_bytes() == other.read_bytes()
@@ -146,15 +147,13 @@ def test_encoding_killed_in_the_middle_of_a_shard_ends_in_the_same_bytes(
     config = dataclasses.replace(
         base,
         model=ModelConfig(init=str(tmp_path / "init"), max_passage_tokens=32),
-        encode=EncodeConfig(model=str(tmp_path / "init"), rows_per_shard=128, batch_tokens=64),
+        encode=EncodeConfig(rows_per_shard=128, batch_tokens=64),
     )
     config_file = tmp_path / "config.py"
     config_file.write_text(f"from dpr_jax.config import *\n\nconfig = {config!r}\n")
-    unbroken, killed = (
-        artifacts.open_workdir(tmp_path / name, config.name) for name in ("unbroken", "killed")
-    )
-    for workdir in (unbroken, killed):
-        shutil.copytree(prepared.data, workdir.data)
+    unbroken, killed = (copied(prepared, tmp_path / name) for name in ("unbroken", "killed"))
+    for target in (unbroken, killed):
+        recipes.store(target, config, source=str(tmp_path / "init"))
     encode.run(config, unbroken)
 
     arguments = [str(config_file), "--workdir", str(killed.root)]
@@ -168,14 +167,14 @@ def test_encoding_killed_in_the_middle_of_a_shard_ends_in_the_same_bytes(
         timeout=300,
     )
     assert result.returncode == -signal.SIGKILL, result.stderr
-    building = killed.inside("embeddings.building")
+    (building,) = killed.home.glob("embeddings-*.building")
     names = {file.name.partition("-of-")[0] for file in building.glob("shard-*")}
     assert names == {"shard-00000", "shard-00001"}
     assert len(list(building.glob("shard-00001-*.npy.partial"))) == 1
     encode.run(config, killed)
     one, other = (
-        artifacts.read_json(workdir.inside("embeddings") / "manifest.json")
+        artifacts.read_json(workdir.current("embeddings") / "manifest.json")
         for workdir in (unbroken, killed)
     )
     assert one == other
-    embeddings.open_embeddings(killed.inside("embeddings"))
+    embeddings.open_embeddings(killed.current("embeddings"))

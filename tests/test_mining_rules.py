@@ -159,7 +159,6 @@ def test_the_users_filter_is_asked_for_what_passes_the_rules() -> None:
         (lambda q, p: [True], r"gave bool\[1\] for the 2 passages of question '0'"),
         (lambda q, p: [0.5, 0.1], r"gave float64\[2\]"),
         (lambda q, p: None, "must give one True or False each"),
-
     ],
 )
 def test_a_filter_that_does_not_judge(filter, message: str) -> None:

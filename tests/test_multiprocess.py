@@ -22,6 +22,16 @@ from dpr_jax.workdir import WorkDir, open_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 DPR = "from dpr_jax.cli import main; main()"
+# the same, and the states of the optimizer are kept
+UNFINISHED = (
+    """
+from dpr_jax.training import checkpoint
+
+checkpoint.drop_steps = lambda folder: None
+"""
+    + DPR
+)
+
 # the same, and process 0 alone is asked to stop when it writes the metrics of update 2
 STOPPED = (
     """
@@ -104,7 +114,7 @@ def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) 
             batch_size=8,
             total_steps=total_steps,
             learning_rate=1e-3,
-            warmup_steps=1,
+            warmup=0.25,
             temperature=0.05,
             dropout=0.0,
             spmd=spmd,
@@ -184,7 +194,7 @@ def test_two_processes_train_as_one(
     config = config_file.load(file)
     one, two = (copied(prepared, tmp_path / name) for name in ("one", "two"))
     loop.run(config, one.retriever("trained"))  # this process, eight devices
-    in_two_processes(file, two, tmp_path / "logs", "train")
+    in_two_processes(file, two, tmp_path / "logs", "train", code=UNFINISHED)
     assert sorted(lines(one)) == [1, 2, 3, 4]
     assert_same_curve(one, two)
 
@@ -192,6 +202,7 @@ def test_two_processes_train_as_one(
     trained = two.retriever("trained")
     shutil.rmtree(trained.current("checkpoints") / "steps" / "4")
     shutil.rmtree(trained.current("model"))
+    (trained.current("checkpoints") / "finished.json").unlink()
     loop.run(config, trained)
     assert "resuming after step 2" in capfd.readouterr().err
     assert_same_curve(one, two)

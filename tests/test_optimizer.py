@@ -68,7 +68,7 @@ def updates_of(**changes: float) -> list[float]:
     the towers.
     """
     adamw = optimizer.make(
-        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=0, layers=2, **changes
+        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=None, layers=2, **changes
     )
     updates, _ = adamw.update(TOWER, adamw.init(TOWER), TOWER)
     return [float(abs(leaf).max()) for leaf in jax.tree.leaves(updates)]
@@ -83,7 +83,7 @@ def test_frozen_levels_stay_and_have_no_moments() -> None:
     np.testing.assert_allclose(updates_of(frozen=1), [0, 1, 1, 1], rtol=1e-5)
     np.testing.assert_allclose(updates_of(frozen=2), [0, 0, 1, 1], rtol=1e-5)
     adamw = optimizer.make(
-        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=0, layers=2, frozen=2
+        lambda _: 1.0, weight_decay=0.1, eps=1e-8, clip_norm=None, layers=2, frozen=2
     )
     moments = [x for x in jax.tree.leaves(adamw.init(TOWER)) if x.ndim]
     assert len(moments) == 4  # two of each of the two that move
@@ -107,7 +107,7 @@ def test_frozen_levels_have_no_gradient() -> None:
 
 def test_the_temperature_may_move_faster() -> None:
     adamw = optimizer.make(
-        lambda _: 0.1, weight_decay=0, eps=1e-8, clip_norm=0, temperature_rate=20.0
+        lambda _: 0.1, weight_decay=0, eps=1e-8, clip_norm=None, temperature_rate=20.0
     )
     params = {"question": jnp.ones(1), LOG_TEMPERATURE: jnp.float32(0)}
     updates, _ = adamw.update(
@@ -118,7 +118,7 @@ def test_the_temperature_may_move_faster() -> None:
 
 
 def test_first_update_is_adams_and_decays_matrices_alone() -> None:
-    adamw = optimizer.make(lambda _: 0.1, weight_decay=0.5, eps=1e-8, clip_norm=0)
+    adamw = optimizer.make(lambda _: 0.1, weight_decay=0.5, eps=1e-8, clip_norm=None)
     params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full((1,), 2.0)}
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7.0), params)
     updates, _ = adamw.update(grads, adamw.init(params), params)

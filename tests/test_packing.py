@@ -4,6 +4,7 @@ nothing lost on the way.
 
 import functools
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +19,6 @@ from step_reference import (
 )
 
 from dpr_jax import parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.model import hf, tokenizer
@@ -26,6 +26,11 @@ from dpr_jax.model.dual_encoder import TEXTS_PER_ROW, Encoder, Packed
 from dpr_jax.training import batches, packing
 from dpr_jax.training.packing import Layout
 from dpr_jax.training.step import Batch, global_gradient
+from dpr_jax.workdir import WorkDir
+
+
+def mined_in(workdir: WorkDir) -> Path:
+    return workdir.retriever("trained").current("mined")
 
 
 def test_rows_by_hand() -> None:
@@ -101,7 +106,7 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
     def stream(count: int = 20, **changes: int) -> list[Batch]:
         settings = {"first_step": 0, "pack_rows": 1, "devices": 2, "batch_size": 16}
         rows = batches.stream(
-            store.open_questions(workdir, "train", mined=True),
+            store.open_questions(workdir, "train", mined_in(workdir)),
             store.open_corpus(workdir),
             tokenizer.load(folder, 24),
             tokenizer.load(folder, 160),
@@ -136,7 +141,7 @@ def shapes(streamed: list[Batch]) -> list[list[tuple[int, ...]]]:
 
 
 def test_batches_are_the_padded_ones(make_stream) -> None:
-    for packed, padded in zip(make_stream(5), make_stream(5, pack_rows=0), strict=True):
+    for packed, padded in zip(make_stream(5), make_stream(5, pack_rows=None), strict=True):
         for side in ("question", "passages"):
             whole = getattr(padded, side)
             wanted = [
@@ -163,7 +168,7 @@ def test_position_is_the_step_number(make_stream) -> None:
 def test_numbers_of_rows_are_bounded(make_stream) -> None:
     """Whatever the lengths: a text a row is the most, and there are so many steps up to it."""
     rng, layout = np.random.default_rng(0), Layout(1, devices=2)
-    (padded,) = make_stream(1, pack_rows=0)
+    (padded,) = make_stream(1, pack_rows=None)
     found = set()
     for _ in range(300):
         longest = rng.integers(2, 161)

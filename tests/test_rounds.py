@@ -54,7 +54,7 @@ def finished(
             max_question_tokens=16,
             max_passage_tokens=32,
         ),
-        train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup_steps=1),
+        train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup=0.5),
         encode=EncodeConfig(dtype="float32"),
         index=IndexConfig(kind="faiss", recall_queries=5),
         evaluate=EvaluateConfig(bootstrap_samples=20, examples=2),

@@ -3,6 +3,7 @@ in float64 NumPy.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -245,30 +246,36 @@ def test_updates_are_those_of_one_device_and_compile_once() -> None:
     assert results[0][0] != results[0][1]
 
 
-def test_dropout_differs_by_step_and_device_and_repeats_with_the_seed() -> None:
-    settings = make_settings(encoder=Encoder(SHAPE, dropout=0.5))
-    params = make_params()
-    batch = make_batch(np.random.default_rng(0))
-    # the same rows on both devices: only dropout can tell them apart
-    half = jax.tree.map(lambda leaf: np.concatenate([leaf[: len(leaf) // 2]] * 2), batch)
-    spmd = parallel.spmd("pmap", jax.devices()[:2])
+def dropped_loss(devices: int, *, step: int = 0, seed: int = 3) -> float:
+    """Loss of one update with dropout, where every device has the same rows and is alone."""
+    settings = make_settings(encoder=Encoder(SHAPE, dropout=0.5), gather=False, seed=seed)
+    half = jax.tree.map(lambda leaf: leaf[: len(leaf) // 2], make_batch(np.random.default_rng(0)))
+    batch = jax.tree.map(lambda leaf: np.concatenate([leaf] * devices), half)
+    spmd = parallel.spmd("pmap", jax.devices()[:devices])
+    update = spmd.map(functools.partial(train_step, settings=settings, axis=parallel.AXIS))
+    opt_state = jax.device_get(settings.optimizer.init(make_params()))
+    state = TrainState(np.int32(step), make_params(), opt_state)
+    _, metrics = update(spmd.replicate(state), spmd.shard(batch))
+    return float(spmd.fetch(metrics)["loss"])
 
-    @spmd.map
-    def vectors(step: jax.Array, shard: Batch) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(settings.seed), step)
-        key = jax.random.fold_in(key, lax.axis_index(parallel.AXIS))
-        emb = dual_encoder.encode(settings.encoder, params, "question", shard.question, key)
-        # one number of one text: the sum of a vector is 0 after LayerNorm, but for rounding
-        return lax.all_gather(emb[0, 0], parallel.AXIS)
 
-    def numbers(step: int) -> np.ndarray:
-        step = spmd.replicate(np.int32(step))
-        return spmd.fetch(vectors(step, spmd.shard(half)))
+def test_dropout_differs_by_step_seed_and_device_and_repeats() -> None:
+    one = dropped_loss(1)
+    assert dropped_loss(1) == one
+    for other in (dropped_loss(1, step=1), dropped_loss(1, seed=4)):
+        assert abs(other - one) > 1e-3
+    # equal masks on equal rows would give both devices the loss of the first
+    assert abs(dropped_loss(2) - one) > 1e-3
 
-    first, second = numbers(0), numbers(1)
-    assert first[0] != first[1]
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, numbers(0))
+
+def test_dropout_differs_by_chunk() -> None:
+    tokens = make_tokens(np.random.default_rng(0), 4, 6)
+    twice = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), tokens)
+    encoder = Encoder(SHAPE, dropout=0.5)
+    emb_BD = gradcache.encode(
+        encoder, make_params(), "question", twice, jax.random.key(5), chunk_size=4
+    )
+    assert np.abs(emb_BD[:4] - emb_BD[4:]).max(axis=1).min() > 1e-3
 
 
 def test_a_batch_that_devices_cannot_share_is_refused() -> None:

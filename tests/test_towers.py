@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from prepared import prepare
+from prepared import prepare, retriever
 
 from dpr_jax import artifacts, pipeline
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import (
     Config,
     EncodeConfig,
@@ -25,6 +24,7 @@ from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.embed import load_embedder
+from dpr_jax.workdir import RetrieverDir, open_workdir
 
 PASSAGES = [
     Passage("w1", "Rome", "The Tiber flows through Rome."),
@@ -45,47 +45,48 @@ OF_QUESTIONS = dataclasses.replace(
     CONFIG, encode=dataclasses.replace(CONFIG.encode, questions="test")
 )
 MEASURED_WITH_QUESTIONS = dataclasses.replace(
-    CONFIG, index=dataclasses.replace(CONFIG.index, queries="embeddings-test")
+    CONFIG, index=dataclasses.replace(CONFIG.index, queries="test")
 )
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
-    """Up to the run."""
-    root = tmp_path_factory.mktemp("towers") / "work"
-    workdir = prepare(root, PASSAGES, QUESTIONS)
-    write_tower(workdir, "question", seed=0)
-    write_tower(workdir, "passage", seed=1)
-    search(workdir)
-    return workdir
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two towers and a work directory up to the run."""
+    root = tmp_path_factory.mktemp("towers")
+    write_tower(root, "question", seed=0)
+    write_tower(root, "passage", seed=1)
+    workdir = prepare(root / "work", PASSAGES, QUESTIONS)
+    search(retriever(workdir, "trained", CONFIG, source=str(root / "model")))
+    return root
 
 
 @pytest.fixture
-def workdir(finished: WorkDir, tmp_path: Path) -> WorkDir:
-    shutil.copytree(finished.root, tmp_path / "work")
-    return WorkDir(tmp_path / "work")
+def target(finished: Path, tmp_path: Path) -> RetrieverDir:
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    workdir = open_workdir(tmp_path / "copy" / "work")
+    return retriever(workdir, "trained", CONFIG, source=str(tmp_path / "copy" / "model"))
 
 
-def write_tower(workdir: WorkDir, side: str, seed: int) -> None:
-    folder = workdir.model / f"{side}_encoder"
+def write_tower(root: Path, side: str, seed: int) -> None:
+    folder = root / "model" / f"{side}_encoder"
     shutil.rmtree(folder, ignore_errors=True)
     tiny.write(folder, seed=seed)
 
 
-def search(workdir: WorkDir, config: Config = CONFIG) -> None:
+def search(target: RetrieverDir, config: Config = CONFIG) -> None:
     for stage in ("encode", "index", "retrieve"):
-        pipeline.STAGES[stage](config, workdir)
+        pipeline.STAGES[stage](config, target)
 
 
-def scores(workdir: WorkDir) -> list[float]:
-    lines = (workdir.runs / "trained.trec").read_text().splitlines()
+def scores(target: RetrieverDir) -> list[float]:
+    lines = (target.workdir.runs("test") / "trained.trec").read_text().splitlines()
     return [float(line.split()[4]) for line in lines]
 
 
-def wanted_scores(workdir: WorkDir) -> np.ndarray:
+def wanted_scores(target: RetrieverDir) -> np.ndarray:
     """By the two towers as they are now."""
     question, passage = (
-        load_embedder("model", workdir, side, model=CONFIG.model, dtype="float32")
+        load_embedder(target.encoder, side, model=CONFIG.model, dtype="float32")
         for side in ("question", "passage")
     )
     emb_PD = passage.encode([(one.title, one.text) for one in PASSAGES])
@@ -94,109 +95,71 @@ def wanted_scores(workdir: WorkDir) -> np.ndarray:
     return -np.sort(-scores_QP).ravel()
 
 
-def written(workdir: WorkDir) -> list[int]:
-    """When embeddings and index were."""
-    files = ("embeddings/manifest.json", "index/index.json")
-    return [(workdir.root / file).stat().st_mtime_ns for file in files]
+def current(target: RetrieverDir) -> list[Path]:
+    return [target.current(stage) for stage in ("embeddings", "index")]
 
 
-def test_a_newer_question_tower_keeps_embeddings_and_index(workdir: WorkDir) -> None:
-    before, old = written(workdir), scores(workdir)
-    write_tower(workdir, "question", seed=2)
-    search(workdir)
-    assert written(workdir) == before
-    assert scores(workdir) != old
-    np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
+def test_a_newer_question_tower_keeps_embeddings_and_index(target: RetrieverDir) -> None:
+    before, old = current(target), scores(target)
+    write_tower(target.root.parent, "question", seed=2)
+    search(target)
+    assert current(target) == before
+    assert scores(target) != old
+    np.testing.assert_allclose(scores(target), wanted_scores(target), rtol=1e-5)
 
 
-def test_a_newer_passage_tower_makes_them_anew(workdir: WorkDir) -> None:
-    before = written(workdir)
-    write_tower(workdir, "passage", seed=2)
-    shutil.rmtree(workdir.runs)
-    with pytest.raises(InputError, match="another model encoded than the passage enc"):
-        pipeline.STAGES["retrieve"](CONFIG, workdir)
-    search(workdir)
-    assert all(now > then for now, then in zip(written(workdir), before, strict=True))
-    np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
+def test_a_newer_passage_tower_makes_them_anew(target: RetrieverDir) -> None:
+    before = current(target)
+    write_tower(target.root.parent, "passage", seed=2)
+    with pytest.raises(InputError, match="passages of another encoder"):
+        pipeline.STAGES["retrieve"](CONFIG, target)
+    search(target)
+    assert all(now != then for now, then in zip(current(target), before, strict=True))
+    np.testing.assert_allclose(scores(target), wanted_scores(target), rtol=1e-5)
 
 
-def test_towers_that_change_places_are_another_model(workdir: WorkDir) -> None:
-    write_tower(workdir, "question", seed=1)
-    write_tower(workdir, "passage", seed=0)
-    with pytest.raises(InputError, match="another model encoded"):
-        pipeline.STAGES["retrieve"](CONFIG, workdir)
+def test_towers_that_change_places_are_another_model(target: RetrieverDir) -> None:
+    write_tower(target.root.parent, "question", seed=1)
+    write_tower(target.root.parent, "passage", seed=0)
+    with pytest.raises(InputError, match="passages of another encoder"):
+        pipeline.STAGES["retrieve"](CONFIG, target)
 
 
 def test_vectors_of_questions_stay_beside_a_newer_passage_tower(
-    workdir: WorkDir,
+    target: RetrieverDir,
 ) -> None:
-    pipeline.STAGES["encode"](OF_QUESTIONS, workdir)
-    folder = workdir.inside("embeddings-test")
+    pipeline.STAGES["encode"](OF_QUESTIONS, target)
+    folder = target.current("questions/test")
     (vectors,) = folder.glob("*.npy")
     before = vectors.stat().st_mtime_ns
-    write_tower(workdir, "passage", seed=2)
-    pipeline.STAGES["encode"](CONFIG, workdir)
+    write_tower(target.root.parent, "passage", seed=2)
+    pipeline.STAGES["encode"](CONFIG, target)
     with pytest.raises(InputError, match="vectors are of another model"):
-        pipeline.STAGES["index"](MEASURED_WITH_QUESTIONS, workdir)
-    pipeline.STAGES["encode"](OF_QUESTIONS, workdir)
+        pipeline.STAGES["index"](MEASURED_WITH_QUESTIONS, target)
+    pipeline.STAGES["encode"](OF_QUESTIONS, target)
     assert vectors.stat().st_mtime_ns == before
     artifacts.verify(folder / "manifest.json")
-    pipeline.STAGES["index"](MEASURED_WITH_QUESTIONS, workdir)
+    pipeline.STAGES["index"](MEASURED_WITH_QUESTIONS, target)
 
 
-def test_an_index_of_an_older_form_is_built_anew(workdir: WorkDir) -> None:
-    """Embeddings and index of when `model` was a hash of both towers."""
-    embeddings, index = (
-        workdir.root / file for file in ("embeddings/manifest.json", "index/index.json")
-    )
-    artifacts.restate(embeddings, model="both")
-    made_from = artifacts.read_json(index)["made_from"]
-    del made_from["form"]
-    artifacts.restate(index, model="both", made_from=made_from)
-    vectors = workdir.root / "embeddings" / "shard-00000-of-00001.npy"
-    before = vectors.stat().st_mtime_ns
-    shutil.rmtree(workdir.runs)
-    with pytest.raises(InputError, match="run encode and index with that model"):
-        pipeline.STAGES["retrieve"](CONFIG, workdir)
-    search(workdir)
-    assert vectors.stat().st_mtime_ns == before
-    np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
-
-
-def test_an_index_follows_when_its_vectors_get_another_encoder(
-    workdir: WorkDir,
-) -> None:
-    """The same vectors of another encoder, which encode names after the index was built."""
-    embeddings, index = (
-        workdir.root / file for file in ("embeddings/manifest.json", "index/index.json")
-    )
-    name = artifacts.read_json(index)["model"]
-    artifacts.restate(embeddings, model="another")
-    pipeline.STAGES["index"](CONFIG, workdir)
-    assert artifacts.read_json(index)["model"] == "another"
-    artifacts.restate(embeddings, model=name)
-    search(workdir)
-    np.testing.assert_allclose(scores(workdir), wanted_scores(workdir), rtol=1e-5)
-
-
-def test_towers_that_training_did_not_write_together(workdir: WorkDir) -> None:
-    manifest = workdir.model / "manifest.json"
-    files = [path for path in workdir.model.rglob("*") if path.is_file()]
+def test_towers_that_training_did_not_write_together(target: RetrieverDir) -> None:
+    manifest = Path(target.encoder) / "manifest.json"
+    files = [path for path in manifest.parent.rglob("*") if path.is_file()]
     artifacts.write_manifest(manifest, artifacts.made_from("train", {}, {}), files)
-    search(workdir)
-    write_tower(workdir, "question", seed=2)
+    search(target)
+    write_tower(target.root.parent, "question", seed=2)
     for stage in ("encode", "retrieve"):
         with pytest.raises(InputError, match="must be those of one training") as error:
-            pipeline.STAGES[stage](CONFIG, workdir)
+            pipeline.STAGES[stage](CONFIG, target)
         assert "question_encoder/model.safetensors is damaged" in str(error.value)
     manifest.unlink()  # put together on purpose
-    search(workdir)
+    search(target)
 
 
-def test_towers_of_two_widths(workdir: WorkDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_towers_of_two_widths(target: RetrieverDir, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = BertShape(**{**tiny.SHAPE.__dict__, "hidden_size": 16})
     monkeypatch.setattr(tiny, "SHAPE", narrow)
     monkeypatch.setattr(tiny, "params", lambda seed, params=tiny.params: params(narrow, seed))
-    write_tower(workdir, "question", seed=0)
+    write_tower(target.root.parent, "question", seed=0)
     with pytest.raises(InputError, match="vectors of width 16, its passage encoder of"):
-        pipeline.STAGES["retrieve"](CONFIG, workdir)
+        pipeline.STAGES["retrieve"](CONFIG, target)
