@@ -4,6 +4,7 @@ every stage.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 import tiny
+
+from dpr_jax import artifacts
+from dpr_jax.workdir import open_workdir
 
 FIXTURE = Path(__file__).parent / "fixtures" / "nq_small"
 # one device and quick compiling: this is about files, not about devices
@@ -22,7 +26,6 @@ CONFIG = """
 from dpr_jax.config import *
 
 config = Config(
-    name="small",
     data=DataConfig(
         passages="{fixture}/passages.tsv.gz",
         train="{fixture}/train.json",
@@ -54,13 +57,17 @@ config = Config(
 """
 # a line that each stage prints while it is at work, in the pipeline's order
 KILL_AT = (
+    "BM25 index:",
+    "retrieve bm25 on test:",
+    "encode untrained:",
+    "index: scann",
     "mine train:",
-    "retrieve bm25:",
-    "encode: ",
     "train: 60 questions",
-    "train: wrote",
-    "index: ",
-    "retrieve trained:",
+    "train: step 6: validation",
+    "train: step 6 becomes",
+    "encode trained:",
+    "retrieve trained on dev:",
+    "retrieve hybrid: weight",
 )
 
 
@@ -110,7 +117,7 @@ def run_until(line: str, config: Path, workdir: Path) -> None:
 def metrics(workdir: Path) -> dict[str, Any]:
     return {
         path.name: json.loads(path.read_text())
-        for path in sorted((workdir / "metrics").glob("*.json"))
+        for path in sorted((workdir / "metrics" / "test").glob("*.json"))
         if path.name != "manifest.json"
     }
 
@@ -139,13 +146,17 @@ def test_the_table_and_the_page_name_every_run(
     for name in ("bm25", "untrained", "trained", "hybrid"):
         assert name in done.stdout
         assert name in page
-        assert (workdir / "runs" / f"{name}.trec").exists()
-        assert (workdir / "runs" / f"{name}.json").exists()
-    index = json.loads((workdir / "index" / "index.json").read_text())
+        assert (workdir / "runs" / "test" / f"{name}.trec").exists()
+        assert (workdir / "runs" / "test" / f"{name}.json").exists()
+        assert not (workdir / "runs" / "dev" / f"{name}.json").exists()
+    trained = open_workdir(workdir).retriever("trained")
+    index = json.loads((trained.current("index") / "index.json").read_text())
     assert index["kind"] == "scann"
     assert 0.9 < index["recall_at_100"] <= 1
     for side in ("question", "passage"):
-        assert (workdir / "model" / f"{side}_encoder" / "model.safetensors").exists()
+        assert (trained.current("model") / f"{side}_encoder" / "model.safetensors").exists()
+    assert "stage 13 of 13: evaluate" in done.stderr
+    assert f'next: `dpr ask "QUESTION" --workdir {workdir}`' in done.stderr
 
 
 def test_a_second_run_does_nothing_again(
@@ -156,7 +167,7 @@ def test_a_second_run_does_nothing_again(
     again = run(config, workdir)
     after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     assert after == before
-    assert again.stderr.count("up to date") >= 9
+    assert again.stderr.count("up to date") >= 15
 
 
 def test_killed_at_every_stage_it_ends_with_the_same_numbers(
@@ -167,5 +178,164 @@ def test_killed_at_every_stage_it_ends_with_the_same_numbers(
         run_until(line, config, workdir)
     run(config, workdir)
     assert metrics(workdir) == metrics(finished[0])
-    left = [path for path in workdir.rglob("*") if path.name.endswith((".partial", ".old"))]
-    assert not left
+    endings = (".partial", ".building", ".link", "lease.json")
+    assert not [path for path in workdir.rglob("*") if path.name.endswith(endings)]
+
+
+def dpr(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    code = "from dpr_jax.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): artifacts.checksum(path)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> Path:
+    shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_another_retriever_of_the_same_embeddings(copy: Path) -> None:
+    """Without CONFIG.py, beside the first one, which stays byte by byte."""
+    before = checksums(copy)
+    more = ("--retriever", "flat", "--workdir", copy)
+    dpr("index", *more, "--like", "trained", "--index.kind", "exact")
+    dpr("retrieve", *more, "--retrieve.split", "test")
+    now = checksums(copy)
+    changed = {name for name in before if now.get(name) != before[name]}
+    assert changed <= {"config.json"}
+    workdir = open_workdir(copy)
+    flat, trained = (workdir.retriever(name) for name in ("flat", "trained"))
+    assert flat.current("embeddings") == trained.current("embeddings")
+    assert flat.current("index") != trained.current("index")
+    listed = dpr("retriever", "list", "--workdir", copy).stdout
+    assert "flat" in listed and "hybrid" in listed
+    dpr("compare", "flat", "trained", "--workdir", copy)
+    refused = dpr("retriever", "remove", "trained", "--yes", "--workdir", copy, status=2)
+    assert "uses trained; run `dpr retriever remove" in refused.stderr
+    dpr("retriever", "remove", "flat", "--yes", "--workdir", copy)
+    assert not flat.home.exists() and trained.current("index").exists()
+
+
+def test_a_training_with_other_settings_is_another_retriever(copy: Path) -> None:
+    rate = ("--retriever", "fast", "--workdir", copy, "--train.learning-rate", "2e-3")
+    done = dpr("train", *rate, status=2)
+    assert "retriever fast has no mined yet; run `dpr mine" in done.stderr
+    dpr("mine", *rate)
+    done = dpr("train", *rate)
+    assert "retriever fast" not in done.stderr  # nothing of it was stored with another rate
+    workdir = open_workdir(copy)
+    models = {workdir.retriever(name).current("model") for name in ("fast", "trained")}
+    assert len(models) == 2
+
+
+def test_gc_deletes_what_nothing_names_and_asks(copy: Path) -> None:
+    workdir = open_workdir(copy)
+    old = workdir.retriever("trained").current("index")
+    dpr("index", "--workdir", copy, "--index.kind", "exact")
+    assert old.exists()
+    refused = dpr("gc", "--workdir", copy, status=2)
+    assert old.name in refused.stdout and "Give --yes" in refused.stderr and old.exists()
+    dpr("gc", "--yes", "--workdir", copy)
+    assert not old.exists()
+    dpr("ask", "which river?", "--retriever", "trained", "--workdir", copy)
+    done = dpr("gc", "--workdir", copy)
+    assert "every artifact is in use" in done.stderr
+
+
+def test_part_of_a_pipeline(config: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "part"
+    done = dpr("pipeline", config, "--workdir", workdir, "--until", "prepare")
+    assert "stage 1 of 1: prepare" in done.stderr
+    done = dpr("pipeline", "--workdir", workdir, "--from", "index", "--until", "index", status=2)
+    assert "has no embeddings yet; run `dpr encode" in done.stderr
+    done = dpr("pipeline", "--workdir", workdir, "--from", "train", "--until", "mine", status=2)
+    assert "--from train comes after --until mine" in done.stderr
+    done = dpr("pipeline", "--workdir", workdir, "--from", "encoding", status=2)
+    assert "--from encoding is no stage" in done.stderr
+
+
+def test_documents_alone_are_indexed_and_can_be_asked(tmp_path: Path) -> None:
+    """No training questions, no test questions, and a picture among the texts."""
+    tiny.write(tmp_path / "init")
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "rhine.txt").write_text("The Rhine rises in the Alps and flows through Basel.")
+    (folder / "tea.txt").write_text("Green tea is steeped for two minutes.")
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
+    settings = ("--data.passages", folder, "--model.init", tmp_path / "init")
+    workdir = tmp_path / "w"
+    done = dpr("pipeline", "--workdir", workdir, *settings, "--data.split-words", "100")
+    assert "nothing was trained: that takes questions" in done.stderr
+    assert "1 file passed over" in done.stderr
+    found = dpr("ask", "where does the Rhine rise?", "--workdir", workdir, "--k", "1", "--json")
+    answer = json.loads(found.stdout)
+    assert answer["retriever"] in ("untrained", "bm25")
+    words = dpr("ask", "tea minutes", "--workdir", workdir, "--retriever", "bm25", "--json")
+    assert "steeped" in json.loads(words.stdout)["passages"][0]["text"]
+
+
+def test_documents_and_questions_without_training(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "init")
+    settings = (
+        *("--data.passages", FIXTURE / "passages.tsv.gz", "--data.test", FIXTURE / "test.qa.csv"),
+        *("--model.init", tmp_path / "init", "--evaluate.bootstrap-samples", "20"),
+    )
+    done = dpr("pipeline", "--workdir", tmp_path / "w", *settings)
+    assert "untrained" in done.stdout and "bm25" in done.stdout
+    assert "Answer found in the text" in done.stdout
+
+
+def test_foreign_encoders_in_one_table(config: Path, copy: Path) -> None:
+    """By folder, each named, none of them with this config's pooling forced on it."""
+    for seed in (3, 4):
+        tiny.write(copy.parent / f"other-{seed}", seed=seed)
+    compare = (copy.parent / "other-3", f"named={copy.parent / 'other-4'}", "bm25")
+    done = dpr("pipeline", config, "--workdir", copy, "--compare", *compare)
+    for name in ("other-3", "named", "bm25", "trained"):
+        assert name in done.stdout
+    recipe = open_workdir(copy).retriever("named").read()
+    assert recipe["source"] == str(copy.parent / "other-4")
+    assert recipe["recipe"]["model"]["pooling"] is None
+
+
+PATHS = ("--data.passages", "--data.train", "--data.dev", "--data.test", "--model.init", "--from")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["prepare", "mine", "train", "encode", "index", "retrieve"])
+def test_no_path_deletes_anything(copy: Path, command: str) -> None:
+    """Every setting that takes a path, pointed at every folder, at the parent and at the root."""
+    workdir = open_workdir(copy)
+    places = [copy, copy.parent, Path("/"), *(one for one in copy.glob("*") if one.is_dir())]
+    places += [one for one in workdir.retriever("trained").home.iterdir() if one.is_dir()]
+    before = checksums(copy)
+    for setting in PATHS if command == "encode" else PATHS[:-1]:
+        for place in places:
+            args = [command, "--workdir", str(copy), setting, str(place)]
+            code = "from dpr_jax.cli import main; main()"
+            subprocess.run(
+                [sys.executable, "-c", code, *args],
+                capture_output=True,
+                env=ENVIRONMENT,
+                check=False,
+                timeout=300,
+            )
+            now = checksums(copy)
+            lost = {name for name in before if now.get(name) != before[name]}
+            assert lost <= {"config.json", "retrievers/trained/retriever.json"}, args

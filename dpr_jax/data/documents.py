@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from dpr_jax.console import say
 from dpr_jax.data import recognise, rows, tables
 from dpr_jax.data.raw import Passage, one_word
 from dpr_jax.data.recognise import Reader, Source
@@ -15,6 +16,7 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
+HEAD_BYTES = 8192
 _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
 
@@ -36,8 +38,9 @@ def recognised(path: Path) -> Source:
 
 
 def below(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all files below a folder in the order of their names, hidden ones left
-    out.
+    """Returns the file itself, or all files below a folder in the order of their names.
+
+    Hidden files are left out, and files that are no text, such as pictures, whose number is said.
 
     Raises:
       InputError: there is none.
@@ -45,10 +48,25 @@ def below(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     found = sorted(file for file in path.rglob("*") if file.is_file())
-    files = tuple(file for file in found if not file.name.startswith("."))
+    shown = [file for file in found if not file.name.startswith(".")]
+    files = tuple(file for file in shown if not _is_binary(file))
     if not files:
-        raise InputError(f"{path}: no file in this folder; documents are expected")
+        raise InputError(f"{path}: no text file in this folder; documents are expected")
+    if passed_over := [file for file in shown if file not in files]:
+        count = len(passed_over)
+        say(
+            f"prepare: {count:,} file{'s' * (count > 1)} passed over in {path}: not text, such as"
+            f" {passed_over[0].name}"
+        )
     return files
+
+
+def _is_binary(file: Path) -> bool:
+    """Whether a file is neither text nor of an ending that a reader knows."""
+    if file.suffix in (".gz", ".bz2", ".parquet"):
+        return False
+    with file.open("rb") as opened:
+        return b"\0" in opened.read(HEAD_BYTES)
 
 
 def name_of(file: PurePath, folder: PurePath) -> str:

@@ -2,6 +2,7 @@
 corpus that questions bring along.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpr_jax.config import DataConfig
+from dpr_jax.console import say
 from dpr_jax.data import cut, documents, from_tfds, recognise, rows
 from dpr_jax.data.cut import Cut
 from dpr_jax.data.raw import Passage
@@ -18,6 +20,7 @@ from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 
 SPLITS = ("train", "dev", "test")
+WORDS_PER_PASSAGE = 100  # the paper's
 
 
 def questions(data: DataConfig) -> dict[str, str]:
@@ -52,6 +55,20 @@ def test_sets(data: DataConfig) -> dict[str, str]:
 def split_of(key: str) -> str:
     """Returns train, dev or test for a key of `questions`."""
     return key.partition("/")[0]
+
+
+def with_cut(data: DataConfig) -> DataConfig:
+    """Returns the settings, with the paper's cut for a folder of documents without one."""
+    folder = Path(data.passages or "")
+    if data.split_words or data.split_tokens or not data.passages or not folder.is_dir():
+        return data
+    if recognise.is_split(folder) or any(folder.glob("corpus.jsonl*")):
+        return data
+    say(
+        f"prepare: {folder} is taken for a folder of documents, cut into passages of"
+        f" {WORDS_PER_PASSAGE} words (data.split_words)"
+    )
+    return dataclasses.replace(data, split_words=WORDS_PER_PASSAGE)
 
 
 def stored_as(key: str) -> str:

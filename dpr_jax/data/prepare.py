@@ -51,7 +51,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         has two texts, a gold passage is not in the corpus (data.on_missing), or a split has no
         usable question.
     """
-    data = config.data
+    data = named.with_cut(config.data)
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
     origin = artifacts.made_from(
