@@ -20,8 +20,26 @@ from rich.progress import (
 PLAIN_LINE_EVERY_S = 10.0
 PIPE_WIDTH = 110  # where there is no terminal to ask
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
+_unread = False
+
+
+class _Console(Console):
+    """A console whose reader may leave: that ends the output, not the work."""
+
+    def on_broken_pipe(self) -> None:
+        global _unread
+        self.quiet = _unread = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = _Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_unread() -> bool:
+    """Returns whether the reader of stdout or stderr left before the last line."""
+    return _unread
 
 
 def set_quiet(quiet: bool) -> None:
@@ -32,8 +50,8 @@ def set_quiet(quiet: bool) -> None:
 
 def results_console() -> Console:
     """Returns stdout, as wide as the terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=PIPE_WIDTH)
 
 
 def quiet_libraries() -> None:
