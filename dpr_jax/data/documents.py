@@ -5,6 +5,7 @@ layout; a file or a folder of them.
 import functools
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -15,16 +16,27 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
+NOT_TEXT = "files passed over: not text"
 _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
 
-def recognised(path: Path) -> Source:
-    """The documents of a file, or of all files below a folder.
+def recognised(path: Path, count: Counter[str]) -> Source:
+    """Returns the documents of a file, or of all text files below a folder.
+
+    Args:
+      path: the file or folder.
+      count: gets the number of files that are passed over: pictures and other binary files.
 
     Raises:
-      InputError: a file cannot be read, is empty, or is of no known layout.
+      InputError: a file cannot be read, is empty, or is of no known layout; or none holds text.
     """
     files = below(path)
+    if path.is_dir():
+        there, files = len(files), tuple(file for file in files if not is_binary(file))
+        count["documents"] += 0  # so that they are reported first
+        count[NOT_TEXT] += there - len(files)
+        if not files:
+            raise InputError(f"{path}: none of its {there:,} files is text; documents are expected")
     found = [recognised_file(file, name_of(file, path)) for file in files]
     layouts, readers = zip(*found, strict=True)
 
@@ -33,6 +45,20 @@ def recognised(path: Path) -> Source:
             yield from reader(file, on_read)
 
     return Source(" and ".join(dict.fromkeys(layouts)), files, read)
+
+
+def is_binary(file: Path) -> bool:
+    """Returns whether a file is a picture, a PDF or the like, by its content and its name.
+
+    A file whose name says that it is text is never one: if it is not UTF-8, that is an error.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if tables.ending(file) in (*PLAIN_ENDINGS, ".parquet"):
+        return False
+    head = rows.head(file)
+    return "\0" in head or head.startswith("%PDF-")
 
 
 def below(path: Path) -> tuple[Path, ...]:

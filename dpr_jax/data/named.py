@@ -68,7 +68,7 @@ def recognised(
     Args:
       data: the settings.
       model: whose tokenizer counts the tokens of windows, where documents are to be cut into such.
-      count: gets the documents that are cut, as they are read.
+      count: gets the files that are passed over, and the documents that are cut as they are read.
 
     Raises:
       InputError: nothing is named, or a file is missing or of no known layout.
@@ -84,6 +84,11 @@ def recognised(
         with rows.readable(name):
             if key == "passages" and recognise.is_split(Path(name)):
                 sources[key] = recognise.split_passages(Path(name))
+            elif key == "passages" and Path(name).is_dir() and not _is_beir(Path(name)):
+                raise InputError(
+                    f"{name} is not a BEIR folder: it has no corpus.jsonl; if it holds documents,"
+                    " set data.split_words (100 in the paper) or data.split_tokens to cut them"
+                )
             elif Path(name).is_dir():
                 role = split_of(key)
                 found = recognise.beir(Path(name), role)
@@ -156,11 +161,15 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"
         )
-    found = documents.recognised(Path(name))
+    found = documents.recognised(Path(name), count)
     return found._replace(
         layout=f"{found.layout}, to be cut into passages",
         read=lambda on_read: cut.into_passages(found.read(on_read), how, count),
     )
+
+
+def _is_beir(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz"))
 
 
 def _existing(key: str, name: str) -> Path:
