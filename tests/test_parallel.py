@@ -85,19 +85,6 @@ def test_a_process_joins_where_it_has_an_id_among_several(
     assert bool(joined) == expected
 
 
-def test_processes_that_jax_cannot_find_are_one_clear_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Open MPI 5 names no address of its launcher."""
-    for name in (*NAMES, *NAMES_OF_CLUSTERS, "OMPI_MCA_orte_hnp_uri"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0"}).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="JAX cannot find the others .*name them with") as one:
-        parallel.initialize()
-    assert "\n" not in str(one.value)
-
-
 def test_named_by_hand_a_process_keeps_all_its_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -90,6 +90,23 @@ def test_a_process_that_waits_says_for_whom(index: int) -> None:
     )
 
 
+def test_processes_that_jax_cannot_find_are_one_clear_line(tmp_path: Path) -> None:
+    """Open MPI 5 does not name the address of its launcher."""
+    rank = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PYTHONPATH": str(ROOT)}
+    code = "from dpr_jax.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prepare", "--workdir", str(tmp_path / "w")],
+        check=False,
+        env=os.environ | rank,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "JAX cannot find the others" in line and "name them with DPR_COORDINATOR" in line
+
+
 def test_a_shell_inside_an_allocation_is_one_process(tmp_path: Path) -> None:
     """Slurm's interactive step: four tasks were allocated, and one process was started."""
     (tmp_path / "passages.tsv").write_text("id\ttext\ttitle\n1\tIron is a metal.\tIron\n")
