@@ -1,14 +1,15 @@
 """Encoding beside sentence-transformers: the same model, the same passages cut at the same length,
 in turns within one run.
 
-  python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
+  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
+    python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
 
 needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the
 passages; its best one then encodes all of them, in turns with the other's best, and the best turn
 of each counts. Settings under half as fast as the best on a few passages are not tried further,
 such as bfloat16 on a processor without instructions for it, which is why the first line says what
-the processor has. Both get huge pages, and ours a CPU device a core, as `dpr encode` has. Wall time
-and CPU time of the whole process are both printed: on a busy machine the second is the one to
+the processor has. Both get huge pages, and ours one CPU device per core, as `dpr encode` has. Wall
+time and CPU time of the whole process are both printed: on a busy machine the second is the one to
 compare; so is each engine's least cosine with our float32 vectors. Give it more than 1,024
 passages: fewer are padded to coarser lengths.
 """
@@ -61,8 +62,7 @@ def main() -> None:
     parser.add_argument("--tried-on", type=int, default=256, help="passages a trial")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    host.want_device_a_core()
-    host.want_huge_pages()
+    host.use_one_device_per_core()
     if devices := os.environ.get(host.CPU_DEVICES):  # JAX is imported already
         jax.config.update("jax_num_cpu_devices", int(devices))
 

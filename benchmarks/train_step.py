@@ -17,6 +17,8 @@ compiles does not count, nor does the first of a turn: the memory that a process
   to others while it waited. CPU seconds are
 those of all threads: on a busy machine they say more than the clock does, best with one thread
   (`taskset -c 0 python ...`).
+Both sides get the environment of this program: docs/log.md's figures on CPUs were taken with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for ours.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import real_data
 
-from dpr_jax import host, parallel
+from dpr_jax import parallel
 from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
@@ -172,14 +174,7 @@ def start(task: Task, name: str, pack_rows: int) -> Connection:
         kwargs={"name": name, "pack_rows": pack_rows},
         daemon=True,
     )
-    # ours gets what `dpr` asks for; PyTorch what its users have
-    tunables = os.environ.get(host.TUNABLES)
-    if name != PYTORCH:
-        os.environ[host.TUNABLES] = host.HUGE_PAGES
     work.start()
-    os.environ.pop(host.TUNABLES, None)
-    if tunables is not None:
-        os.environ[host.TUNABLES] = tunables
     return here
 
 

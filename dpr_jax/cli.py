@@ -58,6 +58,8 @@ def main() -> None:
     try:
         run(sys.argv[1:])
         sys.stdout.flush()
+        if console.is_unread():
+            raise BrokenPipeError
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

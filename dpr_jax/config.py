@@ -400,7 +400,7 @@ class EvaluateConfig:
 class Config:
     """The settings of one work directory and of the retriever that is trained in it."""
 
-    seed: Count = 13
+    seed: Annotated[int, Bounds(least=0, most=(1 << 63) - 1)] = 13  # what JAX's keys take
     """Seed of data order, dropout and sampling."""
     compare: tuple[str, ...] = ("bm25", "untrained")
     """Retrievers that the pipeline sets beside the trained one: bm25, untrained (the encoder as it

@@ -20,8 +20,26 @@ from rich.progress import (
 PLAIN_LINE_EVERY_S = 10.0
 PIPE_WIDTH = 110  # where there is no terminal to ask
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
+_unread = False
+
+
+class _Console(Console):
+    """A console whose reader may leave: that ends the output, not the work."""
+
+    def on_broken_pipe(self) -> None:
+        global _unread
+        self.quiet = _unread = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = _Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_unread() -> bool:
+    """Returns whether the reader of stdout or stderr left before the last line."""
+    return _unread
 
 
 def set_quiet(quiet: bool) -> None:
@@ -32,8 +50,8 @@ def set_quiet(quiet: bool) -> None:
 
 def results_console() -> Console:
     """Returns stdout, as wide as the terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=PIPE_WIDTH)
 
 
 def quiet_libraries() -> None:
@@ -41,6 +59,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
 
 
 def say(message: str) -> None:
@@ -51,17 +70,30 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """Shows work going on; yields `advance(n, note="")`, to be called with the units done since the
-    last call.
+    """Shows work going on; yields `advance(n, note="")`, to be called after every n units.
 
     On a terminal a bar with rate and time left, else a plain line at most every ten seconds, with
-    the same facts.
+    the same facts. Both are measured from the first call on: the first units include compilation.
+
+    Args:
+      title: of the line.
+      total: units to do.
+      unit: what is counted, in the plural.
     """
-    start_s = last_s = time.monotonic()
-    done = 0
+    start_s = first_s = last_s = time.monotonic()
+    done = first_done = 0
+
+    def count(n: int) -> None:
+        nonlocal done, first_s, first_done
+        done += n
+        if not first_done:
+            first_s, first_done = time.monotonic(), done
 
     def rate() -> float:
-        return done / max(time.monotonic() - start_s, 1e-9)
+        """Returns units per second; 0 while nothing but the first call is known."""
+        if done > first_done:
+            return (done - first_done) / max(time.monotonic() - first_s, 1e-9)
+        return done / max(time.monotonic() - start_s, 1e-9) if done >= total else 0.0
 
     def speed() -> str:
         return f"{rate():.1f} {unit}/s" if rate() >= 1 else f"{rate():.3f} {unit}/s"
@@ -83,20 +115,20 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
             task = bar.add_task(title, total=total, rate="", note="")
 
             def advance_bar(n: int = 1, note: str = "") -> None:
-                nonlocal done
-                done += n
-                bar.update(task, advance=n, rate=speed(), note=note)
+                count(n)
+                bar.update(task, advance=n, rate=speed() if rate() else "", note=note)
 
             yield advance_bar
     else:
 
         def advance_lines(n: int = 1, note: str = "") -> None:
-            nonlocal done, last_s
-            done += n
+            nonlocal last_s
+            count(n)
             if time.monotonic() - last_s >= PLAIN_LINE_EVERY_S or done >= total:
                 last_s = time.monotonic()
-                left_s = (total - done) / max(rate(), 1e-9)
-                line = f"{title}: {done:,}/{total:,} {unit}, {speed()}, {left_s:.0f} s left {note}"
-                say(line.rstrip())
+                line = f"{title}: {done:,}/{total:,} {unit}"
+                if rate():
+                    line += f", {speed()}, {(total - done) / rate():.0f} s left"
+                say(f"{line} {note}".rstrip())
 
         yield advance_lines

@@ -44,7 +44,7 @@ class OtherProcessFailed(Exception):
         self.status = status
 
 
-def exit_status(error: Exception) -> int:
+def exit_status(error: BaseException) -> int:
     """Returns the exit status of an error: 2 bad input, 75 to be tried again, 1 any other."""
     if isinstance(error, OtherProcessFailed):
         return error.status
@@ -55,6 +55,6 @@ def exit_status(error: Exception) -> int:
     return 1
 
 
-def is_refused_writing(error: Exception) -> bool:
+def is_refused_writing(error: BaseException) -> bool:
     """Whether the system refused to write a file: read-only, no rights, or no room."""
     return isinstance(error, OSError) and error.errno in REFUSED_WRITING

@@ -7,6 +7,7 @@ written for one device and names one axis, `AXIS`.
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dpr_jax import console
 from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
@@ -50,8 +52,7 @@ def initialize() -> None:
     names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
     if values[0] == "auto" or (not any(values) and _in_cluster()):
-        with _saying_whom_it_waits_for("the other processes of this job"):
-            jax.distributed.initialize()
+        _join_found()
     elif any(values):
         missing = [name for name, value in zip(names, values, strict=True) if not value]
         if missing:
@@ -71,6 +72,8 @@ def initialize() -> None:
                 f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in"
                 f" 0..{count - 1}"
             )
+        if not re.fullmatch(r".+:\d+", values[0]):
+            raise InputError(f"DPR_COORDINATOR is {values[0]!r}; it must be HOST:PORT or auto")
         # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
         # started, named by hand or not
         whom = f"{count} processes at {values[0]}, of which it is number {index}"
@@ -83,11 +86,24 @@ def initialize() -> None:
             )
 
 
+def _join_found() -> None:
+    """Joins processes that JAX finds by itself."""
+    try:
+        with _saying_whom_it_waits_for("the other processes of this job"):
+            jax.distributed.initialize()
+    except (KeyError, TypeError, ValueError) as error:  # from what JAX reads of the environment
+        raise InputError(
+            "the environment says that this is one of several processes, and JAX cannot find the"
+            f" others ({type(error).__name__}: {error}); name them with DPR_COORDINATOR=HOST:PORT,"
+            " DPR_NUM_PROCESSES and DPR_PROCESS_ID"
+        ) from error
+
+
 @contextlib.contextmanager
 def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
     """Says after ten seconds what this process waits for, which may be a mistake in a script."""
-    line = f"dpr: this process waits for {whom}; all of them have to be started\n"
-    timer = threading.Timer(SILENT_S, sys.stderr.write, [line])
+    line = f"dpr: this process waits for {whom}; all of them have to be started"
+    timer = threading.Timer(SILENT_S, console.say, [line])
     timer.daemon = True
     timer.start()
     try:
@@ -102,20 +118,23 @@ def _in_cluster() -> bool:
     An allocation of several tasks is not enough: its shell is one process. Slurm's srun numbers
     the tasks of its step, mpirun its ranks.
     """
-    tpu_pod = (
-        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-        or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    workers = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
+    slices = _number("MEGASCALE_NUM_SLICES")
+    return (
+        0 <= _number("SLURM_PROCID") < _number("SLURM_STEP_NUM_TASKS") > 1
+        or 0 <= _number("OMPI_COMM_WORLD_RANK") < _number("OMPI_COMM_WORLD_SIZE") > 1
+        or 0 <= _number("TPU_WORKER_ID") < workers > 1
+        or 0 <= _number("MEGASCALE_SLICE_ID") < slices > 1
+        or (
+            _number("JOB_COMPLETION_INDEX") >= 0 and bool(os.environ.get("JAX_COORDINATOR_ADDRESS"))
+        )
     )
-    slurm = _count("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in os.environ
-    open_mpi = _count("OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_COMM_WORLD_RANK" in os.environ
-    kubernetes = "JAX_COORDINATOR_ADDRESS" in os.environ
-    return tpu_pod or slurm or open_mpi or kubernetes
 
 
-def _count(name: str) -> int:
-    """Returns a number of the environment, 0 where there is none."""
+def _number(name: str) -> int:
+    """Returns a number of the environment; -1 for none, and for what is no number from 0."""
     value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else 0
+    return int(value) if value.isdecimal() else -1
 
 
 def is_main() -> bool:
@@ -138,17 +157,13 @@ def on_main(work: Callable[[], None]) -> None:
       OtherProcessFailed: on the processes that waited, where it failed, with the exit status of
         process 0; process 0 raises what `work` raised.
     """
-    status = 1
     try:
         if is_main():
             work()
-        status = 0
-    except Exception as error:
-        status = exit_status(error)
+    except BaseException as error:  # whatever it is, the others have to hear of it
+        of_main(np.int32(exit_status(error)))
         raise
-    finally:  # whatever it was, the others have to hear of it
-        status = int(of_main(np.int32(status)))
-    if status:
+    if status := int(of_main(np.int32(0))):
         raise OtherProcessFailed(status)
 
 

@@ -4,6 +4,7 @@ The order is stored < CONFIG.py < flags. A CONFIG.py replaces what is stored; fl
 the retriever that is named.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,10 @@ def _absolute(value: Any) -> Any:
         return value
     name, equals, path = value.rpartition("=")
     there = Path(path).expanduser()
-    return f"{name}{equals}{there.absolute()}" if there.exists() else value
+    with contextlib.suppress(OSError):  # no name that a disk could have
+        if there.exists():
+            return f"{name}{equals}{there.absolute()}"
+    return value
 
 
 def _say_differences(title: str, before: dict[str, Any] | None, after: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ Starts COMMAND N times with DPR_COORDINATOR, DPR_NUM_PROCESSES and DPR_PROCESS_I
 writes LOG_DIR/process-ID.log. When one fails the others are stopped. The exit code is the first one that is not 0.
 
   -n N               number of processes
-  --cpu-devices D    simulate D CPU devices in each process (otherwise: whatever accelerators there are)
+  --cpu-devices D    simulate D CPU devices in each process (otherwise: whatever accelerators there are), with huge
+                     pages for large memory unless GLIBC_TUNABLES is set
   --log-dir DIR      where the logs go; those of an earlier run are replaced (default: logs)
   --port PORT        of the coordinator on 127.0.0.1 (default: a free one)
   --grace SECONDS    between asking processes to stop and killing them (default: 15)
@@ -70,7 +71,8 @@ done
 settings=("DPR_COORDINATOR=127.0.0.1:$port" "DPR_NUM_PROCESSES=$processes")
 if [[ -n $cpu_devices ]]; then
   flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$cpu_devices"
-  settings+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${flags# }")
+  # huge pages: without them a fifth of a training step on a CPU goes into page faults (docs/log.md)
+  settings+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${flags# }" "GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}")
 fi
 # `dpr` out of an active environment, else out of the one that `make install` made
 PATH="$PATH:$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"

@@ -20,6 +20,7 @@ from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import open_workdir
 
+PICTURE = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 WIKI = """<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Rock &amp; Roll">
 Rock & Roll
 
@@ -106,7 +107,11 @@ def test_layouts_of_documents(tmp_path: Path) -> None:
     write_text(folder, "my notes.txt", "some\nplain text")
     write_text(folder, "more.jsonl", json.dumps({"id": "j", "title": "J", "text": "x"}))
     write_text(folder, ".hidden", "not read")
-    source = documents.recognised(folder)
+    (folder / "AA" / "picture.png").write_bytes(PICTURE)
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7 and no more")
+    count: Counter[str] = Counter()
+    source = documents.recognised(folder, count)
+    assert count == {"documents": 0, documents.NOT_TEXT: 2}
     assert [path.name for path in source.files] == [
         "wiki_00",
         "wiki_01.bz2",
@@ -137,7 +142,7 @@ def test_layouts_of_documents(tmp_path: Path) -> None:
 def test_documents_that_are_wrong(tmp_path: Path, name: str, content: str, says: str) -> None:
     path = write_text(tmp_path, name, content)
     with pytest.raises(InputError, match=re.escape(f"{path}{says}"[-40:])):
-        list(documents.recognised(path).read(None))
+        list(documents.recognised(path, Counter()).read(None))
 
 
 def test_a_damaged_bz2_file(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_a_damaged_bz2_file(tmp_path: Path) -> None:
     for content in (bz2.compress(WIKI.encode())[:-10], b"BZh9 no more of it"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"wiki_00\.bz2: truncated or damaged"):
-            list(documents.recognised(path).read(None))
+            list(documents.recognised(path, Counter()).read(None))
 
 
 def test_prepare_cuts_documents(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ CLUSTER_VARIABLES = (
     "NODE_RANK",
     "COORDINATOR_ADDRESS",
     "XLA_FLAGS",
+    "GLIBC_TUNABLES",
     "JAX_PLATFORMS",
 )
 
@@ -262,6 +263,15 @@ def test_tpu_vm_hands_arguments_to_the_workers_shell_intact(tmp_path: Path):
     result = launch("tpu_vm.sh", *where, "--", *command, PATH=path, HOME=str(tmp_path))
     assert json.loads(result.stdout.splitlines()[-1]) == args
     assert result.returncode == 5
+
+
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0", ""])
+def test_local_uses_huge_pages_unless_told(chosen: str | None, tmp_path: Path):
+    changes = {} if chosen is None else {"GLIBC_TUNABLES": chosen}
+    code = "import os; print(repr(os.environ['GLIBC_TUNABLES']))"
+    result = local_python(tmp_path, "-n", "1", "--cpu-devices", "1", code=code, **changes)
+    expected = "glibc.malloc.hugetlb=1" if chosen is None else chosen
+    assert result.stdout == f"{expected!r}\n", result.stderr
 
 
 def test_local_gives_each_process_its_place(tmp_path: Path):

@@ -250,7 +250,7 @@ def test_an_error_of_process_0_ends_all_in_a_line(
     in_two_processes(file, workdir, logs, "index", status=errors.USER_ERROR)
     assert time.monotonic() - start_s < 200
     for number, wanted in enumerate(
-        ("retriever trained has no embeddings yet", "process 0 ended with an error")
+        ("has no data yet; run `dpr prepare", "process 0 ended with an error")
     ):
         said = (logs / f"process-{number}.log").read_text().splitlines()
         [line] = [line for line in said if not line.startswith("[Gloo]")]

@@ -1,5 +1,7 @@
 """Joining a run of several processes, and moving trees to the devices and back."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ NAMES = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     [
         (("h:1", "", ""), "DPR_NUM_PROCESSES and DPR_PROCESS_ID not set"),
         (("h:1", "two", "0"), "must be numbers"),
+        (("h", "2", "0"), "DPR_COORDINATOR is 'h'; it must be HOST:PORT"),
         (
             ("h:1", "2", "2"),
             r"DPR_PROCESS_ID is 2; with DPR_NUM_PROCESSES=2 it must be in 0..1",
@@ -30,39 +33,54 @@ def test_half_a_cluster_is_refused(
         parallel.initialize()
 
 
+SLURM_SHELL = {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+TPU_SLICE = {"TPU_WORKER_HOSTNAMES": "one,two"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2"}
+IN_POD = {"JAX_COORDINATOR_ADDRESS": "pod-0:55527"}
+NAMES_OF_CLUSTERS = (
+    *SLURM_SHELL,
+    "SLURM_STEP_NUM_TASKS",
+    *TPU_SLICE,
+    "TPU_WORKER_ID",
+    *OPEN_MPI,
+    "OMPI_COMM_WORLD_RANK",
+    *IN_POD,
+    "JOB_COMPLETION_INDEX",
+    "MEGASCALE_SLICE_ID",
+    "MEGASCALE_NUM_SLICES",
+)
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # sbatch's script, without srun
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        (SLURM_SHELL, False),
+        (SLURM_SHELL | {"SLURM_STEP_NUM_TASKS": "1"}, False),
+        (SLURM_SHELL | {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        (SLURM_SHELL | {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": ""}, False),
         ({"SLURM_NTASKS": "", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": ""}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "", "OMPI_COMM_WORLD_RANK": ""}, False),
-        ({"TPU_WORKER_HOSTNAMES": "one"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "one,two"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "one", "TPU_WORKER_ID": "0"}, False),
+        (TPU_SLICE, False),
+        (TPU_SLICE | {"TPU_WORKER_ID": "1"}, True),
+        ({"MEGASCALE_SLICE_ID": "1", "MEGASCALE_NUM_SLICES": "2"}, True),
+        (OPEN_MPI, False),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "", "OMPI_COMM_WORLD_RANK": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "two", "OMPI_COMM_WORLD_RANK": "-1"}, False),
+        (IN_POD, False),
+        (IN_POD | {"JOB_COMPLETION_INDEX": "0"}, True),
     ],
 )
-def test_clusters_are_recognised(
+def test_a_process_joins_where_it_has_an_id_among_several(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
 ) -> None:
-    for name in (
-        "SLURM_NTASKS",
-        "SLURM_PROCID",
-        "SLURM_STEP_NUM_TASKS",
-        "TPU_WORKER_HOSTNAMES",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-    ):
+    for name in (*NAMES, *NAMES_OF_CLUSTERS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     joined: list[bool] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(True))
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
     parallel.initialize()
     assert bool(joined) == expected
 
@@ -95,6 +113,21 @@ def test_named_by_hand_a_process_keeps_all_its_gpus(
             "cluster_detection_method": "deactivate",
         }
     ]
+
+
+def test_processes_that_have_met_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in zip(NAMES, ("a:1", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "SILENT_S", 0.05)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.3))
+    parallel.initialize()
+    assert "2 processes at a:1, of which it is number 1" in capfd.readouterr().err
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    parallel.initialize()
+    time.sleep(0.3)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])

@@ -134,7 +134,9 @@ def test_vectors_of_questions_stay_beside_a_newer_passage_tower(
     before = vectors.stat().st_mtime_ns
     write_tower(target.root.parent, "passage", seed=2)
     pipeline.STAGES["encode"](CONFIG, target)
-    with pytest.raises(InputError, match="vectors are of another model"):
+    with pytest.raises(
+        InputError, match="holds vectors of another model than that of the passages"
+    ):
         pipeline.STAGES["index"](MEASURED_WITH_QUESTIONS, target)
     pipeline.STAGES["encode"](OF_QUESTIONS, target)
     assert vectors.stat().st_mtime_ns == before

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax import artifacts
-from dpr_jax.data import raw, recognise, tables
+from dpr_jax.data import raw, recognise, rows, tables
 from dpr_jax.data.store import Question, open_questions, splits
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -52,7 +52,9 @@ def _of_split(workdir: WorkDir, split: str) -> Asked:
 
 
 def _of_file(path: Path) -> Asked:
-    if path.is_dir():
+    with rows.readable(str(path)):
+        is_folder = path.is_dir()
+    if is_folder:
         path = recognise.beir(path, "test")["test"]
     source = recognise.questions(path)
     sha256 = artifacts.checksum(path)

@@ -137,7 +137,7 @@ class Cutting(beam.DoFn):
         # same bytes
         try:
             with _create(partial) as file:
-                for passage in _passages(document, self._cut, counts):
+                for passage in _passages(document, self._cut, counts, alone=self._files == 1):
                     text = json.dumps(passage._asdict(), ensure_ascii=False)
                     line = f"{text}\n".encode()
                     file.write(line)
@@ -155,10 +155,15 @@ class Cutting(beam.DoFn):
         return {"counts": counts, "files": {name: entry}}
 
 
-def _passages(document: Document, how: cut.Cut, counts: Counter[str]) -> Iterator[Passage]:
+def _passages(
+    document: Document, how: cut.Cut, counts: Counter[str], *, alone: bool
+) -> Iterator[Passage]:
     """The passages of a file; messages name it as it is called, wherever it is read."""
     with _here(document.path) as file:
         try:
+            if not alone and documents.is_binary(file):
+                counts[documents.NOT_TEXT] += 1
+                return
             _, read = documents.recognised_file(file, document.name)
             for _, passage in cut.into_passages(read(file, None), how, counts):
                 yield passage

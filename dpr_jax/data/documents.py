@@ -5,10 +5,10 @@ layout; a file or a folder of them.
 import functools
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from dpr_jax.console import say
 from dpr_jax.data import recognise, rows, tables
 from dpr_jax.data.raw import Passage, one_word
 from dpr_jax.data.recognise import Reader, Source
@@ -16,17 +16,27 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
-HEAD_BYTES = 8192
+NOT_TEXT = "files passed over: not text"
 _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
 
-def recognised(path: Path) -> Source:
-    """The documents of a file, or of all files below a folder.
+def recognised(path: Path, count: Counter[str]) -> Source:
+    """Returns the documents of a file, or of all text files below a folder.
+
+    Args:
+      path: the file or folder.
+      count: gets the number of files that are passed over: pictures and other binary files.
 
     Raises:
-      InputError: a file cannot be read, is empty, or is of no known layout.
+      InputError: a file cannot be read, is empty, or is of no known layout; or none holds text.
     """
     files = below(path)
+    if path.is_dir():
+        there, files = len(files), tuple(file for file in files if not is_binary(file))
+        count["documents"] += 0  # so that they are reported first
+        count[NOT_TEXT] += there - len(files)
+        if not files:
+            raise InputError(f"{path}: none of its {there:,} files is text; documents are expected")
     found = [recognised_file(file, name_of(file, path)) for file in files]
     layouts, readers = zip(*found, strict=True)
 
@@ -37,10 +47,23 @@ def recognised(path: Path) -> Source:
     return Source(" and ".join(dict.fromkeys(layouts)), files, read)
 
 
-def below(path: Path) -> tuple[Path, ...]:
-    """Returns the file itself, or all files below a folder in the order of their names.
+def is_binary(file: Path) -> bool:
+    """Returns whether a file is a picture, a PDF or the like, by its content and its name.
 
-    Hidden files are left out, and files that are no text, such as pictures, whose number is said.
+    A file whose name says that it is text is never one: if it is not UTF-8, that is an error.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if tables.ending(file) in (*PLAIN_ENDINGS, ".parquet"):
+        return False
+    head = rows.head(file)
+    return "\0" in head or head.startswith("%PDF-")
+
+
+def below(path: Path) -> tuple[Path, ...]:
+    """The file itself, or all files below a folder in the order of their names, hidden ones left
+    out.
 
     Raises:
       InputError: there is none.
@@ -48,25 +71,10 @@ def below(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     found = sorted(file for file in path.rglob("*") if file.is_file())
-    shown = [file for file in found if not file.name.startswith(".")]
-    files = tuple(file for file in shown if not _is_binary(file))
+    files = tuple(file for file in found if not file.name.startswith("."))
     if not files:
-        raise InputError(f"{path}: no text file in this folder; documents are expected")
-    if passed_over := [file for file in shown if file not in files]:
-        count = len(passed_over)
-        say(
-            f"prepare: {count:,} file{'s' * (count > 1)} passed over in {path}: not text, such as"
-            f" {passed_over[0].name}"
-        )
+        raise InputError(f"{path}: no file in this folder; documents are expected")
     return files
-
-
-def _is_binary(file: Path) -> bool:
-    """Whether a file is neither text nor of an ending that a reader knows."""
-    if file.suffix in (".gz", ".bz2", ".parquet"):
-        return False
-    with file.open("rb") as opened:
-        return b"\0" in opened.read(HEAD_BYTES)
 
 
 def name_of(file: PurePath, folder: PurePath) -> str:

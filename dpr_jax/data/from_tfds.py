@@ -19,7 +19,6 @@ from dpr_jax.data.rows import OnRead
 from dpr_jax.errors import InputError
 
 PREFIX = "tfds:"
-TRIES = 5  # of a download; with TFDS's 10 it takes four minutes to find no network
 REASON_CHARS = 160
 
 
@@ -60,7 +59,10 @@ def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
         with _quietly():
             builder = tfds.builder(dataset, file_format="array_record")
             if not builder.is_prepared():
-                say(f"prepare: {PREFIX}{dataset} is downloaded into {builder.data_dir}")
+                say(
+                    f"prepare: {PREFIX}{dataset} is downloaded into {builder.data_dir}; without a"
+                    " network TFDS gives up after some minutes"
+                )
                 builder.download_and_prepare()
             return builder, builder.as_data_source(split)
     except Exception as error:
@@ -74,17 +76,11 @@ def _opened(dataset: str, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what TFDS prints, a warning for each try of a download, bars in log files, and four
-    minutes of trying where there is no network.
-    """
-    # not public, so not imported by those who name no TFDS data set
-    from tensorflow_datasets.core.download import downloader
-
+    """Silences what TFDS prints: a warning per try of a download, and bars in log files."""
     talkers = [logging.getLogger(name) for name in ("absl", "urllib3")]
-    levels, tries = [one.level for one in talkers], downloader.MAX_RETRIES
+    levels = [one.level for one in talkers]
     for one in talkers:
         one.setLevel(logging.ERROR)
-    downloader.MAX_RETRIES = TRIES
     tfds.display_progress_bar(enable=console.is_terminal)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -92,7 +88,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for one, level in zip(talkers, levels, strict=True):
             one.setLevel(level)
-        downloader.MAX_RETRIES = tries
         tfds.display_progress_bar(enable=True)
 
 

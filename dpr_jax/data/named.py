@@ -60,7 +60,9 @@ def split_of(key: str) -> str:
 def with_cut(data: DataConfig) -> DataConfig:
     """Returns the settings, with the paper's cut for a folder of documents without one."""
     folder = Path(data.passages or "")
-    if data.split_words or data.split_tokens or not data.passages or not folder.is_dir():
+    with rows.readable(data.passages or ""):
+        is_folder = data.passages is not None and folder.is_dir()
+    if data.split_words or data.split_tokens or not is_folder:
         return data
     if recognise.is_split(folder) or any(folder.glob("corpus.jsonl*")):
         return data
@@ -85,7 +87,7 @@ def recognised(
     Args:
       data: the settings.
       model: whose tokenizer counts the tokens of windows, where documents are to be cut into such.
-      count: gets the documents that are cut, as they are read.
+      count: gets the files that are passed over, and the documents that are cut as they are read.
 
     Raises:
       InputError: nothing is named, or a file is missing or of no known layout.
@@ -173,7 +175,7 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"
         )
-    found = documents.recognised(Path(name))
+    found = documents.recognised(Path(name), count)
     return found._replace(
         layout=f"{found.layout}, to be cut into passages",
         read=lambda on_read: cut.into_passages(found.read(on_read), how, count),

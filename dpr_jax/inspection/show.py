@@ -4,15 +4,14 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import dpr_jax
 from dpr_jax import pages
+from dpr_jax.console import results_console
 
 TEMPLATE = Path(__file__).with_name("inspection.html.jinja")
 BAR_CELLS = 30
-_PIPE_WIDTH = 110  # where there is no terminal to ask
 
 
 def page(facts: dict[str, Any]) -> str:
@@ -33,10 +32,9 @@ def page(facts: dict[str, Any]) -> str:
 
 def tables(facts: dict[str, Any]) -> None:
     """Prints the tables, the histogram of passages, and what would deceive in red at the end."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    console.print(_splits(facts))
+    console = results_console()
+    if facts["splits"]:
+        console.print(_splits(facts))
     console.print(_tokens(facts))
     tokens = facts["corpus"]["tokens"]
     console.print("\nTokens of passages", style="bold")

@@ -23,6 +23,8 @@ from dpr_jax.training.step import Batch
 
 NO_PASSAGE = -1  # a dummy where a question has too few hard negatives
 NO_POSITIVE = -2  # fills up the positives; equal to no passage's text key
+# rows of the stream; grain divides its length as a float, which rounds sys.maxsize up beyond itself
+ENDLESS = 1 << 52
 READ_AHEAD = 4  # batches tokenized ahead of the device
 
 
@@ -242,7 +244,7 @@ def stream(
             hard_negatives=hard_negatives,
             shuffle_positives=shuffle_positives,
         )
-    )
+    )[:ENDLESS]
     mine = slice(process_index, None, process_count)
 
     def local(draws: Sequence[Draw]) -> Batch:

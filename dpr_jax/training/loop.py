@@ -186,11 +186,14 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             first_batch = next(stream)
             stream = itertools.chain([first_batch], stream)
             sharded = spmd.shard(first_batch)
-            update = chunking.largest_that_fits(
+            chosen = chunking.largest_that_fits(
                 lambda chunk_size: mapped(chunk_size).lower(on_devices, sharded).compile(),
                 texts=candidates // jax.device_count(),
                 stored=folder / chunking.FILE,
-            ).update
+            )
+            del sharded
+            # of several processes pmap's compiled program takes no process's own part of a batch
+            update = mapped(chosen.chunk_size) if jax.process_count() > 1 else chosen.update
 
         # --- all input is sound: the folder is this run's --------------------
         if parallel.is_main():
