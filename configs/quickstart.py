@@ -21,6 +21,7 @@ from dpr_jax.config import (
     IndexConfig,
     MineConfig,
     ModelConfig,
+    RetrieveConfig,
     TrainConfig,
 )
 
@@ -56,4 +57,5 @@ config = Config(
     ),
     encode=EncodeConfig(rows_per_shard=1024),
     index=IndexConfig(kind="scann"),
+    retrieve=RetrieveConfig(json_run=False),  # DPR's JSON has every passage's text: 230 MB here
 )
