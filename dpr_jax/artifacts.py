@@ -1,5 +1,4 @@
-"""What stages leave on disk for each other: where it lies, how it is written whole or not at all,
-how it is checked.
+"""Artifacts that stages leave on disk for each other: written whole or not at all, and checked.
 
 Every artifact has a JSON manifest, written last. It holds `made_from` (the settings and the inputs'
 fingerprints that produced the artifact) and `files` (sha256 and size of each file). A stage whose
@@ -111,8 +110,7 @@ def checksum(path: Path) -> str:
 def made_from(
     stage: str, settings: dict[str, Any], inputs: dict[str, str], *, form: int = 1
 ) -> dict[str, Any]:
-    """What an artifact depends on: the stage's name, its settings, and the fingerprints of its
-    inputs.
+    """Returns what an artifact depends on: stage, settings, and fingerprints of its inputs.
 
     Args:
       form: of what the stage writes, counted up when the same settings and inputs come to give
@@ -128,7 +126,7 @@ def form_of(facts: dict[str, Any]) -> int:
 
 
 def is_fresh(manifest: Path, origin: dict[str, Any]) -> bool:
-    """Whether `manifest` exists and was made from just these settings and inputs."""
+    """Returns whether `manifest` exists and was made from just these settings and inputs."""
     if not manifest.exists():
         return False
     return read_json(manifest).get("made_from") == plain(origin)
@@ -215,7 +213,7 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
 
 
 def _is_manifest(facts: Any) -> bool:
-    """Whether a JSON value has what `verify` reads."""
+    """Returns whether a JSON value has what `verify` reads."""
     files = facts.get("files") if isinstance(facts, dict) else None
     return isinstance(files, dict) and all(
         isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in files.values()

@@ -293,7 +293,7 @@ def _config_file(args: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _takes_value(arg: str) -> bool:
-    """Whether the argument after this one is its value."""
+    """Returns whether the argument after this one is its value."""
     if not arg.startswith("--") or "=" in arg:
         return False
     hint = config_file.keys().get(arg[2:].replace("-", "_"))

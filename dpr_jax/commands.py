@@ -13,7 +13,7 @@ from dpr_jax.config import Config
 
 
 class Command(NamedTuple):
-    """What a command is and takes.
+    """A command with what it takes.
 
     Attributes:
       purpose: one line for people.

@@ -172,8 +172,8 @@ class TrainConfig:
     """Hard negatives per question, drawn anew each epoch; the batch has batch_size * (1 +
     hard_negatives) passages."""
     upsampling: tuple[Annotated[float, Bounds(above=0)], ...] = ()
-    """How many times the questions of each file of data.train count, one number per file: 4 makes
-    its batches four times as frequent. Empty: once."""
+    """Weight of each file of data.train, one number per file: 4 makes its batches four times as
+    frequent. Empty: 1."""
     shuffle_positives: bool = False
     """Draw the positive from all positives; otherwise the first is taken (DPR)."""
     total_steps: Positive | None = None
@@ -246,16 +246,16 @@ class TrainConfig:
     """Set every question against the passages of all devices; false: against those of its own
     device alone, to see what gathering is worth."""
     spmd: Literal["pmap", "shard_map"] = "pmap"
-    """How the per-device step is mapped over devices."""
+    """Mapping of the per-device step over devices."""
     log_every_steps: Positive = 10
     """Write a line of metrics every so many steps."""
     validate_every_steps: Positive | None = None
     """Validate on the dev set every so many steps, and save a checkpoint; None: only after the last
     step."""
     best_metric: Literal["nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"] = "nll"
-    """Which validation metric chooses the best checkpoint, which is kept besides the last two."""
+    """Validation metric that chooses the best checkpoint, which is kept besides the last two."""
     export: Literal["best", "last"] = "best"
-    """Which checkpoint becomes the model; without a validation in between the last is the best."""
+    """Checkpoint that becomes the model; without a validation in between the last is the best."""
     patience: Positive | None = None
     """Stop after so many validations in a row without a better best_metric; None never stops
     early."""
@@ -356,12 +356,12 @@ class RetrieveConfig:
     """Batch retrieval: questions to a run."""
 
     kind: Literal["dense", "bm25", "hybrid"] | None = None
-    """What a new retriever is; None: bm25 and hybrid by their names, any other dense."""
+    """Kind of a new retriever; None: bm25 and hybrid by their names, any other dense."""
     parts: tuple[str, str] = ("bm25", "trained")
     """hybrid: the two retrievers that it fuses, by name."""
     split: str | None = None
-    """Which prepared questions: train, dev, test, or a set of data.test by name; None: dev and all
-    test sets."""
+    """Prepared questions to answer: train, dev, test, or a set of data.test by name; None: dev and
+    all test sets."""
     questions: str | None = None
     """A file of questions in any layout that data.test may have, TREC topics too."""
     top_k: Positive = 100
@@ -385,7 +385,7 @@ class EvaluateConfig:
     cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
     """The k of top-k accuracy and recall."""
     answer_match: Literal["string", "regex"] = "string"
-    """How an answer is looked for in a passage: DPR's token match, or regular expressions
+    """Test for an answer in a passage: DPR's token match, or regular expressions
     (CuratedTREC).
     """
     baseline: str = "bm25"

@@ -1,6 +1,4 @@
-"""What long work says while it runs: rich progress on a terminal, plain lines in a log file or
-pipe.
-"""
+"""Messages and progress: a bar on a terminal, plain lines in a log file or pipe."""
 
 import contextlib
 import os

@@ -56,5 +56,5 @@ def exit_status(error: BaseException) -> int:
 
 
 def is_refused_writing(error: BaseException) -> bool:
-    """Whether the system refused to write a file: read-only, no rights, or no room."""
+    """Returns whether the system refused to write a file: read-only, no rights, or no room."""
     return isinstance(error, OSError) and error.errno in REFUSED_WRITING

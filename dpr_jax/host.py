@@ -1,4 +1,4 @@
-"""What this process knows of its host: cores as devices, freed memory, features of processors."""
+"""The host of this process: cores as devices, freed memory, features of its processor."""
 
 import ctypes
 import os

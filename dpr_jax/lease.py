@@ -158,7 +158,9 @@ def _this_process() -> dict[str, Any]:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran on this host, since it was started, and does not run any more."""
+    """Returns whether the holder ran on this host, since it was started, and does not run any
+    more.
+    """
     if holder.get("boot") != _boot() or not holder.get("boot"):
         return False
     return _started(holder["process"]) != holder["started"]

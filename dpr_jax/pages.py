@@ -1,4 +1,4 @@
-"""What the HTML pages of all stages share: their look, and how their templates are read. A page
+"""The look that the HTML pages of all stages share, and how their templates are read. A page
 needs no other file.
 """
 

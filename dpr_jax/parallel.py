@@ -101,7 +101,7 @@ def _join_found() -> None:
 
 @contextlib.contextmanager
 def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
-    """Says after ten seconds what this process waits for, which may be a mistake in a script."""
+    """Prints after ten seconds what this process waits for, which may be a mistake in a script."""
     line = f"dpr: this process waits for {whom}; all of them have to be started"
     timer = threading.Timer(SILENT_S, console.say, [line])
     timer.daemon = True
@@ -113,7 +113,8 @@ def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
 
 
 def _in_cluster() -> bool:
-    """Whether JAX can join the other processes by itself, and the environment says there are any.
+    """Returns whether JAX can join the other processes by itself, and the environment says there
+    are any.
 
     An allocation of several tasks is not enough: its shell is one process. Slurm's srun numbers
     the tasks of its step, mpirun its ranks.
@@ -138,7 +139,7 @@ def _number(name: str) -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what only one may write."""
+    """Returns whether this is the process that writes what only one may write."""
     return jax.process_index() == 0
 
 

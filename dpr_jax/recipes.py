@@ -143,7 +143,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _say_differences(title: str, before: dict[str, Any] | None, after: dict[str, Any]) -> None:
-    """Says which stored settings another value takes the place of."""
+    """Prints the stored settings that get another value."""
     if before is None:
         return
     old, new = flat(before), flat(after)

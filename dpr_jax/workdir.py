@@ -129,7 +129,7 @@ class WorkDir(Pointers):
 
     @property
     def changes(self) -> Path:
-        """What came to the corpus and what was taken out of it, one folder per change."""
+        """Additions to the corpus and removals from it, one folder per change."""
         return self.root / "changes"
 
     @property

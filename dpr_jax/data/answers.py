@@ -30,7 +30,7 @@ _SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
 def has_answer(
     answers: Sequence[str], text: str, *, match: Literal["string", "regex"] = "string"
 ) -> bool:
-    """Whether any of the answers is in the text.
+    """Returns whether any of the answers is in the text.
 
     Args:
       answers: the answers of one question; none: never found.

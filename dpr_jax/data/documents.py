@@ -78,7 +78,7 @@ def below(path: Path) -> tuple[Path, ...]:
 
 
 def name_of(file: PurePath, folder: PurePath) -> str:
-    """What a plain text file is called as a document: its path below the folder, as one word."""
+    """Returns the id of a plain text file: its path below the folder, as one word."""
     name = file.name if file == folder else file.relative_to(folder).as_posix()
     return "_".join(name.split())
 

@@ -92,7 +92,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line; of a connection that failed, what failed in the end."""
+    """Returns the text of an error on one line; of a connection that failed, what failed in the
+    end.
+    """
     within = getattr(error.args[0] if error.args else None, "reason", None)
     lines = str(within or error).strip().splitlines()
     return lines[0][:REASON_CHARS] if lines else ""

@@ -1,6 +1,4 @@
-"""What the settings of `data` name: recognised files and folders, documents to be cut, and the
-corpus that questions bring along.
-"""
+"""Opens what the settings of `data` name: files, folders, documents to cut, carried passages."""
 
 import dataclasses
 import functools
@@ -126,9 +124,7 @@ def recognised(
 
 
 def cut_settings(data: DataConfig, model: str, sources: dict[str, Source]) -> dict[str, int | str]:
-    """What the passages of documents depend on besides the files' content; none where there is
-    nothing to cut.
-    """
+    """Returns what cut passages depend on besides the files' content; none without a cut."""
     if data.split_words:
         settings: dict[str, int | str] = {"words": data.split_words}
     elif data.split_tokens:
@@ -143,7 +139,7 @@ def cut_settings(data: DataConfig, model: str, sources: dict[str, Source]) -> di
 
 
 def how_to_cut(data: DataConfig, model: str) -> Cut | None:
-    """How documents are cut; None where the corpus has passages already.
+    """Returns the function that cuts documents; None where the corpus has passages already.
 
     Raises:
       InputError: the tokenizer of `model` cannot be had, whose tokens are to be counted.

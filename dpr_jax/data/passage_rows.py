@@ -23,11 +23,11 @@ class HashedTexts:
         return len(self._hashes)
 
     def distinct(self) -> int:
-        """How many different texts there are."""
+        """Returns the number of different texts."""
         return len(np.unique(np.frombuffer(self._hashes, np.int64)))
 
     def rows_also_in(self, other: "HashedTexts") -> np.ndarray:
-        """Which of the texts are among the other's too: their rows, int64, ascending."""
+        """Returns the rows of texts that the other has too, int64, ascending."""
         mine_N = np.frombuffer(self._hashes, np.int64)
         return np.flatnonzero(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)))
 

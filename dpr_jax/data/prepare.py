@@ -26,7 +26,7 @@ NOT_THERE = "no gold passage in the corpus, and no answers"
 
 
 class CorpusFacts(NamedTuple):
-    """What the questions need of the corpus, and what is reported of it.
+    """Facts of the corpus that the questions need, and that are reported.
 
     Attributes:
       table: passage id -> row.

@@ -1,4 +1,4 @@
-"""What every reader yields, and the checks that every value of a file passes."""
+"""The rows that every reader yields, and the checks that every value passes."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ class Passage(NamedTuple):
 
     @property
     def title_and_text(self) -> str:
-        """What BM25 indexes."""
+        """Title and text as one text, which BM25 indexes."""
         return f"{self.title} {self.text}"
 
 

@@ -1,4 +1,4 @@
-"""Which layout a raw file has, told by its name's ending and its first row, and the reader for
+"""Recognises the layout of a raw file by its name's ending and its first row, and the reader for
 it.
 """
 
@@ -119,7 +119,7 @@ def beir(folder: Path, role: str) -> dict[str, Path]:
 
 
 def is_split(folder: Path) -> bool:
-    """Whether `dpr split` wrote this folder, or began to."""
+    """Returns whether `dpr split` wrote this folder, or began to."""
     return any(folder.glob(SPLIT_SHARDS))
 
 
@@ -180,7 +180,7 @@ def _is_squad(head: str) -> bool:
 
 
 def _has_header(head: str, ending: str) -> bool:
-    """Whether the first row names the columns of a table of questions."""
+    """Returns whether the first row names the columns of a table of questions."""
     columns = _first_line(head).split(tables.DELIMITERS[ending])
     names = [name.strip(' "').lower() for name in columns]
     known = {*names} & {*formats.QUESTION_KEYS} or names[0] in formats.QUESTION_ID_KEYS

@@ -286,7 +286,7 @@ class _JsonText:
 
 @contextlib.contextmanager
 def readable(path: Path | str) -> Iterator[None]:
-    """What the system refuses of a path, such as to look at it, as one line.
+    """Turns what the system refuses of a path into an InputError of one line.
 
     Raises:
       InputError: it did.

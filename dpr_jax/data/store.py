@@ -188,7 +188,9 @@ def test_sets(workdir: WorkDir) -> tuple[str, ...]:
 
 
 def wants_mining(workdir: WorkDir, enabled: bool | None) -> bool:
-    """Whether training takes mined hard negatives: as asked, else where the data have none."""
+    """Returns whether training takes mined hard negatives: as asked, else where the data have
+    none.
+    """
     if enabled is not None:
         return enabled
     return not artifacts.read_json(workdir.data / "manifest.json").get("hard_negatives")

@@ -147,7 +147,9 @@ def _shard_rows(count: int, rows_per_shard: int) -> list[range]:
 
 
 def _is_whole(file: Path, rows: int, width: int, dtype: type[np.floating]) -> bool:
-    """Whether a shard is there with the right shape; it only got its name when it was complete."""
+    """Returns whether a shard is there with the right shape; it only got its name when it was
+    complete.
+    """
     if not file.exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""How fast this process encodes, and how much of what its devices compute is real."""
+"""Measures how fast this process encodes, and the share of computed tokens that are real."""
 
 import time
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What is encoded: the corpus, or questions of a split or a file."""
+"""The texts to encode: the corpus, or questions of a split or a file."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -95,7 +95,7 @@ def estimate(value_QM: np.ndarray, *, samples: int, seed: int) -> list[Estimate]
 def differences(
     value_QM: np.ndarray, baseline_QM: np.ndarray, *, samples: int, seed: int
 ) -> list[Difference]:
-    """How much better a run is than the baseline on the same questions, for M metrics.
+    """Returns the gain of a run over the baseline on the same questions, for M metrics.
 
     The interval is a bootstrap over questions of the paired difference. The p-value is the share of
     `samples` random flips of the signs of the differences whose mean is as far from 0 as the one

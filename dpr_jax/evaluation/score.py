@@ -105,7 +105,7 @@ def summary(
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What metrics/NAME.json says of a run under a view.
+    """Returns the entry of metrics/SET/NAME.json for a run under a view.
 
     Args:
       view: what is right.

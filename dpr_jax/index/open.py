@@ -14,7 +14,7 @@ MANIFEST = "index.json"
 
 
 class Parts(NamedTuple):
-    """What an index consists of; files are named relative to its folder.
+    """The parts of an index; files are named relative to its folder.
 
     Attributes:
       kind: the engine.

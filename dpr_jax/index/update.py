@@ -123,7 +123,7 @@ def _change(workdir: WorkDir, record: Callable[[], None]) -> None:
 
 
 class IndexSource(NamedTuple):
-    """What the index of a dense retriever is made of.
+    """The inputs of the index of a dense retriever.
 
     Attributes:
       log: the changes of the corpus.

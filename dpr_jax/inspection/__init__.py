@@ -1,1 +1,1 @@
-"""What prepared data sets hold, and what in them would deceive."""
+"""The stage that describes prepared data, and what in them would deceive."""

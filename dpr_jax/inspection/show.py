@@ -1,4 +1,4 @@
-"""What was measured, as tables on stdout and as a page."""
+"""Shows what was measured, as tables on stdout and as a page."""
 
 import datetime
 from pathlib import Path
@@ -51,7 +51,7 @@ def tables(facts: dict[str, Any]) -> None:
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
-    """What makes figures on these data look better than they are."""
+    """Returns warnings of what makes figures on these data look better than they are."""
     said = []
     for pair in facts["overlap"]:
         for count, what in (

@@ -1,4 +1,4 @@
-"""What is counted in prepared data: lengths, repeats, answers in gold passages, and what test
+"""Counts prepared data: lengths, repeats, answers in gold passages, and what test
 shares with train.
 """
 
@@ -83,7 +83,7 @@ def corpus(
 
 
 class Asked(NamedTuple):
-    """What is compared between splits; 24 bytes a question.
+    """Hashes that are compared between splits; 24 bytes per question.
 
     Attributes:
       texts: the questions, without case and punctuation.
@@ -145,7 +145,7 @@ def _answered(question: Question, passages: Corpus, match: Literal["string", "re
 
 
 def overlap(questions: Questions, asked: Asked, seen: Asked) -> dict[str, Any]:
-    """What of a split was seen in another: questions but for case and punctuation, and gold
+    """Returns what of a split was seen in another: questions but for case and punctuation, and gold
     passages.
 
     Args:

@@ -193,7 +193,7 @@ def _origin(config: Config, sources: list[Opened]) -> dict[str, dict[str, Any]]:
 
 
 def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, bool]:
-    """The same in an order of chance that depends on the seed and the question's number alone: the
+    """Returns the candidates shuffled by the seed and the question's number alone: the
     first that pass are then a sample.
     """
     rows = np.random.default_rng([seed, number]).permutation(list(candidates))

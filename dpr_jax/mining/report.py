@@ -1,4 +1,4 @@
-"""What mining says of itself: how many passages each rule passed over, and samples to read."""
+"""Reports on mining: how many passages each rule passed over, and samples to read."""
 
 import random
 from collections import Counter
@@ -57,7 +57,7 @@ class Report:
         }
 
     def show(self, *, samples: bool) -> None:
-        """Says the counts, and the samples if asked for."""
+        """Prints the counts, and the samples if asked for."""
         rules = ", ".join(f"{n:,} {rule}" for rule, n in self.passed_over.items())
         say(
             f"mine: {self._split}: {self.questions:,} questions, {self.kept:,} hard negatives"

@@ -1,4 +1,4 @@
-"""What may be a hard negative: the rules, as functions of a question and the passages that rank
+"""Rules for hard negatives, as functions of a question and the passages that rank
 high for it.
 """
 
@@ -20,7 +20,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Rules(NamedTuple):
-    """What `hard_negatives` goes by.
+    """The limits that `hard_negatives` keeps.
 
     Attributes:
       depth: how many to keep.
@@ -37,7 +37,7 @@ class Rules(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What one source found for one question, best first: scores float32 [K], corpus rows int64
+    """One source's ranking for one question, best first: scores float32 [K], corpus rows int64
     [K], -1 where there is none.
     """
 
@@ -158,8 +158,8 @@ def word_runs(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def near_copy(text: str, gold_runs: Sequence[frozenset[tuple[str, ...]]], share: float) -> bool:
-    """Whether a text and a gold passage have at least this share of the shorter one's word runs in
-    common.
+    """Returns whether a text and a gold passage have at least this share of the shorter one's word
+    runs in common.
     """
     runs = word_runs(text)
     return any(len(runs & gold) >= share * min(len(runs), len(gold)) for gold in gold_runs)
@@ -171,7 +171,7 @@ def teacher_scores(
     rows: Sequence[int],
     passage_of: Callable[[int], Passage],
 ) -> tuple[tuple[int, float], ...]:
-    """What the user's teacher says of some passages, as (row, score).
+    """Returns the user's teacher's scores of some passages, as (row, score).
 
     Raises:
       InputError: it fails, or does not give every passage a finite number.
@@ -187,7 +187,7 @@ def teacher_scores(
 
 
 def _judge(keep: Filter, question: Question, passages: list[Passage]) -> np.ndarray:
-    """What the user's filter says, bool [len(passages)]."""
+    """Returns the answers of the user's filter, bool [len(passages)]."""
     mask = _ask(keep, "mine.filter", question, passages)
     if mask.shape != (len(passages),) or mask.dtype != bool:
         raise InputError(

@@ -127,7 +127,7 @@ def dev_figure(retriever: RetrieverDir) -> float | None:
 
 
 def is_ready(retriever: RetrieverDir) -> bool:
-    """Whether a retriever has all it needs to search."""
+    """Returns whether a retriever has all it needs to search."""
     if retriever.kind == "hybrid":
         parts = recipes.load(retriever).retrieve.parts
         return all(is_ready(retriever.workdir.retriever(name)) for name in parts)
