@@ -27,5 +27,5 @@ def test_the_first_of_the_best_stays(metric: str, values: list[float]) -> None:
 def test_patience_counts_validations_that_were_no_better() -> None:
     assert not after([2.0, 3.0], "nll").exhausted(2)
     assert after([2.0, 3.0, 3.0], "nll").exhausted(2)
-    assert not after([2.0, 3.0, 3.0], "nll").exhausted(0)
+    assert not after([2.0, 3.0, 3.0], "nll").exhausted(None)
     assert not START.exhausted(1)

@@ -36,7 +36,10 @@ class Fixed:
         return self.vectors[[int(word.split()[-1]) for word in words]]
 
 
-def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(validation, "RANK_BLOCK", size)  # three questions: one or several blocks
+    monkeypatch.setattr(validation, "ENCODE_BLOCK", size)
     vectors = np.array([[1, 0], [0, 1], [1, 1], [2, 0]], np.float32)
     monkeypatch.setattr(Fixed, "vectors", vectors)
     monkeypatch.setattr(validation, "Embedder", Fixed)
