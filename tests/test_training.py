@@ -171,6 +171,24 @@ def test_a_finished_run_keeps_weights_and_no_state_of_adamw(
     assert kept.samefile(model)  # hard-linked: no byte twice
 
 
+def test_a_run_killed_after_its_export_drops_its_states_at_the_next_start(
+    run_dir: tuple[Config, RetrieverDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, target = run_dir
+
+    def killed(_: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "drop_steps", killed)
+        with pytest.raises(Killed):
+            loop.run(config, target)
+    steps = target.current("checkpoints") / "steps"
+    assert steps.exists()
+    loop.run(config, target)
+    assert not steps.exists()
+
+
 def test_what_is_refused_leaves_nothing(run_dir: tuple[Config, RetrieverDir]) -> None:
     """Batch 64 on 60 questions says "make it smaller", and a smaller one then trains."""
     config, target = run_dir

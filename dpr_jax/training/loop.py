@@ -67,6 +67,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     model = retriever.place("model", origin.model)
     if artifacts.is_fresh(model / "manifest.json", origin.model):
         parallel.on_main(lambda: retriever.point("model", model))
+        if checkpoint.finished(folder):  # a run killed after its export still has its states
+            parallel.on_main(lambda: checkpoint.drop_steps(folder))
         console.say(f"train: up to date ({model})")
         return
     train = config.train
