@@ -72,6 +72,9 @@ def test_vectors_are_made_as_the_folder_says(folder: Path) -> None:
             "says cls, mean; one of",
         ),
         ([TRANSFORMER | {"path": "0_Transformer"}], {}, "a module Transformer in '0_Transformer'"),
+        ([{"path": "", "type": "custom_st.Transformer"}], {}, "a module custom_st.Transformer in"),
+        ([TRANSFORMER, POOLING | {"type": "my_code.Pooling"}], {}, "a module my_code.Pooling in"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": ["cls", "mean"]}, "says cls, mean; one of"),
     ],
 )
 def test_what_a_folder_says_and_we_cannot_do_is_named(
@@ -82,11 +85,63 @@ def test_what_a_folder_says_and_we_cannot_do_is_named(
         description.read(folder, "question", AS_IT_SAYS)
 
 
-def test_cosine_means_unit_length(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("modules.json", {"path": ""}, "modules.json holds a dict, where a list is expected"),
+        ("modules.json", [{"path": ""}], "a module .'path': ''.; each must be an object with a"),
+        ("modules.json", ["Transformer"], "a module 'Transformer'; each must be an object with"),
+        ("modules.json", [{"path": None, "type": "a"}], "each must be an object with a type"),
+        ("dpr_jax.json", {"temperature": 1.0}, 'title_and_text None; write "pair" or "space"'),
+        ("dpr_jax.json", {"title_and_text": "tab"}, "dpr_jax.json has title_and_text 'tab'; write"),
+        ("sentence_bert_config.json", {"max_seq_length": "48"}, "max_seq_length '48'; it must be"),
+        ("sentence_bert_config.json", [48], "holds a list, where a dict is expected"),
+        ("config.json", {"max_position_embeddings": "512"}, "max_position_embeddings '512'; it"),
+        ("config.json", ["bert"], "config.json holds a list, where a dict is expected"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts .'query: '.;"),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "euclidean"},
+            "similarity_fn_name 'euclidean'; cosine and dot are supported",
+        ),
+    ],
+)
+def test_what_is_malformed_is_one_line(
+    folder: Path, name: str, content: object, message: str
+) -> None:
     says(folder, [TRANSFORMER, POOLING], pooling_mode_cls_token=True)
-    assert not description.read(folder, "question", AS_IT_SAYS).normalize
-    (folder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "cosine"}')
-    assert description.read(folder, "question", AS_IT_SAYS).normalize
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        load_embedder(str(folder), "question", model=AS_IT_SAYS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "unit_length"),
+    [
+        ({}, False),
+        ({"similarity_fn_name": "dot"}, False),
+        ({"similarity_fn_name": "cosine"}, True),
+        ({"similarity_fn_name": None}, True),  # as sentence-transformers 6.2 takes it
+    ],
+)
+def test_cosine_means_unit_length(folder: Path, said: dict, unit_length: bool) -> None:
+    says(folder, [TRANSFORMER, POOLING], pooling_mode_cls_token=True)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    assert description.read(folder, "question", AS_IT_SAYS).normalize == unit_length
+
+
+def test_module_names_of_sentence_transformers_6(folder: Path) -> None:
+    package = "sentence_transformers"
+    pooling = f"{package}.sentence_transformer.modules.pooling.Pooling"
+    modules = [
+        {"path": "", "type": f"{package}.base.modules.transformer.Transformer"},
+        {"path": "1_Pooling", "type": pooling},
+        {"path": "2_Normalize", "type": f"{package}.base.modules.normalize.Normalize"},
+    ]
+    says(folder, modules, pooling_mode="mean")
+    found = description.read(folder, "passage", AS_IT_SAYS)
+    assert found == EncoderSettings("mean", True, 64, "space")
 
 
 def test_contradictions_and_prompts_are_said_once(
@@ -103,6 +158,27 @@ def test_contradictions_and_prompts_are_said_once(
     assert "has a prompt 'query', 'query: '" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("ours", "asked", "messages"),
+    [(False, 48, 1), (False, 16, 0), (False, 8, 0), (True, 48, 1), (True, 16, 0), (True, 8, 1)],
+)
+def test_a_length_that_contradicts_the_folder_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ours: bool, asked: int, messages: int
+) -> None:
+    """Fewer tokens than another's folder takes contradict nothing; than ours, its training."""
+    said: list[str] = []
+    monkeypatch.setattr(description, "say", said.append)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
+    if ours:
+        (folder / "dpr_jax.json").write_text('{"title_and_text": "pair"}')
+    for _ in range(2):
+        found = description.read(folder, "passage", ModelConfig(max_passage_tokens=asked))
+    assert found.max_tokens == asked
+    assert (
+        said == [f"model: model.max_passage_tokens is {asked}, though {folder} says 16"] * messages
+    )
+
+
 def test_more_tokens_than_positions(folder: Path) -> None:
     with pytest.raises(InputError, match="model.max_passage_tokens is 65, but .* has 64 positions"):
         description.read(folder, "passage", ModelConfig(max_passage_tokens=65))
@@ -110,7 +186,10 @@ def test_more_tokens_than_positions(folder: Path) -> None:
 
 def test_what_we_write_is_what_we_read(tmp_path: Path, folder: Path) -> None:
     for number, settings in enumerate(
-        (EncoderSettings("cls", False, 48, "pair"), EncoderSettings("mean", True, 20, "space"))
+        (
+            EncoderSettings("cls", False, 48, "pair"),
+            EncoderSettings("mean", True, 20, "space", lowercase=True),
+        )
     ):
         out = tmp_path / str(number)
         out.mkdir()
@@ -119,6 +198,29 @@ def test_what_we_write_is_what_we_read(tmp_path: Path, folder: Path) -> None:
         )
         for side in ("question", "passage"):
             assert description.read(out, side, AS_IT_SAYS) == settings
+        joined = ("'title [SEP] text'", "'title text'")[number]
+        ours = json.loads((out / "dpr_jax.json").read_text())
+        assert joined in ours["in_sentence_transformers"]
+
+
+def test_a_pair_is_one_string_with_the_separator(folder: Path) -> None:
+    """So dpr_jax.json says it; sentence-transformers 6.2 then gives the same vectors."""
+    found = tokenizer.load(folder, 32)
+    pair, string = found.ids([("Paris", "on the Seine"), "Paris [SEP] on the Seine"])
+    assert pair == string
+
+
+def test_lower_case_is_part_of_an_encoder(folder: Path) -> None:
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    backend["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    texts = ["PARIS [SEP] a", "paris [SEP] a"]
+    upper, lower = tokenizer.load(folder, 32).ids(texts)
+    cased = load_embedder(str(folder), "question", model=AS_IT_SAYS).fingerprint
+    assert upper != lower
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert tokenizer.load(folder, 32).ids(texts) == [lower, lower]
+    assert load_embedder(str(folder), "question", model=AS_IT_SAYS).fingerprint != cased
 
 
 def test_title_and_text_are_joined_as_the_folder_says(folder: Path) -> None:
@@ -160,11 +262,23 @@ BASE = [
     "mu",
     "##nchen",
 ]
-ADDED = {"content": "<doc>", "special": True}
+DOC = str(len(BASE))
+FLAGS = {
+    "normalized": False,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "special": False,
+}
+
+
+def added(text: str, id_: str = DOC, **flags: bool) -> dict:
+    """Returns what tokenizer_config.json says of one added token."""
+    return {"added_tokens_decoder": {id_: {"content": text} | FLAGS | flags}}
 
 
 @pytest.mark.parametrize(
-    ("settings", "added", "text", "tokens"),
+    ("settings", "older", "text", "tokens"),
     [
         ({}, {}, "Über München", "[CLS] uber munchen [SEP]"),
         ({"strip_accents": False}, {}, "Über München", "[CLS] über münchen [SEP]"),
@@ -178,21 +292,27 @@ ADDED = {"content": "<doc>", "special": True}
         ({}, {}, "富士山", "[CLS] 富 士 山 [SEP]"),
         ({"tokenize_chinese_chars": False}, {}, "富士山", "[CLS] 富士山 [SEP]"),
         ({}, {"<doc>": len(BASE)}, "<doc> paris", "[CLS] <doc> paris [SEP]"),
-        (
-            {"added_tokens_decoder": {str(len(BASE)): ADDED}},
-            {},
-            "<doc> paris",
-            "[CLS] <doc> paris [SEP]",
-        ),
+        ({}, {"<doc>": len(BASE)}, "<DOC> paris", "[CLS] <doc> paris [SEP]"),
+        (added("<doc>"), {}, "<doc> paris", "[CLS] <doc> paris [SEP]"),
+        (added("<doc>"), {}, "<DOC> paris", "[CLS] [UNK] [UNK] [UNK] paris [SEP]"),
+        (added("<doc>", special=True), {}, "a<doc>", "[CLS] [UNK] <doc> [SEP]"),
+        (added("<DOC>", normalized=True), {}, "<doc> paris", "[CLS] <DOC> paris [SEP]"),
+        (added("mun"), {}, "munchen", "[CLS] mun [UNK] [SEP]"),
+        (added("mun", single_word=True), {}, "munchen mun", "[CLS] munchen mun [SEP]"),
+        (added("[Q]", "19", special=True), {}, "[Q]: paris", "[CLS] [Q] : paris [SEP]"),
+        ({}, {}, "[Q]: paris", "[CLS] [ [UNK] ] : paris [SEP]"),
+        ({"additional_special_tokens": ["[Q]"]}, {}, "[Q] paris", "[CLS] [Q] paris [SEP]"),
+        (added("[MASK]", "4", normalized=True), {}, "[mask] paris", "[CLS] [MASK] paris [SEP]"),
+        ({"tokenizer_class": "BertTokenizerFast"}, {}, "paris", "[CLS] paris [SEP]"),
     ],
 )
 def test_a_vocabulary_is_read_as_its_settings_say(
-    tmp_path: Path, settings: dict, added: dict, text: str, tokens: str
+    tmp_path: Path, settings: dict, older: dict, text: str, tokens: str
 ) -> None:
     """The tokens are those that transformers' BertTokenizer gives for the same folder."""
     (tmp_path / "vocab.txt").write_text("\n".join(BASE) + "\n", encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(older))
     found = tokenizer.load(tmp_path, 16)
     names = {id_: token for token, id_ in found.vocabulary.items()}
     assert " ".join(names[id_] for id_ in found.ids([text])[0]) == tokens
@@ -210,4 +330,24 @@ def test_an_added_token_in_another_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(BASE) + "\n", encoding="utf-8")
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<doc>": 99}))
     with pytest.raises(InputError, match="added token '<doc>' has id 99, but the vocabulary gives"):
+        tokenizer.load(tmp_path, 16)
+
+
+@pytest.mark.parametrize("strips", [{"lstrip": True}, {"rstrip": True}])
+def test_an_added_token_takes_the_spaces_that_it_says(tmp_path: Path, strips: dict) -> None:
+    """BERT's words never hold spaces, so those show only in the offsets of the token."""
+    (tmp_path / "vocab.txt").write_text("\n".join(BASE) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(added("<doc>", **strips)))
+    backend = tokenizer.load(tmp_path, 16)._backend
+    wanted = (5, 11) if "lstrip" in strips else (6, 12)
+    assert backend.encode("paris <doc> paris").offsets[2] == wanted
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(BASE) + "\n", encoding="utf-8")
+    (tmp_path / file).write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    with pytest.raises(
+        InputError, match="tokenizer_class 'BertJapaneseTokenizer', which vocab.txt"
+    ):
         tokenizer.load(tmp_path, 16)

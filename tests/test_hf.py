@@ -109,15 +109,25 @@ def change_config(folder: Path, **values: object) -> None:
             {"model_type": "new", "auto_map": {"AutoConfig": "configuration.New"}},
             "type 'new', and its code .auto_map. is never run",
         ),
-        ({"hidden_size": "wide"}, "hidden_size 'wide'; it must be a number"),
+        ({"hidden_size": "wide"}, "hidden_size 'wide'; it must be a whole number"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers 2.5; it must be a whole number"),
+        ({"num_attention_heads": 5}, "hidden_size 32, which its num_attention_heads 5 do not"),
+        ({"hidden_act": ["gelu"]}, "hidden_act .'gelu'.; known are gelu"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps 'small'; it must lie between"),
+        ({"is_decoder": True}, "is_decoder true; only encoders"),
+        (["bert"], "config.json holds a list, where a dict is expected"),
     ],
 )
 def test_other_architectures_are_refused(
-    folder: Path, values: dict[str, object], message: str
+    folder: Path, values: dict[str, object] | list[str], message: str
 ) -> None:
-    change_config(folder, **values)
-    with pytest.raises(InputError, match=message):
-        hf.read_shape(folder)
+    if isinstance(values, list):
+        (folder / "config.json").write_text(json.dumps(values))
+    else:
+        change_config(folder, **values)
+    with pytest.raises(InputError, match=message) as caught:
+        load_embedder(str(folder), "question", model=ModelConfig())
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_weights_are_named(folder: Path) -> None:
@@ -141,6 +151,10 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
     safetensors.numpy.save_file(tensors | {name: tensors[name][:, :7].copy()}, path)
     with pytest.raises(InputError, match=f"tensor {name} has shape"):
         hf.read_params(folder, tiny.SHAPE)
+    projection = {"encode_proj.weight": np.eye(32, dtype=np.float32)}
+    safetensors.numpy.save_file(tensors | projection, path)
+    with pytest.raises(InputError, match="has encode_proj.weight: a projection after BERT"):
+        hf.read_params(folder, tiny.SHAPE)
 
 
 def test_a_models_own_code_is_never_run(folder: Path) -> None:
@@ -151,6 +165,20 @@ def test_a_models_own_code_is_never_run(folder: Path) -> None:
     change_config(folder, auto_map={"AutoConfig": "configuration.New"})
     assert hf.read_shape(folder) == tiny.SHAPE  # what it says of itself is plain BERT
     assert not ran.exists()
+
+
+def test_a_models_own_code_is_not_passed_on(tmp_path: Path, folder: Path) -> None:
+    files = ("config.json", "tokenizer_config.json")
+    before = [json.loads((folder / name).read_text()) for name in files]
+    for name, said in zip(files, before, strict=True):
+        (folder / name).write_text(json.dumps(said | {"auto_map": {"AutoModel": "new.New"}}))
+    out = tmp_path / "out"
+    out.mkdir()
+    hf.write_encoder(
+        out, template=folder, shape=tiny.SHAPE, params=tiny.params(), settings=SETTINGS
+    )
+    after = [json.loads((out / name).read_text()) for name in files]
+    assert after == [before[0] | {"dtype": "float32"}, before[1]]
 
 
 def test_weights_in_shards_are_those_of_one_file(folder: Path) -> None:
@@ -171,8 +199,12 @@ def test_weights_in_shards_are_those_of_one_file(folder: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, hf.read_params(folder, tiny.SHAPE), wanted)
     assert hf.fingerprint(folder, SETTINGS) != before
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputError, match="model-00002-of-00002.safetensors does not exist"):
+    with pytest.raises(InputError, match="00002-of-00002.safetensors does not exist; .* fetch the"):
         hf.read_params(folder, tiny.SHAPE)
+    for index in ({}, {"weight_map": ["model.safetensors"]}, {"weight_map": {"a": 1}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match="index.json has no weight_map of file names; fetch"):
+            load_embedder(str(folder), "question", model=ModelConfig())
 
 
 def test_unsound_weights_are_named(folder: Path) -> None:

@@ -35,12 +35,14 @@ class EncoderSettings(NamedTuple):
       normalize: whether vectors have unit length.
       max_tokens: where texts are cut, special tokens included.
       title_and_text: "pair" for [CLS] title [SEP] text [SEP], "space" for one text.
+      lowercase: whether texts are lower-cased before the tokenizer's own rules.
     """
 
     pooling: str
     normalize: bool
     max_tokens: int
     title_and_text: Literal["pair", "space"] = "pair"
+    lowercase: bool = False
 
     @property
     def temperature(self) -> float:
@@ -63,16 +65,21 @@ def read(folder: Path, side: Side, model: ModelConfig) -> EncoderSettings:
         than the model has positions.
     """
     said = _said(folder)
-    positions = _read(folder / "config.json").get("max_position_embeddings", 512)
+    config = folder / "config.json"
+    positions = whole(config, "max_position_embeddings", load_json(config), 512)
     own_limit = min(said.get("max_tokens") or positions, positions)
     usual = QUESTION_TOKENS if side == "question" else PASSAGE_TOKENS
-    by_default = own_limit if (folder / OURS).exists() else min(own_limit, usual)
+    ours = (folder / OURS).exists()
+    by_default = own_limit if ours else min(own_limit, usual)
     asked = model.max_question_tokens if side == "question" else model.max_passage_tokens
     if (asked or 0) > positions:
         raise InputError(
             f"model.max_{side}_tokens is {asked}, but {folder} has {positions} positions; give"
             f" {positions} or fewer"
         )
+    # a limit of others is the most that they take, ours is what the tower was trained with
+    if asked and "max_tokens" in said and (asked > own_limit or (ours and asked < own_limit)):
+        _say_once(f"model.max_{side}_tokens is {asked}, though {folder} says {own_limit}")
     found = {"pooling": said.get("pooling", "cls"), "normalize": said.get("normalize", False)}
     for name, value in found.items():
         wanted = getattr(model, name)
@@ -81,7 +88,10 @@ def read(folder: Path, side: Side, model: ModelConfig) -> EncoderSettings:
                 _say_once(f"model.{name} is {wanted}, though {folder} says {value}")
             found[name] = wanted
     return EncoderSettings(
-        **found, max_tokens=asked or by_default, title_and_text=title_and_text(folder)
+        **found,
+        max_tokens=asked or by_default,
+        title_and_text=title_and_text(folder),
+        lowercase=is_lowercased(folder),
     )
 
 
@@ -90,16 +100,22 @@ def title_and_text(folder: Path) -> Literal["pair", "space"]:
 
     A pair for DPR, for folders without modules.json, and where our own file says so; one text with
     a space between for other folders of sentence-transformers.
+
+    Raises:
+      InputError: our own file says neither.
     """
-    ours = _read(folder / OURS)
-    if ours:
-        return ours["title_and_text"]
-    return "space" if (folder / MODULES).exists() else "pair"
+    file = folder / OURS
+    if not file.exists():
+        return "space" if (folder / MODULES).exists() else "pair"
+    said = load_json(file).get("title_and_text")
+    if said not in ("pair", "space"):
+        raise InputError(f'{file} has title_and_text {said!r}; write "pair" or "space" there')
+    return said
 
 
 def is_lowercased(folder: Path) -> bool:
-    """Whether texts are lower-cased before the tokenizer sees them (sentence_bert_config.json)."""
-    return bool(_read(folder / LENGTHS).get("do_lower_case"))
+    """Returns whether texts are lower-cased besides what the tokenizer does."""
+    return bool(load_json(folder / LENGTHS).get("do_lower_case"))
 
 
 def write(
@@ -108,7 +124,7 @@ def write(
     """Writes what `read` reads, for sentence-transformers to give the same vectors.
 
     Args:
-      folder: of the encoder.
+      folder: of the encoder, with its tokenizer.
       settings: of the encoder.
       width: of its vectors.
       temperature: that it was trained with.
@@ -129,54 +145,82 @@ def write(
         folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling}
     )
     artifacts.write_json(
-        folder / LENGTHS, {"max_seq_length": settings.max_tokens, "do_lower_case": False}
+        folder / LENGTHS,
+        {"max_seq_length": settings.max_tokens, "do_lower_case": settings.lowercase},
     )
     similarity = "cosine" if settings.normalize else "dot"
     artifacts.write_json(
         folder / SENTENCE_CONFIG, {"prompts": {}, "similarity_fn_name": similarity}
     )
-    ours: dict[str, Any] = {"title_and_text": settings.title_and_text}
-    artifacts.write_json(folder / OURS, ours | {"temperature": temperature})
+    sep = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
+    sep = sep["content"] if isinstance(sep, dict) else sep
+    joined = f"title {sep} text" if settings.title_and_text == "pair" else "title text"
+    ours = {
+        "title_and_text": settings.title_and_text,
+        "in_sentence_transformers": f"Give a passage as one string, {joined!r}; without a title,"
+        " its text. Vectors differ only where a title longer than its text has to be cut.",
+        "temperature": temperature,
+    }
+    artifacts.write_json(folder / OURS, ours)
 
 
 def _said(folder: Path) -> dict[str, Any]:
     """Returns the pooling, normalization and length that a folder states."""
     found: dict[str, Any] = {}
-    lengths = _read(folder / LENGTHS).get("max_seq_length")
-    if lengths is None and (folder / MODULES).exists():  # where its newer versions have it
-        lengths = _read(folder / "tokenizer_config.json").get("model_max_length")
-    if lengths:
-        found["max_tokens"] = lengths
-    sentence_config = _read(folder / SENTENCE_CONFIG)
-    for name, prompt in (sentence_config.get("prompts") or {}).items():
+    limits = [(folder / LENGTHS, "max_seq_length")]
+    if (folder / MODULES).exists():  # where its newer versions have it
+        limits.append((folder / "tokenizer_config.json", "model_max_length"))
+    for file, name in limits:
+        if limit := whole(file, name, load_json(file), None):
+            found.setdefault("max_tokens", limit)
+    file = folder / SENTENCE_CONFIG
+    sentence_config = load_json(file)
+    prompts = sentence_config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise InputError(f"{file} has prompts {prompts!r}; they must be an object of texts by name")
+    for name, prompt in prompts.items():
         if prompt:
             _say_once(f"{folder} has a prompt {name!r}, {prompt!r}, which is not put before texts")
-    modules = _read(folder / MODULES) or []
+    file = folder / MODULES
+    modules = load_json(file, list)
     for module in modules:
-        kind = module["type"].rpartition(".")[2]
+        named = isinstance(module, dict) and [module.get(key) for key in ("type", "path")]
+        if not named or not all(isinstance(value, str) for value in named):
+            raise InputError(
+                f"{file} has a module {module!r}; each must be an object with a type and a path,"
+                " both texts: copy the model folder again"
+            )
+        kind, path = named
+        if kind.startswith("sentence_transformers."):  # else it names code that the folder brings
+            kind = kind.rpartition(".")[2]
         if kind == "Pooling":
-            found["pooling"] = _pooling(folder / module["path"] / "config.json")
+            found["pooling"] = _pooling(folder / path / "config.json")
         elif kind == "Normalize":
             found["normalize"] = True
-        elif kind != "Transformer" or module["path"]:
+        elif kind != "Transformer" or path:
             raise InputError(
-                f"{folder / MODULES} has a module {kind} in {module['path'] or 'its folder'!r},"
-                " which is not supported: a Transformer in the folder itself, Pooling and Normalize"
-                " are"
+                f"{file} has a module {kind} in {path or 'its folder'!r}, which is not supported:"
+                " those of sentence_transformers are, a Transformer in the folder itself, Pooling"
+                " and Normalize"
             )
     if modules:
-        # vectors that are compared by cosine rank as unit vectors do
-        by_cosine = sentence_config.get("similarity_fn_name") == "cosine"
-        found["normalize"] = found.get("normalize", False) or by_cosine
+        # vectors that are compared by cosine rank as unit vectors do; null is cosine there
+        similarity = sentence_config.get("similarity_fn_name", "dot") or "cosine"
+        if similarity not in ("cosine", "dot"):
+            raise InputError(
+                f"{folder / SENTENCE_CONFIG} has similarity_fn_name {similarity!r}; cosine and dot"
+                " are supported"
+            )
+        found["normalize"] = found.get("normalize", False) or similarity == "cosine"
         found.setdefault("pooling", "mean")  # as sentence-transformers has it
     return found
 
 
 def _pooling(file: Path) -> str:
-    said = _read(file)
+    said = load_json(file)
     modes = [name for name, value in said.items() if name.startswith("pooling_mode_") and value]
-    named = said.get("pooling_mode")  # the newer form
-    kinds = [named] if named else [POOLINGS.get(mode, mode) for mode in modes]
+    named = said.get("pooling_mode") or [POOLINGS.get(mode, mode) for mode in modes]  # newer form
+    kinds = [str(kind) for kind in (named if isinstance(named, list) else [named])]
     if len(kinds) != 1 or kinds[0] not in POOLINGS.values():
         raise InputError(
             f"{file} says {', '.join(kinds) or 'no pooling'}; one of cls and mean is supported"
@@ -184,14 +228,38 @@ def _pooling(file: Path) -> str:
     return kinds[0]
 
 
-def _read(file: Path) -> Any:
-    """Returns what a JSON file holds; an empty dict where there is none."""
+def load_json(file: Path, kind: type = dict) -> Any:
+    """Returns what a JSON file of a model folder holds; an empty `kind` where there is none.
+
+    Raises:
+      InputError: the file is damaged, or holds something else than a `kind`.
+    """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return kind()
     except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the model folder again") from None
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{file} holds a {type(found).__name__}, where a {kind.__name__} is expected; copy the"
+            " model folder again"
+        )
+    return found
+
+
+def whole(file: Path, name: str, said: dict[str, Any], default: int | None) -> Any:
+    """Returns a setting that is a whole number greater than 0; `default` where it is not said.
+
+    Raises:
+      InputError: the setting is something else; the message names it and its file.
+    """
+    value = said.get(name)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or value <= 0 or value % 1:
+        raise InputError(f"{file} has {name} {value!r}; it must be a whole number greater than 0")
+    return int(value)
 
 
 @functools.cache

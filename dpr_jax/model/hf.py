@@ -42,8 +42,6 @@ BERT_DEFAULTS = {
     "intermediate_size": 3072,
     "max_position_embeddings": 512,
     "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "hidden_act": "gelu",
 }
 
 
@@ -118,8 +116,8 @@ def read_shape(folder: Path) -> BertShape:
       InputError: no BERT, or a variant of it that model/bert.py does not compute.
     """
     path = folder / "config.json"
-    config = artifacts.read_json(path)
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config = description.load_json(path)
+    kind = config.get("model_type")
     if kind not in ("bert", "dpr"):
         code = ", and its code (auto_map) is never run" if kind and "auto_map" in config else ""
         raise InputError(f"{path} is of a model of type {kind!r}{code}; only bert can be used")
@@ -130,15 +128,26 @@ def read_shape(folder: Path) -> BertShape:
         )
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path} has relative positions; not supported")
-    values = {name: config.get(name, default) for name, default in BERT_DEFAULTS.items()}
-    if values["hidden_act"] not in ACTIVATIONS:
+    if config.get("is_decoder"):
+        raise InputError(f"{path} has is_decoder true; only encoders, which see both sides, serve")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in [*ACTIVATIONS]:
         raise InputError(
-            f"{path} has hidden_act {values['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}"
+            f"{path} has hidden_act {activation!r}; known are {', '.join(ACTIVATIONS)}"
         )
-    for name, value in values.items():
-        if name != "hidden_act" and (not isinstance(value, int | float) or value <= 0):
-            raise InputError(f"{path} has {name} {value!r}; it must be a number greater than 0")
-    return BertShape(**values)
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise InputError(f"{path} has layer_norm_eps {epsilon!r}; it must lie between 0 and 1")
+    counts = {
+        name: description.whole(path, name, config, default)
+        for name, default in BERT_DEFAULTS.items()
+    }
+    if counts["hidden_size"] % counts["num_attention_heads"]:
+        raise InputError(
+            f"{path} has hidden_size {counts['hidden_size']}, which its num_attention_heads"
+            f" {counts['num_attention_heads']} do not divide; copy the model folder again"
+        )
+    return BertShape(**counts, layer_norm_eps=epsilon, hidden_act=activation)
 
 
 def read_params(folder: Path, shape: BertShape) -> Params:
@@ -154,16 +163,20 @@ def read_params(folder: Path, shape: BertShape) -> Params:
         try:
             tensors |= safetensors.numpy.load_file(file)
         except FileNotFoundError:
-            raise InputError(
-                f"{file} does not exist; convert the checkpoint to safetensors first"
-                " (transformers: save_pretrained)"
-            ) from None
+            remedy = (
+                "convert the checkpoint to safetensors first (transformers: save_pretrained)"
+                if file == path
+                else f"{SHARDS} names it: fetch the model folder again"
+            )
+            raise InputError(f"{file} does not exist; {remedy}") from None
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"{file} is damaged: {error}") from None
     anchor = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(anchor) for name in tensors if name.endswith(anchor)), None)
     if prefix is None:
         raise InputError(f"{path} has no tensor *{anchor}; it is not a BERT encoder")
+    if projection := next((name for name in tensors if "encode_proj" in name), None):
+        raise InputError(f"{path} has {projection}: a projection after BERT is not supported")
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
 
     params: Params = {}
@@ -197,7 +210,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / SHARDS
     if (folder / WEIGHTS).exists() or not index.exists():
         return [folder / WEIGHTS]
-    return [folder / name for name in sorted({*artifacts.read_json(index)["weight_map"].values()})]
+    files = description.load_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise InputError(f"{index} has no weight_map of file names; fetch the model folder again")
+    return [folder / name for name in sorted({*files.values()})]
 
 
 def check_tokens(folder: Path, shape: BertShape, vocabulary: dict[str, int]) -> None:
@@ -231,12 +247,15 @@ def write_encoder(
       settings: pooling, normalization and length that belong to the weights.
       temperature: that they were trained with.
     """
-    config = artifacts.read_json(template / "config.json")
+    config = description.load_json(template / "config.json")
     config |= {"architectures": ["BertModel"], "model_type": "bert", "dtype": "float32"}
-    artifacts.write_json(folder / "config.json", config)
     for name in TOKENIZER_FILES:
         if (template / name).exists():
             shutil.copyfile(template / name, folder / name)
+    tokens = description.load_json(folder / "tokenizer_config.json")
+    for name, said in (("config.json", config), ("tokenizer_config.json", tokens)):
+        if said.pop("auto_map", None) or said is config:  # its code does not go along
+            artifacts.write_json(folder / name, said)
     write_weights(folder, shape, params)
     description.write(folder, settings, width=shape.hidden_size, temperature=temperature)
 

@@ -1,26 +1,27 @@
 """Texts to padded token ids, with the `tokenizers` library and padding of our own."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
+from tokenizers import AddedToken
+from tokenizers.models import WordPiece
 
 from dpr_jax.errors import InputError
 from dpr_jax.model import description
 from dpr_jax.model.dual_encoder import Tokens
 
 Text = str | tuple[str, str]
-SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "cls_token": "[CLS]",
-    "pad_token": "[PAD]",
-    "mask_token": "[MASK]",
-}
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "cls", "pad", "mask")}
+TOKENIZER_CLASSES = (  # that are BERT's
+    "BertTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRReaderTokenizer",
+)
 
 
 class TokenRows(NamedTuple):
@@ -77,8 +78,12 @@ class Tokenizer:
           lowercase: whether texts are lower-cased first.
         """
         backend.no_padding()
+        if lowercase:  # added tokens are found before, in the text as it is
+            rules = [backend.normalizer] if backend.normalizer else []
+            lower = tokenizers.normalizers.Lowercase()
+            backend.normalizer = tokenizers.normalizers.Sequence([lower, *rules])
         backend.enable_truncation(max_tokens, strategy="longest_first")
-        self._backend, self._join, self._lowercase = backend, join, lowercase
+        self._backend, self._join = backend, join
         self.max_tokens = max_tokens
 
     @property
@@ -92,15 +97,9 @@ class Tokenizer:
 
     def _one(self, text: Text) -> Text:
         """Returns a text as the library is to see it."""
-        if not isinstance(text, str):
-            title, body = text
-            if not title:
-                text = body
-            elif self._join == "space":
-                text = f"{title} {body}"
-        if not self._lowercase:
+        if isinstance(text, str) or (text[0] and self._join == "pair"):
             return text
-        return text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
+        return f"{text[0]} {text[1]}" if text[0] else text[1]
 
     def rows(self, texts: Sequence[Text]) -> TokenRows:
         """Token ids of many texts, kept small."""
@@ -158,41 +157,58 @@ def load(folder: Path, max_tokens: int) -> Tokenizer:
 
 def _of_vocabulary(folder: Path) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over vocab.txt, with the settings that transformers honours."""
-    said = _settings(folder, "tokenizer_config.json")
-    special = {
-        name: _content(said.get(name) or _settings(folder, "special_tokens_map.json").get(name))
-        or default
-        for name, default in SPECIAL_TOKENS.items()
-    }
-    backend = tokenizers.BertWordPieceTokenizer(
-        str(folder / "vocab.txt"),
-        **special,
+    said = description.load_json(folder / "tokenizer_config.json")
+    kind = said.get("tokenizer_class")
+    kind = kind or description.load_json(folder / "config.json").get("tokenizer_class")
+    if kind and str(kind).removesuffix("Fast") not in TOKENIZER_CLASSES:
+        raise InputError(
+            f"{folder} has tokenizer_class {kind!r}, which vocab.txt alone does not make; save the"
+            " tokenizer as tokenizer.json (transformers: save_pretrained)"
+        )
+    said.setdefault("extra_special_tokens", said.pop("additional_special_tokens", None))
+    decoder = said.get("added_tokens_decoder")
+    if decoder is None:  # the older files, which the newer setting replaces
+        said |= description.load_json(folder / "special_tokens_map.json")
+    named = {name: _token(said.get(name) or default) for name, default in SPECIAL.items()}
+    extra = said.get("extra_special_tokens") or []
+    extra = [*map(_token, extra.values() if isinstance(extra, dict) else extra)]
+    special = [*named.values(), *extra, *map(_token, said.get("additional_special_tokens") or [])]
+    if decoder is None:
+        texts = {token.content for token in (*named.values(), *extra)}
+        ids = description.load_json(folder / "added_tokens.json")
+        added = {int(id_): _token(text, special=text in texts) for text, id_ in ids.items()}
+    else:
+        added = {int(id_): _token(token, special=False) for id_, token in decoder.items()}
+
+    words = WordPiece.from_file(str(folder / "vocab.txt"), unk_token=named["unk_token"].content)
+    backend = tokenizers.Tokenizer(words)
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(
         lowercase=said.get("do_lower_case", True),
         strip_accents=said.get("strip_accents"),
         handle_chinese_chars=said.get("tokenize_chinese_chars", True),
     )
-    added = {text: int(id_) for text, id_ in _settings(folder, "added_tokens.json").items()}
-    for id_, token in said.get("added_tokens_decoder", {}).items():
-        added[_content(token)] = int(id_)
-    for text, id_ in sorted(added.items(), key=lambda one: one[1]):
-        known = backend.token_to_id(text)
-        if known is None:
-            token = tokenizers.AddedToken(text, normalized=False)
-            backend.add_special_tokens([token])
-            known = backend.token_to_id(text)
-        if known != id_:
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.add_tokens([added[id_] for id_ in sorted(added)])
+    known = {token.content for token in added.values()}  # added again, they would lose their flags
+    backend.add_tokens([token for token in special if token.content not in known])
+    ends = [named[name].content for name in ("sep_token", "cls_token")]
+    backend.post_processor = tokenizers.processors.BertProcessing(
+        *((text, backend.token_to_id(text)) for text in ends)
+    )
+    for id_, token in added.items():
+        if (found := backend.token_to_id(token.content)) != id_:
             raise InputError(
-                f"{folder}: its added token {text!r} has id {id_}, but the vocabulary gives it"
-                f" {known}; save the tokenizer as tokenizer.json (transformers: save_pretrained)"
+                f"{folder}: its added token {token.content!r} has id {id_}, but the vocabulary"
+                f" gives it {found}; save the tokenizer as tokenizer.json (transformers:"
+                " save_pretrained)"
             )
-    return backend._tokenizer
+    return backend
 
 
-def _settings(folder: Path, name: str) -> dict[str, Any]:
-    file = folder / name
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _content(token: Any) -> str:
-    """Returns the text of a token, which is a string or an object with its content."""
-    return token["content"] if isinstance(token, dict) else token or ""
+def _token(said: str | dict[str, Any], *, special: bool = True) -> AddedToken:
+    """Returns a token with the flags it comes with, by which it is found in texts."""
+    if isinstance(said, str):
+        return AddedToken(said, special=special)
+    names = ("normalized", "single_word", "lstrip", "rstrip", "special")
+    flags = {"special": special} | {name: said[name] for name in names if name in said}
+    return AddedToken(said["content"], **flags)
