@@ -1,10 +1,10 @@
-"""BM25's share of test questions with a gold passage, or an answer, among the first 1, 5, 20, 100:
-the line that dense retrieval has to beat.
+"""Measures BM25's top-k accuracy on test questions: the line that dense retrieval has to beat.
 
   python benchmarks/bm25_figures.py FOLDER
 
 FOLDER holds passages.tsv, test.qrels and test.qa.csv or queries.tsv (or test.queries.tsv), plain or
-.gz. Both settings in use are shown: 0.9/0.4 of the DPR paper and 1.2/0.75.
+.gz. A question counts where a gold passage, or one with an answer, is among the first 1, 5, 20 or
+100. Both usual settings of k1 and b are shown: 0.9 and 0.4 of the DPR paper, and 1.2 and 0.75.
 """
 
 import sys
@@ -67,7 +67,7 @@ def find(folder: Path, name: str) -> Path:
 
 
 def accuracies(hits: list[list[bool]]) -> str:
-    """Share of the questions with a hit in the first k, in percent."""
+    """Returns the share of the questions with a hit in the first k, in percent."""
     return "/".join(f"{100 * np.mean([any(row[:k]) for row in hits]):.1f}" for k in CUTOFFS)
 
 
