@@ -16,7 +16,8 @@ import numpy as np
 
 from dpr_jax.data import formats
 from dpr_jax.data.answers import has_answer
-from dpr_jax.index import bm25, bm25_build
+from dpr_jax.index import bm25
+from dpr_jax.workdir import open_workdir
 
 CUTOFFS = (1, 5, 20, 100)
 SETTINGS = ((0.9, 0.4), (1.2, 0.75))
@@ -36,12 +37,13 @@ def main(folder: Path) -> None:
 
     for k1, b in SETTINGS:
         start_s = time.monotonic()
-        with tempfile.TemporaryDirectory() as index:
+        with tempfile.TemporaryDirectory() as scratch:
             texts = (one.title_and_text for one in passages)
-            bm25_build.build(Path(index), texts, k1=k1, b=b)
+            workdir, count = open_workdir(scratch), len(passages)
+            index = bm25.build_if_missing(workdir, texts, count=count, corpus="", k1=k1, b=b)
             built_s = time.monotonic()
             asked = [one.question for one in questions]
-            _, rows_QK = bm25.load(Path(index)).search(asked, max(CUTOFFS))
+            _, rows_QK = bm25.load(index).search(asked, max(CUTOFFS))
             searched_s = time.monotonic()
         found = [[passages[row] for row in rows if row >= 0] for rows in rows_QK.tolist()]
         by_gold = [

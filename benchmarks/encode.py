@@ -126,15 +126,10 @@ def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> li
         folder, device="cpu", model_kwargs={"dtype": dtype}
     )
     model.max_seq_length = tokens
-    # dpr_jax gives every token type 0, as DPR does, and Hugging Face's tokenizer type 1 to the text
-    # after a title: the same vector for both
-    types = model[0].auto_model.embeddings.token_type_embeddings.weight
-    with torch.no_grad():
-        types[1] = types[0]
 
     def encode(texts: list[Text], batch_size: int) -> np.ndarray:
-        pairs = [list(text) if text[0] else text[1] for text in texts]
-        return model.encode(pairs, batch_size=batch_size, convert_to_numpy=True)
+        joined = [" ".join(filter(None, text)) for text in texts]  # as its folder says
+        return model.encode(joined, batch_size=batch_size, convert_to_numpy=True)
 
     return [
         Engine(
