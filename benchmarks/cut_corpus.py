@@ -1,12 +1,12 @@
-"""A smaller data set out of a large one, for studies that encode its corpus many times: the gold
-passages, and others drawn at random.
+"""Cuts a data set to a smaller one, for studies that encode its corpus many times.
 
-  python benchmarks/cut_corpus.py data/nq_natural --passages 6000 --train-questions 1600
-  --test-questions 1500 --out runs/nq_natural_6k
+  python benchmarks/cut_corpus.py data/nq_natural --passages 6000 --train-questions 1600 \
+    --test-questions 1500 --out runs/nq_natural_6k
 
-Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels).
-Questions are drawn at random too, but for dev, which stays; test.qrels counts them anew. The
-smaller corpus is the easier one: figures on the two are not to be compared.
+Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels). Kept
+are the gold passages and others drawn at random. Training and test questions are drawn at random
+too; dev stays as it is, and test.qrels numbers the questions anew. The smaller corpus is the easier
+one, so figures on the two cannot be compared.
 """
 
 import argparse

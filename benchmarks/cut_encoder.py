@@ -1,19 +1,18 @@
-"""An encoder of the lowest layers of another one: small enough for the studies in docs/results.md,
-and with something left to learn.
+"""Cuts an encoder to its lowest layers, for the studies in docs/results.md.
 
   python benchmarks/cut_encoder.py --layers 2 --out runs/minilm-2-layers
 
-Writes a folder that `model.init` takes. Embeddings and layers are those of the encoder that it is
-cut from, unchanged.
+Writes a folder that `model.init` takes. It is small enough for those studies and has something left
+to learn. Embeddings, layers, pooling and lengths are those of the encoder that it is cut from.
 """
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
 from dpr_jax import artifacts
-from dpr_jax.model import hf
+from dpr_jax.config import ModelConfig
+from dpr_jax.model import description, hf
 
 
 def main(source: str, layers: int, out: Path) -> None:
@@ -29,11 +28,9 @@ def main(source: str, layers: int, out: Path) -> None:
     cut = dataclasses.replace(shape, num_hidden_layers=layers)
     params = hf.read_params(whole, cut)
     out.mkdir(parents=True)
-    for name in hf.TOKENIZER_FILES:
-        if (whole / name).exists():
-            shutil.copyfile(whole / name, out / name)
-    hf.write_weights(out, cut, params)
-    config = artifacts.read_json(whole / "config.json")
+    settings = description.read(whole, "passage", ModelConfig())
+    hf.write_encoder(out, template=whole, shape=cut, params=params, settings=settings)
+    config = artifacts.read_json(out / "config.json")
     artifacts.write_json(out / "config.json", {**config, "num_hidden_layers": layers})
     print(f"{out}: {layers} of {shape.num_hidden_layers} layers of {source}")
 

@@ -1,16 +1,15 @@
-"""Encoding beside sentence-transformers: the same model, the same passages cut at the same length,
-in turns within one run.
+"""Times encoding with dpr_jax and with sentence-transformers: same model, same passages, in turns.
 
-  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
-    python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
+  python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
 
-needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the
-passages; its best one then encodes all of them, in turns with the other's best, and the best turn
-of each counts. Settings under half as fast as the best on a few passages are not tried further,
-such as bfloat16 on a processor without instructions for it, which is why the first line says what
-the processor has. Both get huge pages, and ours one CPU device per core, as `dpr encode` has. Wall
-time and CPU time of the whole process are both printed: on a busy machine the second is the one to
-compare; so is each engine's least cosine with our float32 vectors. Give it more than 1,024
+Needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the
+passages. The best setting of each then encodes all of them, in turns with the other's, and the best
+turn counts. Settings under half as fast as the best on a few passages are not tried further, such
+as bfloat16 on a processor without instructions for it; the first line names the processor and its
+instructions. Ours gets a CPU device per core, as in `dpr encode`.
+
+Wall time and CPU time of the whole process are printed: on a busy machine compare the second.
+Printed too is each engine's least cosine with our float32 vectors. Give it more than 1,024
 passages: fewer are padded to coarser lengths.
 """
 
@@ -41,14 +40,14 @@ FEW = 16  # passages on which settings may drop out
 
 
 class Engine(NamedTuple):
-    """One way to encode: its name with its settings, and texts -> float32 vectors."""
+    """A way to encode: its name with its settings, and texts -> float32 vectors."""
 
     name: str
     encode: Callable[[list[Text]], np.ndarray]
 
 
 class Taken(NamedTuple):
-    """What a turn took."""
+    """Time of one turn."""
 
     wall_s: float
     cpu_s: float
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("passages_file", type=Path)
     parser.add_argument("--passages", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=160, help="longest passage")
-    parser.add_argument("--tried-on", type=int, default=256, help="passages a trial")
+    parser.add_argument("--tried-on", type=int, default=256, help="passages per trial")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     host.use_one_device_per_core()
@@ -87,7 +86,7 @@ def main() -> None:
     best = [_best(engines, some) for engines in (ours, theirs)]
 
     model = ModelConfig(max_passage_tokens=arguments.tokens)
-    tokenize = load_embedder(MODEL, None, "passage", model=model).tokenize
+    tokenize = load_embedder(MODEL, "passage", model=model).tokenize
     tokens = int(tokenize(texts).lengths_N.sum())
     turns: dict[str, list[Taken]] = {engine.name: [] for engine in best}
     vectors = [engine.encode(texts) for engine in best]  # compiles every shape
@@ -102,7 +101,7 @@ def main() -> None:
         cosine = (found * exact).sum(axis=1).min()
         print(
             f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real"
-            f" tokens/s; {tokens / cpu_s:,.0f} a second of CPU time; least cosine with float32"
+            f" tokens/s; {tokens / cpu_s:,.0f} per second of CPU time; least cosine with float32"
             f" {cosine:.5f}"
         )
         if cosine < SAME:
@@ -115,10 +114,8 @@ def main() -> None:
 
 
 def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
-    model = ModelConfig(pooling="mean", normalize=True, max_passage_tokens=tokens)
-    embedder = load_embedder(
-        MODEL, None, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype
-    )
+    model = ModelConfig(max_passage_tokens=tokens)
+    embedder = load_embedder(MODEL, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype)
     devices = f"{jax.local_device_count()} devices"
     return Engine(f"dpr_jax {dtype}, {devices} of {batch_tokens} tokens", embedder.encode)
 
@@ -129,15 +126,10 @@ def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> li
         folder, device="cpu", model_kwargs={"dtype": dtype}
     )
     model.max_seq_length = tokens
-    # dpr_jax gives every token type 0, as DPR does, and Hugging Face's tokenizer type 1 to the text
-    # after a title: the same vector for both
-    types = model[0].auto_model.embeddings.token_type_embeddings.weight
-    with torch.no_grad():
-        types[1] = types[0]
 
     def encode(texts: list[Text], batch_size: int) -> np.ndarray:
-        pairs = [list(text) if text[0] else text[1] for text in texts]
-        return model.encode(pairs, batch_size=batch_size, convert_to_numpy=True)
+        joined = [" ".join(filter(None, text)) for text in texts]  # as its folder says
+        return model.encode(joined, batch_size=batch_size, convert_to_numpy=True)
 
     return [
         Engine(
@@ -149,23 +141,23 @@ def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> li
 
 
 def _best(engines: list[Engine], texts: list[Text]) -> Engine:
-    """The one that takes the least CPU time, of two turns each after one that compiles."""
+    """Returns the engine that takes the least CPU time, of two turns after one that compiles."""
     few = [_least_cpu_s(engine, texts[:FEW]) for engine in engines]
     taken = []
     for engine, few_s in zip(engines, few, strict=True):
         if few_s > 2 * min(few):
-            rate = f"{FEW / few_s:.1f} passages a CPU second on {FEW}"
+            rate = f"{FEW / few_s:.1f} passages per CPU second on {FEW}"
             print(f"  not tried further, {engine.name}: {rate}", flush=True)
             taken.append(np.inf)
             continue
         taken.append(_least_cpu_s(engine, texts))
-        rate = f"{len(texts) / taken[-1]:.1f} passages a CPU second"
+        rate = f"{len(texts) / taken[-1]:.1f} passages per CPU second"
         print(f"  tried {engine.name}: {rate}", flush=True)
     return engines[int(np.argmin(taken))]
 
 
 def _processor() -> str:
-    """Its name and the instructions that matter here, where Linux says them."""
+    """Returns the processor's name and the instructions that matter here, where Linux says them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,13 +1,14 @@
-"""What GradCache and remat cost and save: memory of the compiled step at any batch, time and result
-of one that this machine runs.
+"""Measures what GradCache and remat cost and save.
 
-  python benchmarks/gradcache.py --chunk 64                          memory by compiling alone, for
-  one device python benchmarks/gradcache.py --run --layers 2 --batches 32       and time a step, and
-  how far each result is from the plain step's
+  python benchmarks/gradcache.py --chunk 64
+  python benchmarks/gradcache.py --run --layers 2 --batches 32
 
-Shapes are BERT-base's with one hard negative a question, both sides 160 tokens long, AdamW, dropout
-0.1. The memory is XLA's own plan for the device at hand (`compiled.memory_analysis()`): "state" is
-weights and moments, which stay; "step" is all else that the step holds at once.
+The first only compiles, and prints the memory of the step on one device. The second also runs each
+step, and prints its time and how far its result is from the plain step's.
+
+Shapes are BERT-base's with one hard negative per question, both sides 160 tokens long, AdamW,
+dropout 0.1. The memory is XLA's own plan for the device at hand (`compiled.memory_analysis()`):
+"state" is weights and moments, which stay; "step" is all else that the step holds at once.
 """
 
 import argparse
@@ -29,11 +30,11 @@ GIB = 2**30
 
 
 class Variant(NamedTuple):
-    """One line of the table: the questions of a batch, and how the step saves memory."""
+    """A line of the table: the questions of a batch, and how the step saves memory."""
 
     name: str
     questions: int
-    chunk_size: int = 0
+    chunk_size: int | None = None
     remat: bool = False
 
 
@@ -61,7 +62,7 @@ def main() -> None:
             Variant("both", questions, chunk_size=arguments.chunk, remat=True),
         ]
     variants = [one for one in variants if one.name in arguments.variants]
-    # machine code need not be good where it is not run; the plan of the memory is made before it
+    # fast machine code is not needed where it is not run; memory is planned before it is made
     unrun = {"xla_backend_optimization_level": 0}
     on_cpu = device.platform == "cpu"
     options = unrun if on_cpu and not arguments.run else None
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def make(variant: Variant, arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The jitted step of one device, and functions that make its state and its batch."""
+    """Returns the jitted step of one device, and functions that make its state and its batch."""
     shape = BertShape(
         vocab_size=30522,
         hidden_size=768,
@@ -148,7 +149,7 @@ def make(variant: Variant, arguments: argparse.Namespace) -> tuple[Any, Any, Any
 
 
 def timed(program: Any, state: TrainState, batch: Batch) -> tuple[Any, float]:
-    """How one update moves the weights, on the host, and the best time of three."""
+    """Returns how one update moves the weights, on the host, and the best time of three."""
     spmd = parallel.spmd("shard_map", jax.devices()[:1])
     start = jax.device_get(state.params)
     state, batch = spmd.replicate(state), spmd.shard(batch)
@@ -163,7 +164,7 @@ def timed(program: Any, state: TrainState, batch: Batch) -> tuple[Any, float]:
 
 
 def apart(found: Any, wanted: Any) -> float:
-    """Largest difference of two updates, relative to the largest number of the second."""
+    """Returns the largest difference of two updates, relative to the second's largest number."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     difference = max(np.abs(a - b).max() for a, b in pairs)
     return difference / max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))

@@ -1,19 +1,19 @@
-"""Exact search, ScaNN, FAISS IVF-PQ and HNSW on the same vectors: recall against speed, build time,
-size on disk, memory.
+"""Compares exact search, ScaNN, and FAISS IVF-PQ and HNSW on the vectors of a retriever.
 
-    python benchmarks/index.py --vectors runs/nq/embeddings --questions runs/nq/questions --work
-    runs/index_bench python benchmarks/index.py --vectors runs/nq/embeddings --questions
-    runs/nq/questions --work runs/index_bench_1m --rows 1000000
+  dpr encode --workdir runs/nq --encode.questions test
+  python benchmarks/index.py --workdir runs/nq --work runs/index_bench
+  python benchmarks/index.py --workdir runs/nq --work runs/index_bench_1m --rows 1000000
 
-Each engine is built in a process of its own; its settings at search time are those that `dpr index`
+Each engine is built in a process of its own. Its settings at search time are those that `dpr index`
 finds for --target. Then all are asked in turns, each time in a fresh process. Indexes and settings
 are kept in --work: a killed run goes on, and engines can be built one by one (--engines scann).
-Settings can be added to an engine: `scann-soar:leaves=4000`.
+Settings can be added to an engine: `scann-soar:leaves=4000`. With --rows the corpus is made larger
+(see `mixtures`).
 
-With --rows the corpus is made larger: see `mixtures`. One table line an engine: recall@10 and @100
-of the questions against exact search; questions a second by the clock and of processor time, all
-asked at once, each on one core and on all, in the best round; a single question's median and 99th
-percentile, in the median round.
+The table has a line per engine: recall@10 and @100 of the questions against exact search; questions
+per second by the clock and of processor time, all asked at once, on one core and on all, in the
+best round; the median and 99th percentile of single questions, in the median round; build time,
+size on disk, and memory.
 """
 
 import argparse
@@ -33,6 +33,8 @@ from dpr_jax.index import embeddings, sweep, tune, worker
 from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.open import engine
 from dpr_jax.index.recall import recall
+from dpr_jax.recipes import MAIN
+from dpr_jax.workdir import open_workdir
 
 ENGINES = {
     "exact": ("exact", {}),
@@ -51,7 +53,7 @@ NOISE = 0.15  # length of the noise that is added to a unit vector
 
 
 def described(name: str) -> tuple[str, dict]:
-    """Kind and settings of an engine, such as `scann-soar:leaves=4000`."""
+    """Returns kind and settings of an engine, such as `scann-soar:leaves=4000`."""
     engine_name, _, more = name.partition(":")
     kind, options = ENGINES[engine_name]
     added = (word.split("=") for word in more.split(",") if word)
@@ -59,12 +61,11 @@ def described(name: str) -> tuple[str, dict]:
 
 
 def mixtures(shards: list[np.ndarray], count: int, seed: int = 0) -> np.ndarray:
-    """A corpus of `count` vectors made from real ones: all of these, then points between a real
-    vector and one of its ten nearest.
+    """Makes a corpus of `count` vectors: the real ones, then points between near real ones.
 
-    A made vector is w a + (1 - w) b with w drawn from [0.5, 1), plus Gaussian noise of length 0.15
-    (in units of a's length), scaled to the length of a. So it lies where passages lie, in the
-    neighbourhoods that the real ones have, and is nobody's copy.
+    A made vector is w a + (1 - w) b with w drawn from [0.5, 1) and b one of the ten nearest to a,
+    plus Gaussian noise of length 0.15 (in units of a's length), scaled to the length of a. So it
+    lies where passages lie, in the neighbourhoods that the real ones have, and is nobody's copy.
 
     Returns:
       float16 [count, D].
@@ -90,7 +91,7 @@ def mixtures(shards: list[np.ndarray], count: int, seed: int = 0) -> np.ndarray:
 
 
 def prepare(source: Path, rows: int, questions: Path, count: int, work: Path) -> Path:
-    """The vectors, the questions and the exact result, once; returns the folder of the vectors."""
+    """Keeps the questions and the exact result, once; returns the folder of the vectors."""
     vectors = source
     if rows:
         vectors = work / "vectors"
@@ -117,8 +118,10 @@ def prepare(source: Path, rows: int, questions: Path, count: int, work: Path) ->
 
 
 def run_child(verb: str, *args: str) -> dict:
-    """Runs a function of this file in a fresh process: what it printed, and its largest resident
-    memory in MB.
+    """Runs a function of this file in a fresh process.
+
+    Returns:
+      What it printed, and its largest resident memory in MB.
     """
     command = [sys.executable, __file__, "--child", verb, *args]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -145,7 +148,7 @@ def build(name: str, vectors: str, folder: str) -> dict:
 
 
 def ask(name: str, vectors: str, folder: str, settings: str, exact: str) -> dict:
-    """Recall, speed and latency of one setting on as many cores as the process may use."""
+    """Measures recall, speed and latency of a setting, on the cores that the process may use."""
     index = engine(described(name)[0]).load(Path(folder), json.loads(settings))
     known = np.load(exact)
     queries_QD, exact_QK = known["queries"], known["scores"]
@@ -207,7 +210,7 @@ def chosen(name: str, vectors: Path, work: Path, target: float) -> dict:
 
 
 def measure(name: str, facts: dict, vectors: Path, work: Path) -> dict:
-    """What `ask` finds in fresh processes, on all cores and on one."""
+    """Calls `ask` in fresh processes, on all cores and on one."""
     settings = json.dumps(facts["settings"] | facts["chosen"])
     args = (name, str(vectors), str(work / name), settings, str(work / "exact.npz"))
     cores = os.sched_getaffinity(0)
@@ -220,8 +223,9 @@ def measure(name: str, facts: dict, vectors: Path, work: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vectors", type=Path, required=True)
-    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--retriever", default=MAIN)
+    parser.add_argument("--split", default="test", help="encoded questions to ask")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--queries", type=int, default=1000)
@@ -229,7 +233,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of asking, in turns")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
     args = parser.parse_args()
-    vectors = prepare(args.vectors, args.rows, args.questions, args.queries, args.work)
+    retriever = open_workdir(args.workdir, new=False).retriever(args.retriever)
+    questions = retriever.current(f"questions/{args.split}")
+    source = retriever.current("embeddings")
+    vectors = prepare(source, args.rows, questions, args.queries, args.work)
     found = {}
     for name in args.engines:
         found[name] = chosen(name, vectors, args.work, args.target)
@@ -239,7 +246,7 @@ def main() -> None:
         for name, rounds in asked.items():
             rounds.append(measure(name, found[name], vectors, args.work))
     print(
-        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | a CPU"
+        "| engine | settings | recall@10 | recall@100 | questions/s, one core | all cores | per CPU"
         " second, one core / all | one question, p50 / p99 ms, one core | all cores | build, s (CPU"
         " s) | peak, MB | disk, MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
@@ -249,8 +256,9 @@ def main() -> None:
 
 
 def line(name: str, facts: dict, rounds: list[dict]) -> str:
-    """Of the rounds the best rate, since other work on the machine makes it only worse, and the
-    median of the times of single questions.
+    """Returns an engine's line: the best rate of all rounds, and median times of single questions.
+
+    Other work on the machine only lowers a rate.
     """
 
     def over_rounds(cores: str, key: str) -> float:

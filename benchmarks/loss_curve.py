@@ -1,4 +1,4 @@
-"""The loss of every update, ours beside a plain PyTorch loop's: same weights, same batches, no
+"""Compares the loss of every update with a plain PyTorch loop's: same weights, same batches, no
 dropout.
 
   python benchmarks/loss_curve.py FOLDER --out docs/figures/loss_curve
@@ -26,15 +26,16 @@ import transformers
 from matplotlib.figure import Figure
 
 from dpr_jax import console, parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
 from dpr_jax.model import hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, dual_params
 from dpr_jax.training import batches, optimizer
 from dpr_jax.training.step import StepSettings, TrainState, train_step
+from dpr_jax.workdir import RetrieverDir
 
 PROMISED_GAP = 1e-3
+WARMUP = 0.1  # share of the updates
 QUESTION_TOKENS, PASSAGE_TOKENS = 24, 48
 OURS, THEIRS, GAP = "#0072b2", "#e69f00", "#d55e00"
 
@@ -53,13 +54,13 @@ def main(command: list[str] | None = None) -> None:
         batch_size=arguments.batch_size,
         total_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        warmup_steps=arguments.steps // 10,
+        warmup=WARMUP,
         weight_decay=0.01,
         dropout=0.0,
         temperature=0.05,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        workdir, questions = real_data.prepared(
+        retriever = real_data.prepared(
             arguments.folder, Path(scratch), arguments.batch_size * arguments.steps
         )
         tower = real_data.random_tower(
@@ -68,7 +69,7 @@ def main(command: list[str] | None = None) -> None:
             width=arguments.width,
             heads=4,
         )
-        rows = compare(workdir, questions, tower, settings)
+        rows = compare(retriever, tower, settings)
     write(rows, arguments.out)
     largest = max(abs(ours - theirs) for ours, theirs in rows)
     print(
@@ -82,23 +83,18 @@ def main(command: list[str] | None = None) -> None:
 
 
 def compare(
-    workdir: WorkDir, questions: store.Questions, tower: Path, settings: TrainConfig
+    retriever: RetrieverDir, tower: Path, settings: TrainConfig
 ) -> list[tuple[float, float]]:
-    """(our loss, theirs) of every update."""
+    """Trains both sides; returns (our loss, theirs) of every update."""
     shape = hf.read_shape(tower)
     params = dual_params(*[hf.read_params(tower, shape)] * 2, shared=False)
     rate = functools.partial(
         optimizer.learning_rate,
         peak=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=warmup_steps(settings),
         total_steps=settings.total_steps,
     )
-    adamw = optimizer.make(
-        rate,
-        weight_decay=settings.weight_decay,
-        eps=settings.adam_eps,
-        clip_norm=settings.clip_norm,
-    )
+    adamw = optimizer.make(rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
     step = functools.partial(
         train_step,
         settings=StepSettings(
@@ -123,13 +119,12 @@ def compare(
             temperature=settings.temperature,
             clip_norm=settings.clip_norm,
             weight_decay=settings.weight_decay,
-            adam_eps=settings.adam_eps,
         ),
         dropout=0.0,
     )
     stream = batches.stream(
-        questions,
-        store.open_corpus(workdir),
+        real_data.mined_questions(retriever),
+        store.open_corpus(retriever.workdir),
         tokenizer.load(tower, QUESTION_TOKENS),
         tokenizer.load(tower, PASSAGE_TOKENS),
         batch_size=settings.batch_size,
@@ -153,18 +148,23 @@ def compare(
     return rows
 
 
+def warmup_steps(settings: TrainConfig) -> int:
+    return round(settings.warmup * settings.total_steps)
+
+
 def torch_rate(number: int, settings: TrainConfig) -> float:
-    """Learning rate of update `number` (0-based), written anew: a line up to the peak, a line down
-    to zero.
+    """Returns the learning rate of update `number` (0-based): up to the peak, then down to zero.
+
+    It is written anew here, so that it can disagree with ours.
     """
-    rising = (number + 1) / max(settings.warmup_steps, 1)
+    rising = (number + 1) / max(warmup_steps(settings), 1)
     left = settings.total_steps - number
-    falling = left / max(settings.total_steps - settings.warmup_steps, 1)
+    falling = left / max(settings.total_steps - warmup_steps(settings), 1)
     return settings.learning_rate * min(rising, falling, 1.0)
 
 
 def write(rows: list[tuple[float, float]], out: Path) -> None:
-    """OUT.csv, and OUT.svg with both curves and their gap below."""
+    """Writes OUT.csv, and OUT.svg with both curves and their gap below."""
     out.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = np.array(rows).T
     gap, numbers = np.abs(ours - theirs), range(1, len(rows) + 1)

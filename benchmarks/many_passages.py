@@ -1,15 +1,15 @@
-"""A corpus of a million passages with a hundred thousand questions, grown out of small sets, to
-measure preparing, BM25 and mining at size.
+"""Grows small sets to a million passages and a hundred thousand questions.
 
-  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad
-  data/medquad dpr mine --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
+  python benchmarks/many_passages.py --passages 1000000 --out DIR \
+    data/nq_natural data/squad data/medquad
+  dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
+  dpr mine --workdir RUN
 
-Each set holds passages.tsv and train.json in DPR's layout. The passages come first as they are,
-then again and again under new ids with half of
-their words replaced by words drawn from all passages: lengths and word frequencies stay, and no
-  copy repeats its original. DIR/train.json
-holds the training questions of all sets, whose gold passages are the originals. The same seed gives
-the same bytes.
+It serves to measure preparing, BM25 and mining at size. Each set holds passages.tsv and train.json
+in DPR's layout. The passages come first as they are, then again and again under new ids, with half
+of their words replaced by words drawn from all passages. So lengths and word frequencies stay, and
+no copy repeats its original. DIR/train.json holds the training questions of all sets; their gold
+passages are the originals. The same seed gives the same bytes.
 """
 
 import argparse

@@ -1,18 +1,17 @@
-"""Memory and speed of `dpr mine` against a large corpus, for several numbers of questions: the
-memory must not grow with them.
+"""Measures memory and speed of `dpr mine` for several numbers of questions.
 
-  python benchmarks/many_passages.py --passages 1000000 --out DIR data/nq_natural data/squad
-  data/medquad dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train
-  DIR/train.json python benchmarks/mine_memory.py RUN --questions 1000 10000 100000 python
-  benchmarks/mine_memory.py RUN --questions 1000 10000 --dense
+  python benchmarks/many_passages.py --passages 1000000 --out DIR \
+    data/nq_natural data/squad data/medquad
+  dpr prepare --workdir RUN --data.passages DIR/passages.tsv --data.train DIR/train.json
+  python benchmarks/mine_memory.py RUN --questions 1000 10000 100000
+  python benchmarks/mine_memory.py RUN --questions 1000 10000 --dense
 
-Each number gets a work directory of its own beside RUN, with the corpus and the BM25 index of RUN
-(built first, where it is not there) and so many training questions, evenly drawn from all. `dpr
-mine` runs as a process, is looked at once a second, and printed with what it
-held when a tenth, a half and all of its questions were done: memory of its own (RssAnon) and mapped
-  files (RssFile), which the system takes
-back when it needs them. --dense mines with an exact index of random vectors and the packaged
-encoder, instead of BM25.
+The memory must not grow with the questions. Each number gets a work directory of its own beside
+RUN, with RUN's corpus and BM25 index (built first where it is missing) and so many of its training
+questions, evenly drawn. `dpr mine` runs as a process that is looked at once per second. Printed is
+what it held when a tenth, a half and all of its questions were done: memory of its own (RssAnon)
+and mapped files (RssFile), which the system takes back when it needs them. --dense mines with an
+exact index of random vectors and the packaged encoder, instead of BM25.
 """
 
 import argparse
@@ -28,22 +27,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import artifacts, recipes
 from dpr_jax.config import Bm25Config, Config, IndexConfig
 from dpr_jax.data import store
-from dpr_jax.index import bm25, build
+from dpr_jax.index import bm25, update
 from dpr_jax.model.embed import load_embedder
+from dpr_jax.workdir import RetrieverDir, WorkDir, open_workdir
 
 MODEL = Config().model.init
+RANDOM = "random"  # the retriever of random vectors
 SHARD_ROWS = 65536
 PROGRESS = re.compile(rb"mine train: ([\d,]+)/")
 SHARES = (0.1, 0.5, 1.0)
 
 
 class Seen(NamedTuple):
-    """A process at one moment: seconds since its start, by the clock and of processor time,
-    questions done, and megabytes.
+    """A process at one moment.
+
+    Attributes:
+      at_s: seconds since its start.
+      cpu_s: seconds of processor time.
+      done: questions.
+      own_mb: memory of its own.
+      mapped_mb: of mapped files.
     """
 
     at_s: float
@@ -54,7 +60,7 @@ class Seen(NamedTuple):
 
 
 def main(root: Path, counts: list[int], dense: bool) -> None:
-    whole = WorkDir(root.absolute())
+    whole = open_workdir(root, new=False)
     prepare_sources(whole, dense)
     print("questions | done | s | CPU s | own MB | mapped MB | largest own MB")
     for count in counts:
@@ -73,34 +79,41 @@ def main(root: Path, counts: list[int], dense: bool) -> None:
         if (done := last.done - first.done) > 0:
             print(
                 f"{count:,}: {done / (last.at_s - first.at_s):.0f} questions/s,"
-                f" {done / (last.cpu_s - first.cpu_s):.0f} a CPU second, after the first"
+                f" {done / (last.cpu_s - first.cpu_s):.0f} per CPU second, after the first"
                 f" {first.done:,}"
             )
 
 
 def prepare_sources(whole: WorkDir, dense: bool) -> None:
-    """What ranks the passages, made once."""
+    """Makes what ranks the passages, once."""
     corpus = store.open_corpus(whole)
+    fingerprint = artifacts.fingerprint(whole.data / "manifest.json", "corpus/")
     if dense:
-        write_vectors(whole, len(corpus))
-        build.run(Config(index=IndexConfig(kind="exact")), whole)
+        retriever, config = whole.retriever(RANDOM), Config(index=IndexConfig(kind="exact"))
+        recipes.store(retriever, config, source=MODEL)
+        write_vectors(retriever, len(corpus), fingerprint)
+        update.run(config, retriever)
         return
     start_s = time.monotonic()
-    bm25.of_corpus(
-        whole.bm25,
+    bm25.build_if_missing(
+        whole,
         (passage.title_and_text for passage in corpus),
         count=len(corpus),
-        corpus=artifacts.fingerprint(whole.data / "manifest.json", "corpus/"),
+        corpus=fingerprint,
         k1=Bm25Config().k1,
         b=Bm25Config().b,
     )
     print(f"BM25 of {len(corpus):,} passages: {time.monotonic() - start_s:.0f} s")
 
 
-def write_vectors(whole: WorkDir, count: int) -> None:
-    """Random vectors where `dpr encode` would leave those of the passages."""
-    embedder = load_embedder(MODEL, None, "passage", model=Config().model)
-    with artifacts.atomic_dir(whole.root / "embeddings") as folder:
+def write_vectors(retriever: RetrieverDir, count: int, corpus: str) -> None:
+    """Writes random vectors where `dpr encode` would leave those of the passages."""
+    embedder = load_embedder(MODEL, "passage", model=Config().model)
+    origin = artifacts.made_from("random vectors", {"rows": count}, {"corpus": corpus})
+    out = retriever.place("embeddings", origin)
+    if artifacts.is_fresh(out / "manifest.json", origin):
+        return
+    with artifacts.atomic_dir(out) as folder:
         files = []
         for start in range(0, count, SHARD_ROWS):
             files.append(folder / f"shard-{start // SHARD_ROWS:05d}.npy")
@@ -109,42 +122,47 @@ def write_vectors(whole: WorkDir, count: int) -> None:
             np.save(files[-1], vectors_BD.astype(np.float16))
         artifacts.write_manifest(
             folder / "manifest.json",
-            artifacts.made_from("random vectors", {"rows": count}, {}),
+            origin,
             files,
             count=count,
             width=embedder.width,
             model=embedder.passage_fingerprint,
         )
+    retriever.point("embeddings", out)
 
 
 def with_questions(whole: WorkDir, count: int) -> WorkDir:
-    """A work directory with some of the training questions and everything else of `whole`."""
+    """Makes a work directory with some of the training questions of `whole` and all else of it."""
     root = whole.root.with_name(f"{whole.root.name}-{count}")
     shutil.rmtree(root, ignore_errors=True)
-    workdir = artifacts.open_workdir(root, Config().name)
-    for name in ("bm25", "index", "data/corpus"):
-        if (whole.root / name).exists():
-            (root / name).parent.mkdir(exist_ok=True)
-            shutil.copytree(whole.root / name, root / name, copy_function=os.link)
+    workdir = open_workdir(root)
     questions = store.open_questions(whole, "train")
     rows = np.unique(np.linspace(0, len(questions) - 1, count).astype(int))
     some = (questions[row] for row in rows.tolist())
-    files = store.write_questions(workdir.data, {"train": some})
+    origin = artifacts.made_from("prepare", {"questions": count}, {}, form=store.FORM)
+    data = workdir.place("data", origin)
+    shutil.copytree(whole.data / "corpus", data / "corpus", copy_function=os.link)
+    files = store.write_questions(data, {"train": some})
     artifacts.write_manifest(
-        workdir.data / "manifest.json",
-        artifacts.made_from("prepare", {"questions": count}, {}, form=store.FORM),
-        files + [*(workdir.data / "corpus").iterdir()],
+        data / "manifest.json",
+        origin,
+        files + [*(data / "corpus").iterdir()],
         questions={"train": len(rows)},
     )
+    workdir.point("data", data)
+    for folder in (*whole.root.glob("bm25-*"), whole.retriever(RANDOM).home):
+        if folder.exists():
+            copy = root / folder.relative_to(whole.root)
+            shutil.copytree(folder, copy, copy_function=os.link, symlinks=True)
     return workdir
 
 
 def watched(workdir: WorkDir, dense: bool) -> Iterator[Seen]:
-    """Runs `dpr mine` and looks at it once a second."""
+    """Runs `dpr mine` and yields what it holds, once per second."""
     command = [sys.executable, "-c", "from dpr_jax.cli import main; main()", "mine"]
     command += ["--workdir", str(workdir.root)]
     if dense:
-        command += ["--mine.sources", "dense", "--mine.model", MODEL]
+        command += ["--mine.sources", RANDOM]
     log = workdir.root / "mine.log"
     start_s = time.monotonic()
     with log.open("wb") as file:
@@ -160,8 +178,9 @@ def watched(workdir: WorkDir, dense: bool) -> Iterator[Seen]:
 
 
 def used_by(pid: int) -> tuple[float, float, float] | None:
-    """Seconds of processor time of a process, megabytes of its own, and of mapped files; None where
-    it has ended.
+    """Returns a process's seconds of processor time, and megabytes of its own and of mapped files.
+
+    None where it has ended.
     """
     try:
         text = Path(f"/proc/{pid}/status").read_text()

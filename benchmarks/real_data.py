@@ -1,5 +1,5 @@
-"""What the training benchmarks share: real questions with mined negatives, and towers of any size
-with random weights.
+"""Shared by the training benchmarks: real questions with mined negatives, and towers of random
+weights.
 """
 
 import functools
@@ -10,31 +10,32 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dpr_jax import artifacts
-from dpr_jax.artifacts import WorkDir
+from dpr_jax import recipes
 from dpr_jax.config import Config, DataConfig, MineConfig
 from dpr_jax.data import prepare, store
 from dpr_jax.mining import mine
 from dpr_jax.model import hf
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.dual_encoder import Encoder, Tokens
+from dpr_jax.workdir import RetrieverDir, open_workdir
 
 SEED = 13
 
 
-def prepared(folder: Path, scratch: Path, count: int) -> tuple[WorkDir, store.Questions]:
-    """A work directory with training questions from all over the file and hard negatives that BM25
-    finds.
+def prepared(folder: Path, scratch: Path, count: int) -> RetrieverDir:
+    """Prepares training questions from all over a file, and mines hard negatives by BM25.
 
     Args:
       folder: holds passages.tsv and train.json in DPR's layout.
       scratch: an empty folder.
       count: how many questions.
+
+    Returns:
+      A retriever that has everything but its training.
     """
     rows = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     (scratch / "train.json").write_text(json.dumps(rows[:: len(rows) // count or 1]))
     config = Config(
-        name="benchmark",
         data=DataConfig(
             passages=str(folder / "passages.tsv"),
             train=str(scratch / "train.json"),
@@ -42,15 +43,24 @@ def prepared(folder: Path, scratch: Path, count: int) -> tuple[WorkDir, store.Qu
         ),
         mine=MineConfig(depth=4),
     )
-    workdir = artifacts.open_workdir(scratch / "run", config.name)
+    workdir = open_workdir(scratch / "run")
     prepare.run(config, workdir)
-    mine.run(config, workdir)
-    return workdir, store.open_questions(workdir, "train", mined=True)
+    retriever = workdir.retriever(recipes.MAIN)
+    recipes.store(retriever, config)
+    mine.run(config, retriever)
+    return retriever
+
+
+def mined_questions(retriever: RetrieverDir) -> store.Questions:
+    """Opens the training questions with their mined hard negatives."""
+    return store.open_questions(retriever.workdir, "train", mined=retriever.current("mined"))
 
 
 def random_tower(folder: Path, *, layers: int, width: int, heads: int) -> Path:
-    """A BERT of random weights as a Hugging Face folder, with the vocabulary of the packaged
-    encoder.
+    """Writes a BERT of random weights with the packaged encoder's vocabulary.
+
+    Returns:
+      Its folder, in Hugging Face's layout.
     """
     shape = BertShape(
         vocab_size=30522,
@@ -66,7 +76,8 @@ def random_tower(folder: Path, *, layers: int, width: int, heads: int) -> Path:
     folder.mkdir()
     packaged = hf.resolve("packaged:all-MiniLM-L6-v2", "question")
     for name in hf.TOKENIZER_FILES:
-        shutil.copyfile(packaged / name, folder / name)
+        if (packaged / name).exists():
+            shutil.copyfile(packaged / name, folder / name)
     config = {"model_type": "bert", "architectures": ["BertModel"], **shape.__dict__}
     (folder / "config.json").write_text(json.dumps(config))
     tokens = Tokens(np.ones((1, 4), np.int32), np.array([4], np.int32))

@@ -1,14 +1,12 @@
-"""Speed and memory of `dpr split` on Apache Beam's local runner, beside `dpr prepare` that cuts the
-same documents itself.
+"""Measures `dpr split` on Apache Beam's local runner, and `dpr prepare` on the same documents.
 
   python benchmarks/split.py data/nq_natural/passages.tsv --out DIR --documents 1000 100000
 
-Documents have 1,000 words each, from the passages of the file one after the other and over again,
-in eight JSONL files; they are cut into
-passages of 100 words. Each way runs as a process of its own, with its output, and is looked at four
-  times a second: wall time, processor time of
-it and of its workers, and the most memory that all of them held together (Pss, in which shared
-pages count once).
+Documents have 1,000 words each, taken from the passages of the file one after the other and over
+again, and lie in eight JSONL files. They are cut into passages of 100 words. Each way runs as a
+process of its own. Printed are its wall time, the processor time with its workers, and the most
+memory that all of them held together, read four times a second (Pss, which counts shared pages
+once).
 """
 
 import argparse
@@ -83,9 +81,7 @@ def words_of(passages: Path) -> Iterator[str]:
 
 
 def measured(args: list[str], log: Path) -> tuple[float, float, float]:
-    """Seconds, seconds of processor time, and the most megabytes, of a `dpr` command with its
-    workers.
-    """
+    """Runs a `dpr` command; returns its seconds, seconds of processor time, and most megabytes."""
     start_s, largest_mb = time.monotonic(), 0.0
     before = os.times()
     with log.open("wb") as file:
@@ -101,7 +97,7 @@ def measured(args: list[str], log: Path) -> tuple[float, float, float]:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and all below it."""
+    """Yields a process and all below it."""
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*"):
         try:

@@ -1,39 +1,41 @@
-"""The studies of docs/results.md that train many encoders: each point is a study's config with a
-few settings of its own.
+"""Runs the studies of docs/results.md that train many encoders.
 
   python benchmarks/studies.py batch --workdir runs/studies
   python benchmarks/studies.py devices --workdir runs/studies
   python benchmarks/studies.py batch --workdir runs/studies --plot docs/figures
 
 `batch` is the ablation of the paper's table 3 in small: questions in the batch, with and without a
-  hard negative of BM25. `devices` sets one
-device with 64 questions beside eight with 8 each, with gathered passages and without. Every point
-of a study sees the same questions once. It prints the commands it runs, so that each can be run by
-itself, and the processor time of each; a point that is done is not done again.
+hard negative of BM25. `devices` compares one device with 64 questions and eight with 8 each, with
+gathered passages and without. A study is a work directory, WORKDIR/STUDY, and each point of it a
+retriever: the study's config with a few settings of its own. Every point sees the same questions
+once. Printed are the commands, so that each can be run by itself, and the processor time of each. A
+point that is done is not done again. Two points are compared by `dpr compare A B`.
 """
 
 import argparse
 import json
 import resource
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from dpr_jax.workdir import WorkDir, open_workdir
+
 CUTOFFS = (1, 5, 20, 100)
 VIEW = "answer"
+MINED = "mined"  # the retriever that mines for all points
 
 
 class Point(NamedTuple):
     """One training run.
 
     Attributes:
-      name: its folder.
+      name: of its retriever.
       batch_size: questions in the global batch.
-      hard_negatives: a question.
+      hard_negatives: per question.
       devices: simulated ones that share the batch.
-      gather: each question meets the passages of all devices.
+      gather: whether each question meets the passages of all devices.
     """
 
     name: str
@@ -88,28 +90,26 @@ def run(command: list[str]) -> None:
     print(f"{cpu_s:.0f} s of processor time", flush=True)
 
 
-def prepare(config: str, base: Path) -> None:
-    """What all points share: the data, BM25's hard negatives, BM25's run. No dev set, so nothing is
-    chosen by one.
+def prepare(study: Study, workdir: WorkDir) -> None:
+    """Makes what all points share: the data, hard negatives and run of BM25.
+
+    There is no dev set, so nothing is chosen by one.
     """
-    bm25 = ["--retrieve.kind", "bm25", "--retrieve.name", "bm25"]
-    for stage, settings in (("prepare", []), ("mine", []), ("retrieve", bm25)):
-        run(["dpr", stage, config, "--workdir", str(base), "--data.dev", "", *settings])
+    where = ["--workdir", str(workdir.root)]
+    run(["dpr", "prepare", study.config, *where, "--data.dev", "None"])
+    run(["dpr", "mine", study.config, *where, "--data.dev", "None", "--retriever", MINED])
+    for stage in ("index", "retrieve"):
+        run(["dpr", stage, study.config, *where, "--data.dev", "None", "--retriever", "bm25"])
 
 
-def train_and_measure(study: Study, point: Point, base: Path, workdir: Path) -> None:
-    partial = workdir.with_suffix(".partial")
-    if not partial.exists():
-        copy = workdir.with_suffix(".copy")  # a half one is no work directory
-        shutil.copytree(base, copy, dirs_exist_ok=True)
-        copy.rename(partial)
+def train_and_search(study: Study, point: Point, workdir: WorkDir) -> None:
+    """Trains the retriever of a point and answers the test questions with it."""
     steps = study.questions // point.batch_size
     overrides = {
-        "data.dev": "",
         "train.batch_size": point.batch_size,
         "train.hard_negatives": point.hard_negatives,
         "train.total_steps": steps,
-        "train.warmup_steps": steps // 10,
+        "train.warmup": steps // 10 / steps,
     }
     settings = [
         word
@@ -117,18 +117,23 @@ def train_and_measure(study: Study, point: Point, base: Path, workdir: Path) -> 
         for word in (f"--{key.replace('_', '-')}", str(value))
     ]
     settings += [] if point.gather else ["--train.no-gather"]
-    for stage in ("train", "encode", "index", "retrieve", "evaluate"):
-        command = ["dpr", stage, study.config, "--workdir", str(partial), *settings]
-        if stage == "train" and point.devices > 1:
-            simulated = ["-n", "1", "--cpu-devices", str(point.devices)]
-            logs = ["--log-dir", str(partial / "logs")]
-            command = ["launch/local.sh", *simulated, *logs, "--", *command]
-        run(command)
-    partial.rename(workdir)
+    where = ["--workdir", str(workdir.root), "--retriever", point.name]
+    train = ["dpr", "train", *where, "--like", MINED, *settings]
+    if point.devices > 1:
+        simulated = ["-n", "1", "--cpu-devices", str(point.devices)]
+        logs = ["--log-dir", f"{workdir.root}-logs"]
+        train = ["launch/local.sh", *simulated, *logs, "--", *train]
+    run(train)
+    for stage in ("encode", "index", "retrieve"):
+        run(["dpr", stage, *where])
 
 
-def read(workdir: Path, run_name: str) -> dict[str, dict[str, float]]:
-    file = workdir / "metrics" / f"{run_name}.json"
+def is_done(workdir: WorkDir, point: Point) -> bool:
+    return (workdir.runs("test") / f"{point.name}.trec").exists()
+
+
+def read(workdir: WorkDir, run_name: str) -> dict[str, dict[str, float]]:
+    file = workdir.metrics / "test" / f"{run_name}.json"
     return json.loads(file.read_text(encoding="utf-8"))[VIEW]["metrics"]
 
 
@@ -146,15 +151,15 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def plot_batch(workdir: Path, done: list[Point], out: Path) -> None:
-    """Top-1 and top-20 over the batch size, one line with and one without a hard negative."""
+def plot_batch(workdir: WorkDir, done: list[Point], out: Path) -> None:
+    """Draws top-1 and top-20 over the batch size, with and without a hard negative."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, k in zip(figure.subplots(1, 2), (1, 20), strict=True):
         for hard, colour, marker in ((0, "#0072b2", "o"), (1, "#d55e00", "s")):
             points = [point for point in done if point.hard_negatives == hard]
-            found = [read(workdir / p.name, "trained")[f"top-{k}"] for p in points]
+            found = [read(workdir, p.name)[f"top-{k}"] for p in points]
             sizes = [p.batch_size for p in points]
             axes.fill_between(
                 sizes,
@@ -182,8 +187,8 @@ def plot_batch(workdir: Path, done: list[Point], out: Path) -> None:
     figure.savefig(out)
 
 
-def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
-    """The training loss of the three, step by step."""
+def plot_devices(workdir: WorkDir, done: list[Point], out: Path) -> None:
+    """Draws the training loss of the three, step by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -195,7 +200,8 @@ def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
     }
     for point in done:
         label, colour, width, dash = styles[point.name]
-        lines = (workdir / point.name / "checkpoints" / "metrics.jsonl").read_text(encoding="utf-8")
+        checkpoints = workdir.retriever(point.name).current("checkpoints")
+        lines = (checkpoints / "metrics.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in lines.splitlines()]
         rows = [row for row in rows if "loss" in row]
         axes.plot(
@@ -217,19 +223,17 @@ def plot_devices(workdir: Path, done: list[Point], out: Path) -> None:
 PLOTS = {"batch": plot_batch, "devices": plot_devices}
 
 
-def main(name: str, workdir: Path, only: list[str] | None, plots: Path | None) -> None:
-    study = STUDIES[name]
-    base = workdir / f"{name}-base"
-    prepare(study.config, base)
+def main(name: str, folder: Path, only: list[str] | None, plots: Path | None) -> None:
+    study, workdir = STUDIES[name], open_workdir(folder / name)
+    prepare(study, workdir)
     for point in study.points:
         wanted = only is None or point.name in only
-        if wanted and not (workdir / point.name).exists():
-            train_and_measure(study, point, base, workdir / point.name)
-    done = [point for point in study.points if (workdir / point.name).exists()]
-    if not done:
-        return
-    points = {point.name: read(workdir / point.name, "trained") for point in done}
-    print(table({"BM25": read(workdir / done[0].name, "bm25"), **points}))
+        if wanted and not is_done(workdir, point):
+            train_and_search(study, point, workdir)
+    run(["dpr", "evaluate", "--workdir", str(workdir.root)])
+    done = [point for point in study.points if is_done(workdir, point)]
+    points = {point.name: read(workdir, point.name) for point in done}
+    print(table({"BM25": read(workdir, "bm25"), **points}))
     if plots:
         plots.mkdir(parents=True, exist_ok=True)
         PLOTS[name](workdir, done, plots / f"{name}.svg")
@@ -238,7 +242,7 @@ def main(name: str, workdir: Path, only: list[str] | None, plots: Path | None) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/studies"), help="of all studies")
     parser.add_argument("--only", nargs="+", metavar="POINT", help="run these points alone")
     parser.add_argument("--plot", type=Path, help="folder for the study's plot")
     call = parser.parse_args()

@@ -1,4 +1,5 @@
-"""DPR's training step in plain PyTorch, as its users write it: what the benchmarks compare with.
+"""Implements DPR's training step in plain PyTorch, as its users write it, to compare with.
+
 Needs the extra `bench`.
 
 Two transformers `BertModel` in eager mode, cross entropy over the batch's passages,
@@ -18,14 +19,13 @@ from dpr_jax.training.step import Batch
 
 
 class Settings(NamedTuple):
-    """What a tower's states become, and how it is trained; as in TrainConfig and ModelConfig."""
+    """How a tower makes vectors, and how it is trained; as in TrainConfig and ModelConfig."""
 
     pooling: str
     normalize: bool
     temperature: float
     clip_norm: float
     weight_decay: float
-    adam_eps: float
     dtype: torch.dtype = torch.float32
 
 
@@ -56,11 +56,11 @@ class Trainer:
                 {"params": decayed, "weight_decay": settings.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
             ],
-            eps=settings.adam_eps,
+            eps=1e-8,
         )
 
     def update(self, batch: Batch, learning_rate: float) -> float:
-        """One update; the loss before it."""
+        """Makes one update; returns the loss before it."""
         self._optimizer.zero_grad()
         loss = self._loss(batch)
         loss.backward()
@@ -71,8 +71,9 @@ class Trainer:
         return loss.item()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """Cross entropy of each question's positive among all passages but dummies and its other
-        positives.
+        """Returns the cross entropy of each question's positive among the batch's passages.
+
+        Dummies and other positives of a question are no negatives.
         """
         question_BD = self._encode(self.question, batch.question)
         passage_PD = self._encode(self.passage, batch.passages)
@@ -87,7 +88,7 @@ class Trainer:
         return cross_entropy(scores_BP, label_B * stride)
 
     def _encode(self, tower: transformers.BertModel, tokens: Tokens) -> torch.Tensor:
-        """Vectors of texts, padded to the longest of them."""
+        """Returns the vectors of texts, padded to the longest of them."""
         longest = int(tokens.lengths_B.max())
         ids_BL = self._tensor(tokens.ids_BL[:, :longest])
         lengths_B1 = self._tensor(tokens.lengths_B)[:, None]

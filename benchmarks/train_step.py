@@ -1,24 +1,21 @@
-"""Our training step beside PyTorch's: same model, same real batches, same precision, in turns in
-one run.
+"""Times our training step and PyTorch's: same model, same real batches, same precision, in turns.
 
   python benchmarks/train_step.py FOLDER --model minilm --passage-tokens 160
   python benchmarks/train_step.py FOLDER --model bert-base --dtype bfloat16 --batch-size 256
   --passage-tokens 256     (a GPU)
 
-FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md; one
-hard negative a question, mined by BM25. Ours is the mapped step of `dpr train` on all devices there
-are, padded to the greatest length and packed (`train.pack_rows`). PyTorch (torch_towers.py, extra
-`bench`) pads to the longest of a batch, as its users do, with its own attention kernels and as many
-threads as XLA has. Each has a process of its own, so that neither meets the other's threads and
-memory, and they take turns of some updates in a row on the same batches, as training makes them.
-With [CLS] pooling PyTorch computes the whole last layer, as its users do, and ours what [CLS] needs
-of it. An update in which either side
-compiles does not count, nor does the first of a turn: the memory that a process freed may have gone
-  to others while it waited. CPU seconds are
-those of all threads: on a busy machine they say more than the clock does, best with one thread
-  (`taskset -c 0 python ...`).
-Both sides get the environment of this program: docs/log.md's figures on CPUs were taken with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for ours.
+FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md. Each
+question has one hard negative, mined by BM25. Ours is the mapped step of `dpr train` on all devices
+there are, padded to the greatest length (`--pack-rows 0`) and packed (`train.pack_rows`). PyTorch
+(torch_towers.py, extra `bench`) pads to the longest text of a batch, as its users do, with its own
+attention kernels and as many threads as XLA has. With [CLS] pooling it computes the whole last
+layer, and ours only what [CLS] needs.
+
+Each side has a process of its own, so that neither meets the other's threads and memory. They take
+turns of some updates in a row, on the same batches, made as training makes them. An update in which
+either side compiles does not count. Neither does the first of a turn: other programs may have taken
+the memory that a process freed while it waited. CPU seconds are those of all threads; on a busy
+machine they say more than the clock, best with one thread (`taskset -c 0 python ...`).
 """
 
 import argparse
@@ -38,7 +35,6 @@ import numpy as np
 import real_data
 
 from dpr_jax import parallel
-from dpr_jax.artifacts import WorkDir
 from dpr_jax.config import TrainConfig
 from dpr_jax.data import store
 from dpr_jax.model import hf, tokenizer
@@ -46,6 +42,7 @@ from dpr_jax.model.dual_encoder import Encoder, dual_params
 from dpr_jax.model.flops import forward_flops, peak_flops
 from dpr_jax.training import batches, optimizer
 from dpr_jax.training.step import Batch, StepSettings, TrainState, train_step
+from dpr_jax.workdir import RetrieverDir
 
 MODELS = {
     "minilm": {"layers": 6, "width": 384, "heads": 12},
@@ -60,10 +57,10 @@ class Side(NamedTuple):
     """One way of computing an update.
 
     Attributes:
-      prepare: compiles what the update of a batch needs; returns whether it had to.
-      update: one update, finished when it returns.
-      memory_bytes: largest memory of the device so far, or what the compiler plans; 0 where that is
-        not known.
+      prepare: compiles the update for a batch's shape; returns whether that shape was new.
+      update: makes one update, finished when it returns.
+      memory_bytes: returns the largest memory of the device so far, or what the compiler plans; 0
+        where that is not known.
     """
 
     prepare: Callable[[Batch], bool]
@@ -75,7 +72,8 @@ class Task(NamedTuple):
     """What a side computes.
 
     Attributes:
-      workdir, tower: folders of the data and of the model.
+      retriever: with its data and mined questions.
+      tower: folder of the model.
       train: settings of the update.
       pooling: "cls", compared by dot product as in the paper, or "mean" of unit length at a
         temperature of 0.05.
@@ -83,7 +81,7 @@ class Task(NamedTuple):
       threads: of the processor.
     """
 
-    workdir: WorkDir
+    retriever: RetrieverDir
     tower: Path
     train: TrainConfig
     pooling: str
@@ -92,8 +90,15 @@ class Task(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One update: time by the clock, CPU time of all threads, tokens computed and real ones, and
-    the memory in use.
+    """One update.
+
+    Attributes:
+      wall_s: time by the clock.
+      cpu_s: CPU time of all threads.
+      compiled: whether its shape was new.
+      slots: tokens computed, padding included.
+      lengths: real tokens of each text.
+      memory_bytes: in use.
     """
 
     wall_s: float
@@ -135,9 +140,9 @@ def main(command: list[str] | None = None) -> None:
         count = arguments.batch_size * arguments.turns * arguments.updates
         count = min(count, 4096)
         count = max(count, arguments.batch_size)
-        workdir, _ = real_data.prepared(arguments.folder, Path(scratch), count)
+        retriever = real_data.prepared(arguments.folder, Path(scratch), count)
         tower = real_data.random_tower(Path(scratch) / "tower", **MODELS[arguments.model])
-        task = Task(workdir, tower, train, arguments.pooling, lengths, threads)
+        task = Task(retriever, tower, train, arguments.pooling, lengths, threads)
         names = [PYTORCH] + [
             f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
             for pack_rows in arguments.pack_rows
@@ -165,7 +170,7 @@ def main(command: list[str] | None = None) -> None:
 
 
 def start(task: Task, name: str, pack_rows: int) -> Connection:
-    """A process that computes one update whenever it is told to."""
+    """Starts a process that computes one update whenever it is told to."""
     here, there = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     work = spawn.Process(
@@ -179,7 +184,7 @@ def start(task: Task, name: str, pack_rows: int) -> Connection:
 
 
 def serve(parent: Connection, task: Task, *, name: str, pack_rows: int) -> None:
-    """A side's process: says its versions, then an update for every word but the last."""
+    """Runs a side: sends its versions, then measures one update for every "go" it receives."""
     if name == PYTORCH:
         jax.config.update("jax_platforms", "cpu")  # it only reads the batches
         side, versions = torch_side(task)
@@ -207,13 +212,11 @@ def measure(side: Side, batch: Batch) -> Measured:
 
 
 def our_side(task: Task) -> tuple[Side, Versions]:
-    """The mapped step; each shape of batch is compiled once."""
+    """Returns our side: the mapped step, compiled once for each shape of batch."""
     train = task.train
     shape = hf.read_shape(task.tower)
     params = dual_params(*[hf.read_params(task.tower, shape)] * 2, shared=False)
-    adamw = optimizer.make(
-        lambda _: RATE, weight_decay=0.0, eps=train.adam_eps, clip_norm=train.clip_norm
-    )
+    adamw = optimizer.make(lambda _: RATE, weight_decay=0.0, clip_norm=train.clip_norm)
     settings = StepSettings(
         Encoder(
             shape,
@@ -260,7 +263,7 @@ def our_side(task: Task) -> tuple[Side, Versions]:
 
 
 def torch_side(task: Task) -> tuple[Side, Versions]:
-    """The same in PyTorch."""
+    """Returns PyTorch's side."""
     import torch
     import torch_towers
 
@@ -274,7 +277,6 @@ def torch_side(task: Task) -> tuple[Side, Versions]:
             temperature=temperature(task),
             clip_norm=train.clip_norm,
             weight_decay=0.0,
-            adam_eps=train.adam_eps,
             dtype=getattr(torch, train.dtype),
         ),
         dropout=train.dropout,
@@ -293,11 +295,11 @@ def temperature(task: Task) -> float:
 
 
 def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
-    """The batches of `dpr train`."""
+    """Yields the batches of `dpr train`."""
     question_tokenizer, passage_tokenizer = (tokenizer.load(task.tower, n) for n in task.lengths)
     return batches.stream(
-        store.open_questions(task.workdir, "train", mined=True),
-        store.open_corpus(task.workdir),
+        real_data.mined_questions(task.retriever),
+        store.open_corpus(task.retriever.workdir),
         question_tokenizer,
         passage_tokenizer,
         batch_size=task.train.batch_size,
@@ -308,7 +310,7 @@ def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
         teacher=False,
         seed=real_data.SEED,
         first_step=0,
-        pack_rows=pack_rows,
+        pack_rows=pack_rows or None,
         devices=jax.local_device_count(),
     )
 
@@ -320,8 +322,9 @@ def show(
     *,
     turn: int,
 ) -> None:
-    """One line a side: medians over the updates that count, and ratios to PyTorch taken batch by
-    batch.
+    """Prints a line per side: medians over the updates that count, and ratios to PyTorch.
+
+    The ratios are taken batch by batch.
     """
     peak, shape = peak_flops(), hf.read_shape(task.tower)
     batch_size = task.train.batch_size

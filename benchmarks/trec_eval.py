@@ -1,10 +1,9 @@
-"""The figures of metrics/ beside trec_eval's own (pytrec_eval through ir_measures), for every run
-of a work directory.
+"""Compares the figures of metrics/ with trec_eval's own (pytrec_eval through ir_measures).
 
-  python benchmarks/trec_eval.py WORKDIR QRELS
+  python benchmarks/trec_eval.py WORKDIR QRELS [SET]
 
-QRELS are the test questions' gold passages, as in data.test_qrels. Exits with an error where a
-figure differs by more than 1e-4.
+Every run of the question set SET (default: test) is compared. QRELS are its gold passages, as in
+data.test_qrels. Exits with an error where a figure differs by more than 1e-4.
 """
 
 import json
@@ -13,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import ir_measures
+
+from dpr_jax.workdir import open_workdir
 
 PAIRS = {
     "top-1": "Success@1",
@@ -28,12 +29,13 @@ PAIRS = {
 TOLERANCE = 1e-4
 
 
-def main(workdir: Path, qrels_file: Path) -> None:
+def main(folder: str, qrels_file: Path, question_set: str = "test") -> None:
+    workdir = open_workdir(folder, new=False)
     qrels = list(ir_measures.read_trec_qrels(str(qrels_file)))
     measures = {name: ir_measures.parse_measure(PAIRS[name]) for name in PAIRS}
     largest = 0.0
-    for run_file in sorted((workdir / "runs").glob("*.trec")):
-        metrics_file = workdir / "metrics" / f"{run_file.stem}.json"
+    for run_file in sorted(workdir.runs(question_set).glob("*.trec")):
+        metrics_file = workdir.metrics / question_set / f"{run_file.stem}.json"
         ours = json.loads(metrics_file.read_text(encoding="utf-8"))["gold"]["metrics"]
         run = list(ir_measures.read_trec_run(str(run_file)))
         found = ir_measures.pytrec_eval.calc_aggregate(list(measures.values()), qrels, run)
@@ -48,8 +50,9 @@ def main(workdir: Path, qrels_file: Path) -> None:
 
 
 def reciprocal_rank(qrels: list, run: list) -> float:
-    """MRR@10. trec_eval's recip_rank has no cutoff, so it gets the first ten of each question
-    alone.
+    """Returns MRR@10.
+
+    trec_eval's recip_rank has no cutoff, so it gets only the first ten of each question.
     """
     best: dict[str, list] = defaultdict(list)
     for one in run:
@@ -61,4 +64,4 @@ def reciprocal_rank(qrels: list, run: list) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

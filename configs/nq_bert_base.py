@@ -1,17 +1,20 @@
-"""The paper's setting on Natural Questions: two BERT-base towers, [CLS], dot product (Karpukhin et
+r"""The paper's setting on Natural Questions: two BERT-base towers, [CLS], dot product (Karpukhin et
 al., 2020, section 5).
 
 Data:      DPR's own files in data/nq/ (its `data.wikipedia_split.psgs_w100`,
-  `data.retriever.nq-train`, `nq-dev`, `data.retriever.qas.nq-test`);
-           the hard negatives in them are BM25's.
+           `data.retriever.nq-train`, `nq-dev`, `data.retriever.qas.nq-test`); the hard negatives in
+           them are BM25's.
 Command:   dpr pipeline configs/nq_bert_base.py --workdir runs/nq_bert_base
-           On a TPU pod slice: launch/tpu_vm.sh --name NAME --zone ZONE -- dpr pipeline ... (workdir
-             on storage that all workers see)
+           With a TPU pod slice only for what needs one (W on storage that all workers see):
+             dpr pipeline configs/nq_bert_base.py --workdir W --until mine
+             launch/tpu_vm.sh --name NAME --zone ZONE -- \
+               dpr pipeline --workdir W --from train --until encode
+             dpr pipeline --workdir W --from index
 Hardware:  8 TPU chips or GPUs of 16 GB or more; the index needs a host with 160 GB of memory.
 Time:      not measured by us; the paper took about a day of training on 8 GPUs of 32 GB, and 8.8
-  hours of encoding.
+           hours of encoding.
 Expected:  top-20/top-100 answer accuracy on the 3,610 test questions: 78.4/85.4 in the paper (BM25
-  59.1/73.7). Not yet run by us.
+           59.1/73.7). Not yet run by us.
 
 40 epochs of 58,880 rows in batches of 128 are 18,400 updates. `dpr_parity` takes the eighth of the
 gradient that the original has on its 8 GPUs, so that its clip of 2.0 means the same, and its first

@@ -2,15 +2,14 @@
 where it has little left to learn.
 
 Data:      data/nq_natural/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv,
-  test.qrels); not in this repository.
+           test.qrels); not in this repository.
 Command:   dpr pipeline configs/nq_natural.py --workdir runs/nq_natural
 Hardware:  two CPU cores, 6 GB of memory.
 Time:      estimated from measured rates (docs/log.md): an hour, nearly all of it encoding 40
-  thousand passages twice.
+           thousand passages twice.
 Expected:  answer found in the top 1/5/20/100, % of 2,990 test questions: BM25 63.1/83.0/91.8/96.8
-  (measured); the packaged encoder
-           untrained 83.1/96.2/98.9/99.7 (measured with other tools). It was trained on such
-           questions: training shows no gain here.
+           (measured); the packaged encoder untrained 83.1/96.2/98.9/99.7 (measured with other
+           tools). It was trained on such questions: training shows no gain here.
 """
 
 from dpr_jax.config import (

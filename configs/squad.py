@@ -2,16 +2,14 @@
 strongest.
 
 Data:      data/squad/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv,
-  test.qrels); not in this repository.
+           test.qrels); not in this repository.
 Command:   dpr pipeline configs/squad.py --workdir runs/squad
 Hardware:  two CPU cores, 6 GB of memory.
 Time:      estimated from the CPU time of the parts on two free cores: an hour and a quarter
-  (training 25 minutes, encoding 21 thousand
-           paragraphs twice 25, validation 10, mining 5).
+           (training 25 minutes, encoding 21 thousand paragraphs twice 25, validation 10, mining 5).
 Expected:  answer found in the top 1/5/20/100, % of 10,570 test questions: BM25 75.8/90.7/96.1/98.6
-  (measured with other tools). The questions
-           were written with the paragraph in view, in its words, which favours BM25: dense
-             retrievers are behind it on SQuAD in the paper too.
+           (measured with other tools). The questions were written with the paragraph in view, in
+           its words, which favours BM25: dense retrievers are behind it on SQuAD in the paper too.
 
 Why these settings:
 - k1 and b: of the two usual pairs the better one on the dev questions (top-1 by gold passage 72.8

@@ -2,9 +2,9 @@
 settings of it.
 
 Data:      data/squad/ in DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv,
-  test.qrels); not in this repository.
+           test.qrels); not in this repository.
 Model:     the two lowest layers of the packaged encoder, which as they are retrieve badly and learn
-  fast:
+           fast:
            python benchmarks/cut_encoder.py --layers 2 --out runs/minilm-2-layers
 Command:   dpr pipeline configs/study_squad.py --workdir runs/study_squad
 Hardware:  two CPU cores, 5 GB of memory (a training on SQuAD held 3.7).

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Google Kubernetes Engine, on a TPU slice or on GPU nodes: run a dpr command as one Indexed Job, one pod a host.
+# Google Kubernetes Engine, on a TPU slice or on GPU nodes: run a dpr command as one Indexed Job, one pod per host.
 #
 # Run it from your own machine, with kubectl on the cluster. Before: an image with dpr on its PATH (this repository installed
 # with the extra tpu or gpu), and a claim of storage that all pods may write (ReadWriteMany, such as Filestore). Cost: the nodes
@@ -41,7 +41,9 @@ What happens when a pod ends:
 
 Example, a v5e slice of 16 chips (4 hosts):
   launch/gke.sh --name nq --image IMAGE --claim shared --tpu tpu-v5-lite-podslice --topology 4x4 -- \
-    dpr pipeline configs/nq_bert_base.py --workdir runs/nq
+    dpr pipeline --workdir runs/nq --from train --until encode
+Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
+with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

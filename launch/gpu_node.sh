@@ -23,7 +23,9 @@ Example, one machine:
   launch/gpu_node.sh -- dpr pipeline configs/nq_bert_base.py --workdir runs/nq
 Example, the second of two:
   NUM_NODES=2 NODE_RANK=1 COORDINATOR_ADDRESS=10.0.0.2:8476 \
-    launch/gpu_node.sh -- dpr train configs/nq_bert_base.py --workdir /mnt/shared/runs/nq
+    launch/gpu_node.sh -- dpr pipeline --workdir /mnt/shared/runs/nq --from train --until encode
+Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
+with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

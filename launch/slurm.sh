@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm cluster with NVIDIA GPUs: submit one job whose nodes run the same dpr command, one process a node with all its GPUs.
+# A Slurm cluster with NVIDIA GPUs: submit one job whose nodes run the same dpr command, one process per node with all its GPUs.
 #
 # Run it on a login node. Before: `make install EXTRAS=gpu` in this checkout, which has to be on storage that the nodes see
 # under the same path, as do the work directory, the data and the folder it is run in. Cost: the nodes' time, whatever it does.
@@ -29,7 +29,9 @@ What happens at the end of a run:
 
 Example, two nodes of eight GPUs:
   launch/slurm.sh --nodes 2 --gpus 8 --time 12:00:00 --sbatch --partition=gpu -- \
-    dpr pipeline configs/nq_bert_base.py --workdir /shared/runs/nq
+    dpr pipeline --workdir /shared/runs/nq --from train --until encode
+Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
+with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

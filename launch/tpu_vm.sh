@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM or a pod slice: install dpr_jax on every worker, then run the same dpr command on all of them.
 #
-# Run it from your own machine, with gcloud logged in and the TPU created. One process a worker drives its chips; they find
+# Run it from your own machine, with gcloud logged in and the TPU created. One process per worker drives its chips; they find
 # each other by themselves. Cost: the TPU is billed from its creation to its deletion, not by this script. When the
 # connection breaks, start the same command again: dpr goes on where it was (use tmux to keep it).
 set -euo pipefail
@@ -25,7 +25,9 @@ slices: run ssh-add ~/.ssh/google_compute_engine before.
 
 Example:
   launch/tpu_vm.sh --name my-v5e-16 --zone us-central1-a -- \
-    dpr pipeline configs/nq_bert_base.py --workdir /mnt/bucket/runs/nq
+    dpr pipeline --workdir /mnt/bucket/runs/nq --from train --until encode
+Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
+with --until mine and after with --from index (docs/scaling.md).
 END
 }
 
