@@ -50,18 +50,20 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def progress(
+    title: str, total: int, unit: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[..., None]]:
     """Shows work going on; yields `advance(n, note="")`, to be called with the units done since the
     last call.
 
     On a terminal a bar with rate and time left, else a plain line at most every ten seconds, with
-    the same facts.
+    the same facts. Rates and time left are by `clock`, which may leave out compilation.
     """
-    start_s = last_s = time.monotonic()
+    start_s, last_s = clock(), time.monotonic()
     done = 0
 
     def rate() -> float:
-        return done / max(time.monotonic() - start_s, 1e-9)
+        return done / max(clock() - start_s, 1e-9)
 
     def speed() -> str:
         return f"{rate():.1f} {unit}/s" if rate() >= 1 else f"{rate():.3f} {unit}/s"
@@ -79,7 +81,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console, get_time=clock) as bar:
             task = bar.add_task(title, total=total, rate="", note="")
 
             def advance_bar(n: int = 1, note: str = "") -> None:
