@@ -127,14 +127,11 @@ def compare(
         store.open_corpus(retriever.workdir),
         tokenizer.load(tower, QUESTION_TOKENS),
         tokenizer.load(tower, PASSAGE_TOKENS),
-        batch_size=settings.batch_size,
-        hard_negatives=settings.hard_negatives,
-        shuffle_positives=False,
-        mask_duplicates=True,
-        mask_answers="off",
-        teacher=False,
-        seed=real_data.SEED,
-        first_step=0,
+        batches.BatchSettings(
+            batch_size=settings.batch_size,
+            hard_negatives=settings.hard_negatives,
+            seed=real_data.SEED,
+        ),
     )
     rows = []
     with console.progress("compare", settings.total_steps, "updates") as advance:

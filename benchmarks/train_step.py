@@ -302,15 +302,12 @@ def stream(task: Task, pack_rows: int) -> batches.Iterator[Batch]:
         store.open_corpus(task.retriever.workdir),
         question_tokenizer,
         passage_tokenizer,
-        batch_size=task.train.batch_size,
-        hard_negatives=task.train.hard_negatives,
-        shuffle_positives=False,
-        mask_duplicates=True,
-        mask_answers="off",
-        teacher=False,
-        seed=real_data.SEED,
-        first_step=0,
-        pack_rows=pack_rows or None,
+        batches.BatchSettings(
+            batch_size=task.train.batch_size,
+            hard_negatives=task.train.hard_negatives,
+            seed=real_data.SEED,
+            pack_rows=pack_rows or None,
+        ),
         devices=jax.local_device_count(),
     )
 

@@ -67,7 +67,9 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def progress(
+    title: str, total: int, unit: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[..., None]]:
     """Shows work going on; yields `advance(n, note="")`, to be called after every n units.
 
     On a terminal a bar with rate and time left, else a plain line at most every ten seconds, with
@@ -77,21 +79,23 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
       title: of the line.
       total: units to do.
       unit: what is counted, in the plural.
+      clock: for rate and time left; it may leave out compilation.
     """
-    start_s = first_s = last_s = time.monotonic()
+    start_s = first_s = clock()
+    last_s = time.monotonic()
     done = first_done = 0
 
     def count(n: int) -> None:
         nonlocal done, first_s, first_done
         done += n
         if not first_done:
-            first_s, first_done = time.monotonic(), done
+            first_s, first_done = clock(), done
 
     def rate() -> float:
         """Returns units per second; 0 while nothing but the first call is known."""
         if done > first_done:
-            return (done - first_done) / max(time.monotonic() - first_s, 1e-9)
-        return done / max(time.monotonic() - start_s, 1e-9) if done >= total else 0.0
+            return (done - first_done) / max(clock() - first_s, 1e-9)
+        return done / max(clock() - start_s, 1e-9) if done >= total else 0.0
 
     def speed() -> str:
         return f"{rate():.1f} {unit}/s" if rate() >= 1 else f"{rate():.3f} {unit}/s"
@@ -109,7 +113,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console, get_time=clock) as bar:
             task = bar.add_task(title, total=total, rate="", note="")
 
             def advance_bar(n: int = 1, note: str = "") -> None:

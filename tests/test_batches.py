@@ -4,6 +4,7 @@ epoch.
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,23 +52,19 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
     _, workdir = nq_small_workdir
     folder = hf.resolve(tiny.PACKAGED, "question")
 
-    def stream(**changes: int) -> list[Batch]:
-        settings = {
-            "batch_size": 8,
-            "hard_negatives": 1,
-            "mask_duplicates": True,
-            "mask_answers": "off",
-            "teacher": False,
-            "seed": 3,
-            "first_step": 0,
-        }
+    def stream(**changes: Any) -> list[Batch]:
+        place = ("first_step", "process_index", "process_count")
+        own = {name: changes.pop(name) for name in place if name in changes}
+        questions = store.open_questions(workdir, "train", mined_in(workdir))
+        settings = batches.BatchSettings(**{"batch_size": 8, "seed": 3, **changes})
+        batches.check(questions, settings)
         rows = batches.stream(
-            store.open_questions(workdir, "train", mined_in(workdir)),
+            questions,
             store.open_corpus(workdir),
             tokenizer.load(folder, 24),
             tokenizer.load(folder, 48),
-            shuffle_positives=False,
-            **(settings | changes),
+            settings,
+            **own,
         )
         return list(itertools.islice(rows, 12))
 
@@ -171,20 +168,7 @@ def test_every_questions_positives_are_known_by_their_texts(
 def test_a_lonely_question_without_negatives_is_refused() -> None:
     lonely = [question((1,)), question(())]
     with pytest.raises(InputError, match="question '0' has no negative passage"):
-        batches.stream(
-            lonely,
-            corpus=None,
-            question_tokenizer=None,
-            passage_tokenizer=None,
-            batch_size=1,
-            hard_negatives=1,
-            shuffle_positives=False,
-            mask_duplicates=True,
-            mask_answers="off",
-            teacher=False,
-            seed=0,
-            first_step=0,
-        )
+        batches.check(lonely, batches.BatchSettings(batch_size=1, seed=0))
 
 
 def test_every_process_knows_the_answers_in_the_whole_batch(
@@ -230,22 +214,10 @@ def test_a_teachers_scores_stand_beside_the_passages_drawn() -> None:
 def test_without_distillation_there_are_no_scores(make_stream) -> None:
     assert make_stream()[0].teacher_scores_BG is None
     with pytest.raises(InputError, match="no training question has a teacher's score"):
-        make_stream(teacher=True)
+        make_stream(distillation="kl")
 
 
 def test_answers_cannot_be_masked_where_there_are_none() -> None:
     with pytest.raises(InputError, match="no training question has an answer"):
-        batches.stream(
-            [question((1,)), question((2,))],
-            corpus=None,
-            question_tokenizer=None,
-            passage_tokenizer=None,
-            batch_size=2,
-            hard_negatives=1,
-            shuffle_positives=False,
-            mask_duplicates=True,
-            mask_answers="string",
-            teacher=False,
-            seed=0,
-            first_step=0,
-        )
+        settings = batches.BatchSettings(batch_size=2, seed=0, mask_answers="string")
+        batches.check([question((1,)), question((2,))], settings)

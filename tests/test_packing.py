@@ -103,20 +103,14 @@ def make_stream(nq_small_workdir: tuple[Config, WorkDir]):
     _, workdir = nq_small_workdir
     folder = hf.resolve(tiny.PACKAGED, "question")
 
-    def stream(count: int = 20, **changes: int) -> list[Batch]:
-        settings = {"first_step": 0, "pack_rows": 1, "devices": 2, "batch_size": 16}
+    def stream(count: int = 20, pack_rows: int | None = 1, **place: int) -> list[Batch]:
         rows = batches.stream(
             store.open_questions(workdir, "train", mined_in(workdir)),
             store.open_corpus(workdir),
             tokenizer.load(folder, 24),
             tokenizer.load(folder, 160),
-            hard_negatives=1,
-            shuffle_positives=False,
-            mask_duplicates=True,
-            mask_answers="off",
-            teacher=False,
-            seed=3,
-            **(settings | changes),
+            batches.BatchSettings(batch_size=16, seed=3, pack_rows=pack_rows),
+            **{"devices": 2, **place},
         )
         return list(itertools.islice(rows, count))
 

@@ -409,7 +409,7 @@ def test_the_best_by_validation_is_kept_and_exported(
     accuracies = {2: 0.2, 4: 0.9, 6: 0.9, 8: 0.3, 10: 0.4}
     judged: list[int] = []
 
-    def told(_: object, params: object, **kwargs: object) -> validation.Validation:
+    def told(*_: object, **kwargs: object) -> validation.Validation:
         judged.append(2 + 2 * len(judged))
         accuracy = accuracies.get(judged[-1], 0.0)
         return validation.Validation(1.0, accuracy, 1.0, 0.0, 0.0, 9)

@@ -60,12 +60,14 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
         Rows(),
         None,
         None,
+        validation.ValidationSettings(
+            batch_size=2,
+            hard_negatives=1,
+            validation_hard_negatives=1,
+            validation_negatives=0,
+            validation_passages=0,
+        ),
         temperature=1.0,
-        block=2,
-        block_hard_negatives=1,
-        pool_hard_negatives=1,
-        pool_negatives=0,
-        pool_passages=0,
     )
     # scores against passages 0..3:  q0: 1 0 1 2   q1: 0 1 1 0   q2: 1 1 2 2
     assert found.pool == 4

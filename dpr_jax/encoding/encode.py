@@ -10,10 +10,10 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.config import Config
 from dpr_jax.console import progress, say
-from dpr_jax.encoding.pace import Pace
 from dpr_jax.encoding.texts import Texts, open_texts
 from dpr_jax.errors import InputError
 from dpr_jax.model.embed import Embedder, compute_dtype, load_embedder
+from dpr_jax.model.pace import Pace, clock
 from dpr_jax.model.tokenizer import Text, TokenRows
 from dpr_jax.workdir import RetrieverDir
 
@@ -100,7 +100,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     pace = Pace(embedder.shape, embedder.pooling)
     ready = _ready(embedder, texts, [(files[number], shard_rows[number]) for number in left])
     title = f"encode {retriever.name}"
-    with progress(title, total, f"{texts.side}s") as advance:
+    with progress(title, total, f"{texts.side}s", clock=clock) as advance:
         for shard in pace.waiting(parallel.ahead(ready)):
             _write(shard, embedder, texts, pace, advance)
     if left:

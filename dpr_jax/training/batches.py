@@ -1,8 +1,7 @@
 """Training rows in a seeded order, joined with the corpus and tokenized (grain).
 
 The global batch of step n depends on the seed and n alone, not on the number of processes: process
-  k of K reads rows k, k + K, ... of
-one global order. The position in the data is the step number.
+k of K reads rows k, k + K, ... of one global order. The position in the data is the step number.
 """
 
 import itertools
@@ -13,6 +12,7 @@ import grain
 import numpy as np
 
 from dpr_jax import console
+from dpr_jax.config import TrainConfig
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.tokenizer import Tokenizer, pad
@@ -38,6 +38,41 @@ class Draw(NamedTuple):
     rows: tuple[int, ...]
     positives: tuple[int, ...]
     teacher_scores: dict[int, float]
+
+
+class BatchSettings(NamedTuple):
+    """How batches are drawn and laid out; the fields of TrainConfig have its meaning.
+
+    Attributes:
+      batch_size: questions in the global batch.
+      seed: of the order and of the draws.
+      hard_negatives: per question.
+      shuffle_positives: draw the positive; else the first.
+      mask_duplicates: the batches hold the texts of every question's positives.
+      mask_answers: how the passages are found that hold an answer; they are then in the batches.
+      distillation: unless off, the batches hold a teacher's scores of every question's passages.
+      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); None
+        pads every text.
+      chunk_size: read where texts are packed.
+      mixed: files that take turns, each with batches of its own questions (training/order.py).
+    """
+
+    batch_size: int
+    seed: int
+    hard_negatives: int = 1
+    shuffle_positives: bool = False
+    mask_duplicates: bool = True
+    mask_answers: Literal["off", "string", "regex"] = "off"
+    distillation: Literal["off", "kl", "margin_mse"] = "off"
+    pack_rows: int | None = None
+    chunk_size: int | None = None
+    mixed: Sequence[Part] = ()
+
+    @classmethod
+    def of(cls, train: TrainConfig, *, seed: int, mixed: Sequence[Part]) -> "BatchSettings":
+        """Takes what `train` says of batches, under the same names."""
+        names = {*cls._fields} - {"seed", "mixed"}
+        return cls(seed=seed, mixed=mixed, **{name: getattr(train, name) for name in names})
 
 
 def draw(
@@ -148,10 +183,10 @@ def with_answers(
 
 
 def check_teacher(questions: Sequence[Question]) -> None:
-    """Says of how many questions a teacher scored a positive and a negative.
+    """Logs how many questions have usable teacher scores.
 
     Raises:
-      InputError: of none.
+      InputError: none has scores of both a positive and a negative.
     """
     taught = 0
     for one in questions:
@@ -167,60 +202,19 @@ def check_teacher(questions: Sequence[Question]) -> None:
     console.say(f"train: a teacher scored passages of {taught:,} of {len(questions):,} questions")
 
 
-def stream(
-    questions: Sequence[Question],
-    corpus: Corpus,
-    question_tokenizer: Tokenizer,
-    passage_tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    hard_negatives: int,
-    shuffle_positives: bool,
-    mask_duplicates: bool,
-    mask_answers: Literal["off", "string", "regex"],
-    teacher: bool,
-    seed: int,
-    first_step: int,
-    pack_rows: int | None = None,
-    chunk_size: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    devices: int = 1,
-    mixed: Sequence[Part] = (),
-) -> Iterator[Batch]:
-    """Endless batches of this process, from step `first_step` on.
-
-    Args:
-      questions: training rows, each with a positive.
-      corpus: passages by row.
-      question_tokenizer: cuts at its max_tokens, to which every batch is padded.
-      passage_tokenizer: likewise.
-      batch_size: questions in the global batch.
-      hard_negatives: a question.
-      shuffle_positives: draw the positive; else the first.
-      mask_duplicates: the batches say of every question what its positives' texts are.
-      mask_answers: they also say which passages hold an answer to it, found in this way.
-      teacher: they have a teacher's scores of every question's own passages.
-      seed: of the order and of the draws.
-      first_step: number of batches already used.
-      pack_rows: length of a packed row in lengths of the longest text (training/packing.py); None
-        pads every text.
-      chunk_size: as in TrainConfig; read where texts are packed.
-      process_index: which process this is.
-      process_count: of how many; divides batch_size.
-      devices: of each process, which share its rows; read where texts are packed.
-      mixed: files that take turns, each with batches of its own questions (training/order.py).
+def check(questions: Sequence[Question], settings: BatchSettings) -> None:
+    """Checks that batches can be made of these training questions.
 
     Raises:
       InputError: fewer questions than one batch holds, a batch of one question without any
         negative, no answers to mask, or no teacher's scores to learn from.
     """
-    if len(questions) < batch_size:
+    if len(questions) < settings.batch_size:
         raise InputError(
-            f"train.batch_size is {batch_size}, but there are only {len(questions)} training"
-            " questions; make it smaller"
+            f"train.batch_size is {settings.batch_size}, but there are only"
+            f" {len(questions)} training questions; make it smaller"
         )
-    if batch_size == 1:
+    if settings.batch_size == 1:
         for one in questions:
             if not (one.hard_negatives or one.negatives):
                 raise InputError(
@@ -228,21 +222,48 @@ def stream(
                     " 1, no other question's: its loss is 0 and teaches nothing; make the batch"
                     " larger"
                 )
-    if mask_answers != "off" and not any(one.answers for one in questions):
+    if settings.mask_answers != "off" and not any(one.answers for one in questions):
         raise InputError(
             "train.mask_answers is set, but no training question has an answer; turn it off"
         )
-    if teacher:
+    if settings.distillation != "off":
         check_teacher(questions)
+
+
+def stream(
+    questions: Sequence[Question],
+    corpus: Corpus,
+    question_tokenizer: Tokenizer,
+    passage_tokenizer: Tokenizer,
+    settings: BatchSettings,
+    *,
+    first_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    devices: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches of this process, from step `first_step` on.
+
+    Args:
+      questions: training rows, each with a positive, that `check` accepts.
+      corpus: passages by row.
+      question_tokenizer: cuts at its max_tokens, to which every batch is padded.
+      passage_tokenizer: likewise.
+      settings: of the run.
+      first_step: number of batches already used.
+      process_index: which process this is.
+      process_count: of how many; divides the batch size.
+      devices: of each process, which share its rows; read where texts are packed.
+    """
     most_positives = 0
-    if mask_duplicates:
+    if settings.mask_duplicates:
         most_positives = max(len(one.positives) for one in questions)
-    rows = order(questions, seed, batch_size, mixed).random_map(
+    rows = order(questions, settings.seed, settings.batch_size, settings.mixed).random_map(
         lambda question, rng: draw(
             question,
             rng,
-            hard_negatives=hard_negatives,
-            shuffle_positives=shuffle_positives,
+            hard_negatives=settings.hard_negatives,
+            shuffle_positives=settings.shuffle_positives,
         )
     )[:ENDLESS]
     mine = slice(process_index, None, process_count)
@@ -254,27 +275,27 @@ def stream(
             question_tokenizer,
             passage_tokenizer,
             most_positives,
-            teacher,
+            settings.distillation != "off",
         )
 
     def of_whole(draws: Sequence[Draw]) -> Batch:
         """This process's part of the global batch, where that depends on the other parts."""
         batch = local(draws[mine])
-        if mask_answers != "off":
-            batch = with_answers(batch, draws, mine, corpus, mask_answers)
-        if pack_rows:
+        if settings.mask_answers != "off":
+            batch = with_answers(batch, draws, mine, corpus, settings.mask_answers)
+        if settings.pack_rows:
             parts = [
                 batch if k == process_index else local(draws[k::process_count])
                 for k in range(process_count)
             ]
-            layout = packing.Layout(pack_rows, devices, chunk_size)
+            layout = packing.Layout(settings.pack_rows, devices, settings.chunk_size)
             shape = packing.shape_for(parts, layout)
             batch = packing.pack(batch, shape, layout)
         return batch
 
-    if mask_answers != "off" or pack_rows:
-        steps = rows.batch(batch_size, batch_fn=of_whole)
+    if settings.mask_answers != "off" or settings.pack_rows:
+        steps = rows.batch(settings.batch_size, batch_fn=of_whole)
     else:
-        steps = rows[mine].batch(batch_size // process_count, batch_fn=local)
+        steps = rows[mine].batch(settings.batch_size // process_count, batch_fn=local)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     return iter(steps[first_step:].to_iter_dataset(options))

@@ -3,6 +3,8 @@
 What an update needs is known before it runs: XLA says so of the compiled program.
 """
 
+import socket
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,79 +15,129 @@ import numpy as np
 from dpr_jax import artifacts, parallel
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
+from dpr_jax.training.step import Batch
 
 FILE = "chunk.json"  # beside the checkpoints: dropout is drawn per chunk, so resuming keeps it
 RESERVE = 0.1  # share of the free memory that is left to others
 GIGABYTE = 1e9
 
 
-class Compiled(NamedTuple):
+class Candidate(NamedTuple):
     """An update with its chunk size.
 
     Attributes:
       chunk_size: texts encoded at once on a device; None: all.
-      update: (state, batch) -> (state, metrics), for batches of the shape it was compiled for.
-      needed_bytes: on a device, state and batch included.
+      update: (state, batch) -> (state, metrics); called with the first batch's shapes it compiles
+        nothing again.
+      program: the same, compiled for the first batch.
+      batches: from the first one on, laid out for this chunk size.
+      rows: passages, or packed rows of them, of the first batch on a device.
     """
 
     chunk_size: int | None
     update: Callable[[Any, Any], Any]
-    needed_bytes: int
+    program: jax.stages.Compiled
+    batches: Iterator[Batch]
+    rows: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that it takes on a device, state and batch included."""
+        memory = self.program.memory_analysis()
+        needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
-def largest_that_fits(
-    compile_update: Callable[[int | None], Any],
+def choose(
+    compiled: Callable[[int | None], Candidate],
     *,
-    texts: int,
+    asked: int | None,
+    questions: int,
+    passages: int,
+    stored: Path,
     free_bytes: int | None = None,
-    stored: Path | None = None,
-) -> Compiled:
-    """Compiles an update with chunks that fit into memory, on every process alike.
+) -> Candidate:
+    """Compiles the update with chunks that fit into memory, on every process alike.
 
     Args:
-      compile_update: chunk size -> the compiled update (jax.stages.Compiled).
-      texts: passages of a batch on one device.
-      free_bytes: memory that a device may use; None asks the device or the host.
+      compiled: chunk size -> the candidate.
+      asked: train.chunk_size; None takes the largest that fits.
+      questions: of the global batch.
+      passages: likewise.
       stored: file that keeps the choice; one that is there is followed.
+      free_bytes: memory that a device may use; None asks the device or the host.
 
     Returns:
-      The compiled update.
+      The candidate to train with.
 
     Raises:
       InputError: not even one text at a time fits.
     """
-    if stored is not None and stored.exists():
-        chunk_size = artifacts.read_json(stored)["chunk_size"]
-        return _compiled(compile_update, chunk_size)
     free_bytes = free_memory() if free_bytes is None else free_bytes
     # the least over all processes: they run one program
     free_bytes = int(parallel.all_processes(np.array([free_bytes / GIGABYTE])).min() * GIGABYTE)
-    found: list[Compiled] = []
-    for chunk_size in _to_try(texts, found, free_bytes):
-        found.append(_compiled(compile_update, chunk_size))
-        if found[-1].needed_bytes <= free_bytes:
-            break
-    best = found[-1]
-    if best.needed_bytes > free_bytes:
-        raise InputError(
-            f"an update needs {best.needed_bytes / GIGABYTE:.1f} GB on a device even with chunks of"
-            f" {best.chunk_size}, and {free_bytes / GIGABYTE:.1f} GB are free; give a smaller"
-            " --train.batch-size or --model.max-passage-tokens, or a smaller model.init"
-        )
+    if asked is not None:
+        best = compiled(asked)
+    elif stored.exists():
+        best = compiled(artifacts.read_json(stored)["chunk_size"])
+    else:
+        best = _largest_that_fits(compiled, passages // jax.device_count(), free_bytes)
+        if parallel.is_main():
+            artifacts.write_json(stored, {"chunk_size": best.chunk_size})
     say(
-        f"train: {best.chunk_size or 'all'} texts at once on a device (train.chunk_size): an update"
-        f" needs {best.needed_bytes / GIGABYTE:.1f} GB of the {free_bytes / GIGABYTE:.1f} GB free"
+        f"train: batch of {questions} questions and {passages} passages, on each device"
+        f" {best.chunk_size or 'all'} texts at once (train.chunk_size): an update needs"
+        f" {_size(best.needed_bytes)} per device, {_size(free_bytes)} are free"
     )
-    if stored is not None and parallel.is_main():
-        artifacts.write_json(stored, {"chunk_size": best.chunk_size})
     return best
+
+
+def _largest_that_fits(
+    compiled: Callable[[int | None], Candidate], texts: int, free_bytes: int
+) -> Candidate:
+    """Tries chunk sizes that divide the texts of a device: all at once, then smaller ones."""
+    best: Candidate | None = compiled(None)
+    tried = [(best.rows, best.needed_bytes)]
+    for size in range(best.rows - 1, 0, -1):
+        if tried[-1][1] <= free_bytes:
+            break
+        if texts % size == 0 and (size == 1 or _may_fit(size, tried, free_bytes)):
+            best = None  # its program and batches go before the next are made
+            best = compiled(size)
+            tried.append((size, best.needed_bytes))
+    if tried[-1][1] > free_bytes:
+        raise InputError(
+            f"an update needs {_size(tried[-1][1])} on a device even with one text at a time, and"
+            f" {_size(free_bytes)} are free; give a smaller --train.batch-size or"
+            " --model.max-passage-tokens, or a smaller model.init"
+        )
+    return best
+
+
+def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
+    """Whether chunks of this size are worth compiling, by those that were too large.
+
+    What an update needs grows with the chunk in a line, so two programs foretell the others.
+
+    Args:
+      size: at hand.
+      tried: chunk sizes so far, each smaller than the one before, with the bytes they need.
+      free_bytes: memory that a device may use.
+    """
+    if size > tried[-1][0] // 2:
+        return False
+    if len(tried) == 1:
+        return True
+    (big, at_big), (small, at_small) = tried[-2:]
+    per_text = (at_big - at_small) / (big - small)
+    return at_small - per_text * (small - size) <= free_bytes
 
 
 def free_memory() -> int:
     """Returns the bytes that each of this process's devices may use, less a reserve.
 
-    An accelerator says what it has. CPU devices share what the host has available, within the
-    limit of a container.
+    An accelerator says what it has. CPU devices of all processes on a host share what it has
+    available, within the limit of a container.
     """
     devices = jax.local_devices()
     stats = devices[0].memory_stats()
@@ -93,7 +145,7 @@ def free_memory() -> int:
         return int((1 - RESERVE) * stats["bytes_limit"])
     # what the process holds already, such as the state, is part of what an update needs
     available = min([*_available_bytes(), 2**62])
-    return int((1 - RESERVE) * available / len(devices))
+    return int((1 - RESERVE) * available / (len(devices) * _processes_here()))
 
 
 def _available_bytes(root: Path = Path("/")) -> Iterator[int]:
@@ -104,43 +156,30 @@ def _available_bytes(root: Path = Path("/")) -> Iterator[int]:
             if line.startswith("MemAvailable:"):
                 yield int(line.split()[1]) * 1024
     cgroup = root / "sys" / "fs" / "cgroup"
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit, used, cache in (
+        (cgroup, "memory.max", "memory.current", "inactive_file"),
+        (
+            cgroup / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
     ):
-        files = [cgroup / limit, cgroup / used]
-        if all(file.exists() for file in files):
-            texts = [file.read_text(encoding="utf-8").strip() for file in files]
-            if all(text.isdigit() for text in texts):
-                yield int(texts[0]) - int(texts[1])
+        if all((folder / name).exists() for name in (limit, used, "memory.stat")):
+            bounds = [(folder / name).read_text("utf-8").strip() for name in (limit, used)]
+            words = (folder / "memory.stat").read_text("utf-8").split()
+            stat = dict(zip(words[::2], words[1::2], strict=True))
+            if all(text.isdigit() for text in bounds):  # not "max"
+                # file pages that nobody used lately are dropped before memory runs out
+                yield int(bounds[0]) - int(bounds[1]) + int(stat.get(cache, 0))
 
 
-def _compiled(compile_update: Callable[[int | None], Any], chunk_size: int | None) -> Compiled:
-    update = compile_update(chunk_size)
-    memory = update.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(chunk_size, update, needed)
+def _processes_here() -> int:
+    """Returns how many processes of this run are on this host."""
+    host = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
+    return int(np.sum(parallel.all_processes(host) == host))
 
 
-def _to_try(texts: int, found: list[Compiled], free_bytes: int) -> Iterator[int | None]:
-    """Yields chunk sizes, the largest first; after two compiles it skips those that cannot fit.
-
-    What an update needs grows with the chunk in a line, so two programs foretell the others.
-    """
-    yield None
-    divisors = [size for size in range(texts - 1, 0, -1) if texts % size == 0]
-    last = texts
-    for size in divisors:
-        smallest = size == divisors[-1]
-        if size > last // 2 and not smallest:
-            continue
-        if len(found) >= 2 and not smallest:
-            (big, at_big), (small, at_small) = (
-                (one.chunk_size or texts, one.needed_bytes) for one in (found[0], found[-1])
-            )
-            per_text = (at_big - at_small) / (big - small)
-            if at_small - per_text * (small - size) > free_bytes:
-                continue
-        last = size
-        yield size
+def _size(count: float) -> str:
+    """Returns bytes in words: MB below a GB."""
+    return f"{count / GIGABYTE:.1f} GB" if count >= GIGABYTE else f"{count / 1e6:.0f} MB"

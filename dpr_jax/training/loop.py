@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder
+from dpr_jax.model.pace import Pace, clock, in_words
 from dpr_jax.training import (
     batches,
     checkpoint,
@@ -28,7 +27,6 @@ from dpr_jax.training import (
     optimizer,
     order,
     setup,
-    speed,
     validation,
 )
 from dpr_jax.training.export import SIDES, Towers, export, write_towers
@@ -36,12 +34,16 @@ from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
 from dpr_jax.training.step import (
     LOG_TEMPERATURE,
+    Batch,
     StepSettings,
     TrainState,
     temperature_of,
     train_step,
 )
+from dpr_jax.training.trace import Trace
 from dpr_jax.workdir import RetrieverDir
+
+FORECAST_AFTER = 3  # updates, of which the first warms up
 
 
 def run(config: Config, retriever: RetrieverDir) -> None:
@@ -81,14 +83,17 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     # --- data ----------------------------------------------------------------
     corpus = store.open_corpus(workdir)
     questions = store.open_questions(workdir, "train", mined=mined)
-    total_steps, warmup_steps = setup.schedule(train, len(questions))
+    schedule = setup.schedule(train, len(questions))
+    total_steps = schedule.total_steps
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
         tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
     )
-
-    temperature = train.temperature or side_settings["passage"].temperature
+    texts = (corpus, question_tokenizer, passage_tokenizer)
+    batch_settings = batches.BatchSettings.of(train, seed=config.seed, mixed=mixed)
+    batches.check(questions, batch_settings)
+    passages = train.batch_size * (1 + train.hard_negatives)  # of a batch
 
     # --- model ---------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
@@ -110,24 +115,10 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         hf.read_params(folders["passage"], shape),
         shared=config.model.shared_towers,
     )
-    learning_rate = functools.partial(
-        optimizer.learning_rate,
-        peak=train.learning_rate,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        schedule=train.schedule,
-        dpr_parity=train.dpr_parity,
+    learning_rate, adamw = optimizer.of(
+        train, schedule, layers=shape.num_hidden_layers, frozen=frozen
     )
-    adamw = optimizer.make(
-        learning_rate,
-        weight_decay=train.weight_decay,
-        clip_norm=train.clip_norm,
-        dpr_parity=train.dpr_parity,
-        layers=shape.num_hidden_layers,
-        layer_decay=train.layer_decay,
-        frozen=frozen,
-        temperature_rate=train.temperature_rate,
-    )
+    temperature = train.temperature or side_settings["passage"].temperature
     if train.learn_temperature:
         params[LOG_TEMPERATURE] = np.array(math.log(temperature), np.float32)
     state = TrainState(np.zeros((), np.int32), params, jax.device_get(adamw.init(params)))
@@ -143,59 +134,44 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             console.say(f"train: resuming after step {int(state.step)}")
         first_step = int(state.step)
 
-        # --- batches ---------------------------------------------------------
-        stream = batches.stream(
-            questions,
-            corpus,
-            question_tokenizer,
-            passage_tokenizer,
-            batch_size=train.batch_size,
-            hard_negatives=train.hard_negatives,
-            shuffle_positives=train.shuffle_positives,
-            mask_duplicates=train.mask_duplicates,
-            mask_answers=train.mask_answers,
-            teacher=train.distillation != "off",
-            seed=config.seed,
-            first_step=first_step,
-            pack_rows=train.pack_rows,
-            chunk_size=train.chunk_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            devices=jax.local_device_count(),
-            mixed=mixed,
-        )
-        candidates = train.batch_size * (1 + train.hard_negatives)
+        # --- the mapped step, and its batches --------------------------------
         console.say(
-            f"train: {len(questions):,} questions, {total_steps:,} steps of {train.batch_size}"
-            f" questions and {candidates} passages on {jax.device_count()} device(s) of"
-            f" {jax.process_count()} process(es), {train.spmd}"
+            f"train: {len(questions):,} questions, {total_steps:,} updates on"
+            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {train.spmd}"
         )
-
-        # --- the mapped step -------------------------------------------------
         spmd = parallel.spmd(train.spmd)
         settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
         on_devices = spmd.replicate(state)
         template = checkpoint.hollow(state)
         del state, saved, params  # the devices have it: no second copy on the host
 
-        def mapped(chunk_size: int | None) -> Callable[..., Any]:
+        def compiled(chunk_size: int | None) -> chunking.Candidate:
             step_settings = settings._replace(chunk_size=chunk_size)
             step = functools.partial(train_step, settings=step_settings, axis=parallel.AXIS)
-            return spmd.map(step, donate=True)
+            update = spmd.map(step, donate=True)
+            stream = batches.stream(
+                questions,
+                *texts,
+                batch_settings._replace(chunk_size=chunk_size),
+                first_step=first_step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                devices=jax.local_device_count(),
+            )
+            first = next(stream)
+            program = update.lower(on_devices, spmd.shard(first)).compile()
+            rows = len(jax.tree.leaves(first.passages)[0]) // jax.local_device_count()
+            stream = itertools.chain([first], stream)
+            return chunking.Candidate(chunk_size, update, program, stream, rows)
 
-        update = mapped(train.chunk_size)
-        if train.chunk_size is None and train.pack_rows is None and first_step < total_steps:
-            first_batch = next(stream)
-            stream = itertools.chain([first_batch], stream)
-            sharded = spmd.shard(first_batch)
-            chosen = chunking.largest_that_fits(
-                lambda chunk_size: mapped(chunk_size).lower(on_devices, sharded).compile(),
-                texts=candidates // jax.device_count(),
+        if first_step < total_steps:
+            chosen = chunking.choose(
+                compiled,
+                asked=train.chunk_size,
+                questions=train.batch_size,
+                passages=passages,
                 stored=folder / chunking.FILE,
             )
-            del sharded
-            # of several processes pmap's compiled program takes no process's own part of a batch
-            update = mapped(chosen.chunk_size) if jax.process_count() > 1 else chosen.update
 
         # --- all input is sound: the folder is this run's --------------------
         if parallel.is_main():
@@ -204,31 +180,14 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         parallel.barrier("checkpoints claimed")
         record = Record(folder, first_step=first_step)
         stack.callback(record.close)
-        validate = functools.partial(
-            validation.validate,
-            dataclasses.replace(encoder, dropout=0.0),
-            questions=dev,
-            corpus=corpus,
-            question_tokenizer=question_tokenizer,
-            passage_tokenizer=passage_tokenizer,
-            block=train.batch_size,
-            block_hard_negatives=train.hard_negatives,
-            pool_hard_negatives=train.validation_hard_negatives,
-            pool_negatives=train.validation_negatives,
-            pool_passages=train.validation_passages,
-        )
 
         # --- updates ---------------------------------------------------------
-        meter = speed.Meter()
-        trace = speed.Trace(folder / "profile", after=first_step, steps=train.profile_steps)
+        pace = Pace(shape, encoder.pooling, passes=3, processes=jax.process_count())
+        trace = Trace(folder / "profile", after=first_step, steps=train.profile_steps)
         stack.callback(trace.close)
-
+        first_read_s = clock()
         losses = record.losses
-        in_doubt = functools.partial(
-            divergence.losses_in_doubt,
-            losses,
-            candidates=candidates,
-        )
+        in_doubt = functools.partial(divergence.losses_in_doubt, losses, candidates=passages)
 
         def lost(step: int, why: str) -> InputError:
             ids = order.question_ids(questions, config.seed, step, train.batch_size, mixed)
@@ -238,17 +197,27 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                 " train.learning_rate or train.clip_norm"
             )
 
-        def finish(step: int, metrics: dict[str, jax.Array], work: speed.Work) -> str:
+        def finish(step: int, metrics: dict[str, jax.Array], batch: Batch) -> str:
             """Reads, checks and records the metrics of update `step` (1-based)."""
+            nonlocal first_read_s
             values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
             if not all(map(math.isfinite, values.values())):
                 raise lost(step, f"it gave {values}")
             values["learning_rate"] = float(learning_rate(step - 1))
-            meter.add(work)
-            if step == first_step + 1:  # which is compilation
-                meter.restart()
+            tokens = (batch.question, batch.passages)
+            lengths = np.concatenate([side.lengths_B for side in tokens])
+            pace.add(lengths, sum(side.slots for side in tokens), examples=len(batch.weight_B))
+            if step == first_step + 1:  # the first warms up
+                pace.restart()
+                first_read_s = clock()
+            if step == first_step + FORECAST_AFTER:
+                update_s = (clock() - first_read_s) / (FORECAST_AFTER - 1)
+                in_all = in_words(update_s * (total_steps - first_step))
+                scope = "from here on" if first_step else "in all"
+                console.say(f"train: {in_words(update_s)} per update, about {in_all} {scope}")
             if step % train.log_every_steps == 0 or step == total_steps:
-                values |= meter.read()
+                values |= pace.rates()
+                pace.restart()
                 record.write(step, values)
                 losses.append(values["loss"])
                 if in_doubt() == divergence.IN_A_ROW:
@@ -257,7 +226,14 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             return f"loss {values['loss']:.4f} accuracy {values['accuracy']:.3f}"
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
-            judged = validate(params, temperature=float(temperature_of(params, temperature)))
+            judged = validation.validate(
+                dataclasses.replace(encoder, dropout=0.0),
+                params,
+                dev,
+                *texts,
+                validation.ValidationSettings.of(train),
+                temperature=float(temperature_of(params, temperature)),
+            )
             named = judged._asdict()
             record.write(step, {f"validation_{name}": v for name, v in named.items()})
             console.say(
@@ -266,21 +242,21 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             )
             return named
 
-        remaining = total_steps - first_step
-        waiting: tuple[int, dict[str, jax.Array], speed.Work] | None = None
+        waiting: tuple[int, dict[str, jax.Array], Batch] | None = None
         step = first_step
-        advance = stack.enter_context(console.progress("train", remaining, "steps"))
+        stream = pace.waiting(chosen.batches) if step < total_steps else iter(())
+        advance = stack.enter_context(
+            console.progress("train", total_steps - first_step, "steps", clock=clock)
+        )
         asked_to_stop = stack.enter_context(parallel.stop_requests())
         while step < total_steps and not progress.exhausted(train.patience):
             step += 1
             trace.before(step)
-            batch, work = speed.next_batch(stream, shape, encoder.pooling)
-            began_s = time.monotonic()
-            on_devices, metrics = update(on_devices, spmd.shard(batch))
-            meter.started(batch, time.monotonic() - began_s)
+            batch = next(stream)
+            on_devices, metrics = chosen.update(on_devices, spmd.shard(batch))
             if waiting:  # read one step late, so that the devices never wait for us
                 advance(1, finish(*waiting))
-            waiting = (step, metrics, work)
+            waiting = (step, metrics, batch)
 
             last, stop = step == total_steps, asked_to_stop(step)
             due_judge = dev and (last or _is_due(step, train.validate_every_steps))
@@ -306,7 +282,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             if stop and not last:
                 checkpoints.wait()
                 raise Preempted(f"stopped after step {step}; the same command goes on from here")
-            meter.restart()
+            pace.restart()
         checkpoints.wait()
 
         # --- the result: weights of the last and the best step, without AdamW's state ---

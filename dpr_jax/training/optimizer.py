@@ -2,6 +2,7 @@
 layers that stay as they are.
 """
 
+import functools
 import re
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dpr_jax.config import TrainConfig
 from dpr_jax.model.dual_encoder import Params
+from dpr_jax.training.setup import Schedule
 from dpr_jax.training.step import LOG_TEMPERATURE
 
 # The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their
@@ -96,6 +99,37 @@ def make(
         return jax.tree.map_with_path(lambda path, _: _level(path, layers) >= frozen, params)
 
     return optax.partition({True: optax.chain(*parts), False: optax.set_to_zero()}, moves)
+
+
+def of(
+    train: TrainConfig, schedule: Schedule, *, layers: int, frozen: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the learning rate and AdamW as `train` has them.
+
+    Args:
+      train: settings of the run.
+      schedule: its updates.
+      layers: of a tower.
+      frozen: levels that stay, as in `make`.
+    """
+    rate = functools.partial(
+        learning_rate,
+        peak=train.learning_rate,
+        warmup_steps=schedule.warmup_steps,
+        total_steps=schedule.total_steps,
+        schedule=train.schedule,
+        dpr_parity=train.dpr_parity,
+    )
+    return rate, make(
+        rate,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        dpr_parity=train.dpr_parity,
+        layers=layers,
+        layer_decay=train.layer_decay,
+        frozen=frozen,
+        temperature_rate=train.temperature_rate,
+    )
 
 
 def _level(path: tuple[Any, ...], layers: int) -> int:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from dpr_jax import parallel
+from dpr_jax.config import TrainConfig
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.model.dual_encoder import Encoder, Params, tower
 from dpr_jax.model.embed import Embedder
@@ -61,6 +62,29 @@ def pool_rows(
     return np.array(sorted(rows), np.int64)
 
 
+class ValidationSettings(NamedTuple):
+    """What the dev questions are scored against; the fields of TrainConfig have its meaning.
+
+    Attributes:
+      batch_size: questions that share their passages as negatives for the NLL, as in training.
+      hard_negatives: per question, which such a block holds besides.
+      validation_hard_negatives: per question in the average-rank pool.
+      validation_negatives: other negatives per question in that pool.
+      validation_passages: at even distances in the corpus, which that pool holds besides.
+    """
+
+    batch_size: int
+    hard_negatives: int
+    validation_hard_negatives: int
+    validation_negatives: int
+    validation_passages: int
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> "ValidationSettings":
+        """Takes what `train` says of validation, under the same names."""
+        return cls(*(getattr(train, name) for name in cls._fields))
+
+
 def validate(
     encoder: Encoder,
     params: Params,
@@ -68,15 +92,11 @@ def validate(
     corpus: Corpus,
     question_tokenizer: Tokenizer,
     passage_tokenizer: Tokenizer,
+    settings: ValidationSettings,
     *,
     temperature: float,
-    block: int,
-    block_hard_negatives: int,
-    pool_hard_negatives: int,
-    pool_negatives: int,
-    pool_passages: int,
 ) -> Validation:
-    """Scores one set of weights.
+    """Scores one set of weights, the same on every process.
 
     Args:
       encoder: architecture of the towers.
@@ -85,22 +105,15 @@ def validate(
       corpus: passages by row.
       question_tokenizer: for questions.
       passage_tokenizer: for passages.
+      settings: of the run.
       temperature: as in training.
-      block: questions that share their passages as negatives for the NLL (the training batch size).
-      block_hard_negatives: hard negatives a question that each block holds besides.
-      pool_hard_negatives: hard negatives a question in the average-rank pool.
-      pool_negatives: other negatives a question in the average-rank pool.
-      pool_passages: passages at even distances in the corpus that the pool holds besides.
-
-    Returns:
-      The same on every process.
     """
     rows = pool_rows(
         questions,
-        hard_negatives=max(pool_hard_negatives, block_hard_negatives),
-        negatives=pool_negatives,
+        hard_negatives=max(settings.validation_hard_negatives, settings.hard_negatives),
+        negatives=settings.validation_negatives,
         corpus_rows=len(corpus),
-        spread=pool_passages,
+        spread=settings.validation_passages,
     )
     position = {int(row): i for i, row in enumerate(rows)}
     question_texts = [one.question for one in questions]
@@ -124,8 +137,8 @@ def validate(
         passage_emb,
         position,
         temperature=temperature,
-        block=block,
-        hard_negatives=block_hard_negatives,
+        block=settings.batch_size,
+        hard_negatives=settings.hard_negatives,
     )
     means = [nll, hits, ranks, ranks == 0, ranks < 20]
     # runs branch on these numbers, so every process takes those of one
