@@ -158,8 +158,8 @@ class ModelConfig:
     max_question_tokens: Annotated[int, Bounds(least=4)] | None = None
     """Questions are cut at so many tokens, [CLS] and [SEP] included; None: at most 64."""
     max_passage_tokens: Annotated[int, Bounds(least=8)] | None = None
-    """Passages (title and text) are cut at so many tokens, special tokens included; None: at most
-    256."""
+    """Passages (title and text) are cut at so many tokens, special tokens included; None: where the
+    folder says, else at most 256."""
 
 
 @dataclasses.dataclass(frozen=True)

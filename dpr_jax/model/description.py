@@ -70,7 +70,8 @@ def read(folder: Path, side: Side, model: ModelConfig) -> EncoderSettings:
     own_limit = min(said.get("max_tokens") or positions, positions)
     usual = QUESTION_TOKENS if side == "question" else PASSAGE_TOKENS
     ours = (folder / OURS).exists()
-    by_default = own_limit if ours else min(own_limit, usual)
+    believed = ours or (side == "passage" and "max_tokens" in said)
+    by_default = own_limit if believed else min(own_limit, usual)
     asked = model.max_question_tokens if side == "question" else model.max_passage_tokens
     if (asked or 0) > positions:
         raise InputError(
