@@ -9,10 +9,22 @@ nor is a start with large scores, since both are measured against what the run i
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+
+from dpr_jax.errors import InputError
 
 IN_A_ROW = 5  # logged losses that must all be too high
 WINDOW = 50  # logged losses before them, whose median is what the run has shown
 FACTOR = 3.0  # what is too high, in multiples of the median and of guessing
+
+
+def error(step: int, why: str, ids: str, folder: Path) -> InputError:
+    """Returns the error of a run that is lost at an update, whose questions have these ids."""
+    return InputError(
+        f"training diverged at step {step} ({why}) on the questions with ids {ids}; the"
+        f" checkpoints before it are kept in {folder}; try a lower train.learning_rate or"
+        " train.clip_norm"
+    )
 
 
 def losses_in_doubt(losses: Sequence[float], candidates: int) -> int:

@@ -191,11 +191,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         def lost(step: int, why: str) -> InputError:
             ids = order.question_ids(questions, config.seed, step, train.batch_size, mixed)
-            return InputError(
-                f"training diverged at step {step} ({why}) on the questions with ids {ids}; the"
-                f" checkpoints before it are kept in {folder}; try a lower"
-                " train.learning_rate or train.clip_norm"
-            )
+            return divergence.error(step, why, ids, folder)
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Batch) -> str:
             """Reads, checks and records the metrics of update `step` (1-based)."""
