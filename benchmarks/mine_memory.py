@@ -165,14 +165,17 @@ def watched(workdir: WorkDir, dense: bool) -> Iterator[Seen]:
         command += ["--mine.sources", RANDOM]
     log = workdir.root / "mine.log"
     start_s = time.monotonic()
+    used = (0.0, 0.0, 0.0)
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file)
-        while process.poll() is None:
+        ended = False
+        while not ended:
             time.sleep(1)
+            ended = process.poll() is not None  # what it did last counts with what it held before
+            used = used_by(process.pid) or used
             done = PROGRESS.findall(log.read_bytes())
             number = int(done[-1].replace(b",", b"")) if done else 0
-            if used := used_by(process.pid):
-                yield Seen(time.monotonic() - start_s, used[0], number, *used[1:])
+            yield Seen(time.monotonic() - start_s, used[0], number, *used[1:])
     if process.returncode:
         sys.exit(f"dpr mine ended with {process.returncode}:\n{log.read_text()}")
 
