@@ -132,27 +132,12 @@ def write(
     """
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
-        {
-            "idx": number,
-            "name": str(number),
-            "path": path,
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for number, (path, kind) in enumerate(kinds[: 2 + settings.normalize])
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds[: 2 + settings.normalize])
     ]
     pooling = {name: settings.pooling == kind for name, kind in POOLINGS.items()}
-    artifacts.write_json(folder / MODULES, modules)
-    artifacts.write_json(
-        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling}
-    )
-    artifacts.write_json(
-        folder / LENGTHS,
-        {"max_seq_length": settings.max_tokens, "do_lower_case": settings.lowercase},
-    )
+    lengths = {"max_seq_length": settings.max_tokens, "do_lower_case": settings.lowercase}
     similarity = "cosine" if settings.normalize else "dot"
-    artifacts.write_json(
-        folder / SENTENCE_CONFIG, {"prompts": {}, "similarity_fn_name": similarity}
-    )
     sep = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
     sep = sep["content"] if isinstance(sep, dict) else sep
     joined = f"title {sep} text" if settings.title_and_text == "pair" else "title text"
@@ -162,7 +147,14 @@ def write(
         " its text. Vectors differ only where a title longer than its text has to be cut.",
         "temperature": temperature,
     }
-    artifacts.write_json(folder / OURS, ours)
+    for name, content in {
+        MODULES: modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": width, **pooling},
+        LENGTHS: lengths,
+        SENTENCE_CONFIG: {"prompts": {}, "similarity_fn_name": similarity},
+        OURS: ours,
+    }.items():
+        artifacts.write_json(folder / name, content)
 
 
 def _said(folder: Path) -> dict[str, Any]:

@@ -130,21 +130,21 @@ class Encoder(nn.Module):
 
 
 def unit_length(emb_BD: jax.Array) -> jax.Array:
-    """Every row divided by its length."""
+    """Divides every row by its length."""
     # rsqrt of the clamped square keeps the gradient finite at a zero vector
     square_B1 = jnp.sum(jnp.square(emb_BD), axis=-1, keepdims=True)
     return emb_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
 
 
 def dual_params(question: Params, passage: Params, *, shared: bool) -> Params:
-    """The parameters of both towers; with `shared` there is one set, the question tower's."""
+    """Returns the parameters of both towers; with `shared` one set, the question tower's."""
     if shared:
         return {"shared": question}
     return {"question": question, "passage": passage}
 
 
 def tower(params: Params, side: Side) -> Params:
-    """The parameters of one tower."""
+    """Returns the parameters of one tower."""
     return params["shared"] if "shared" in params else params[side]
 
 
@@ -155,7 +155,7 @@ def encode(
     tokens: Tokens | Packed | Rows,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Texts to vectors with one of the towers.
+    """Turns texts into vectors with one of the towers.
 
     Args:
       encoder: the architecture of both towers.

@@ -75,7 +75,7 @@ class Embedder:
         self.passage_fingerprint = passage_fingerprint
 
     def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
-        """Vectors of texts, in their order.
+        """Returns the vectors of texts, in their order.
 
         Args:
           texts: questions, or (title, text) pairs.
@@ -89,7 +89,7 @@ class Embedder:
         return emb_ND
 
     def vectors(self, texts: tokenizer.TokenRows) -> Iterator[Vectors]:
-        """Vectors of tokenized texts, a batch at a time, the longest first.
+        """Yields the vectors of tokenized texts, a batch at a time, the longest first.
 
         Args:
           texts: what `tokenize` made; that is safe to call in another thread, ahead of this.
@@ -110,12 +110,9 @@ class Embedder:
             yield taken()
 
     def _batches(self, texts: tokenizer.TokenRows) -> Iterator[tuple[np.ndarray, Tokens]]:
-        """Batches, sorted by length over all texts, of one padded shape a length: (rows of `texts`,
-        tokens).
-
-        Few texts, as when one question is asked, are padded to a power of 4 rows instead: four more
-          shapes up to 256 rows.
-        """
+        """Yields batches, sorted by length over all texts: rows of `texts`, and their tokens."""
+        # of one shape per length; few texts, as when one question is asked, are padded to a power
+        # of 4 rows: four more shapes up to 256 rows
         count = len(texts.lengths_N)
         few = 4 ** (((count - 1).bit_length() + 1) // 2)
         order_N = np.argsort(-texts.lengths_N, kind="stable")
@@ -132,7 +129,7 @@ class Embedder:
 
 
 def padded_length(tokens: int, texts: int) -> int:
-    """The length in tokens that the longest of a batch is padded to.
+    """Returns the length in tokens that the longest of a batch is padded to.
 
     Steps of an eighth of the length or less (8 up to 128 tokens, 16 up to 256, 32 up to 512), so
     that about 97 of 100 tokens are real and no more than 32 shapes are compiled for lengths up to
@@ -153,9 +150,9 @@ def load_embedder(
 ) -> Embedder:
     """Opens one tower for encoding.
 
-    Which two towers belong together is said by the folder that holds both: each may be newer than
-      the other, as long as they give vectors
-    of one width and, where training wrote the folder, are the two that its manifest lists.
+    The folder that holds two towers says that they belong together: each may be newer than the
+    other, as long as they give vectors of one width and, where training wrote the folder, are the
+    two that its manifest lists.
 
     Args:
       source: a folder, or anything else that `model.init` takes.
@@ -211,9 +208,7 @@ def _check_pair(source: str, folders: dict[Side, Path]) -> None:
 
 
 def compute_dtype(dtype: str) -> str:
-    """What `auto` stands for on this machine: bfloat16, on a CPU without instructions for it
-    float32.
-    """
+    """Returns what `auto` is here: bfloat16, or float32 on a CPU that cannot multiply that."""
     if dtype != "auto":
         return dtype
     slow = jax.default_backend() == "cpu" and not _cpu_multiplies_bfloat16()
@@ -222,14 +217,12 @@ def compute_dtype(dtype: str) -> str:
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor says so, which it does on Linux."""
+    """Returns whether the processor says so, which it does on Linux."""
     return bool(host.processor_features() & {"avx512_bf16", "amx_bf16"})
 
 
 def _in_compute_dtype(params: Params, dtype: jnp.dtype) -> Params:
-    """The matrices rounded once instead of in every batch; LayerNorm and embeddings are computed in
-    float32.
-    """
+    """Rounds the matrices once, not in every batch; LayerNorm and embeddings stay float32."""
 
     def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if path[-1].key == "kernel" else leaf

@@ -46,7 +46,7 @@ BERT_DEFAULTS = {
 
 
 def resolve(source: str, side: Side) -> Path:
-    """The folder of one tower.
+    """Returns the folder of one tower.
 
     Args:
       source: a folder (of one encoder, or one that holds question_encoder/ and passage_encoder/),
@@ -75,10 +75,8 @@ def resolve(source: str, side: Side) -> Path:
 
 def _packaged(name: str) -> Path:
     if name not in PACKAGED:
-        raise InputError(
-            f"no packaged model {name!r}; there is"
-            f" {', '.join('packaged:' + known for known in PACKAGED)}"
-        )
+        known = ", ".join(f"packaged:{one}" for one in PACKAGED)
+        raise InputError(f"no packaged model {name!r}; there is {known}")
     module, package = PACKAGED[name]
     spec = importlib.util.find_spec(module)  # found, not imported: it would import torch
     if spec is None or not spec.submodule_search_locations:
@@ -92,13 +90,9 @@ def _download(hub_id: str) -> Path:
     import huggingface_hub.errors
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            hub_id,
-            allow_patterns=[
-                *("config.json", WEIGHTS, SHARDS, "model-*.safetensors"),
-                *(*TOKENIZER_FILES, *description.FILES),
-            ],
-        )
+        files = ["config.json", WEIGHTS, SHARDS, "model-*.safetensors", *TOKENIZER_FILES]
+        files += description.FILES
+        folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=files)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
@@ -183,10 +177,8 @@ def read_params(folder: Path, shape: BertShape) -> Params:
     for name, path_in_tree, expected in _tensors(shape):
         found = tensors.get(name)
         if found is None:  # the first checkpoints called LayerNorm's weight gamma and its bias beta
-            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-                "LayerNorm.bias", "LayerNorm.beta"
-            )
-            found = tensors.get(old)
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            found = tensors.get(old.replace("LayerNorm.bias", "LayerNorm.beta"))
         if found is None:
             raise InputError(f"{path} has no tensor {prefix}{name}; config.json promises it")
         value = np.asarray(found, np.float32)
@@ -274,7 +266,7 @@ def write_weights(folder: Path, shape: BertShape, params: Params) -> None:
 
 
 def fingerprint(folder: Path, settings: EncoderSettings) -> str:
-    """One hash of all that shapes a tower's vectors: weights, config, tokenizer, settings."""
+    """Returns a hash of all that shapes a tower's vectors: weights, config, tokenizer, settings."""
     digest = hashlib.sha256(json.dumps(settings._asdict()).encode())
     files = [folder / "config.json", *weight_files(folder)]
     for file in [*files, *(folder / name for name in TOKENIZER_FILES)]:
@@ -284,17 +276,15 @@ def fingerprint(folder: Path, settings: EncoderSettings) -> str:
 
 
 def _tensors(shape: BertShape) -> list[tuple[str, tuple[str, ...], tuple[int, ...]]]:
-    """(name in the checkpoint, path in our tree, shape in our tree) of every weight."""
+    """Returns the name, the path in our tree and the shape there of every weight."""
     width, inner = shape.hidden_size, shape.intermediate_size
     found: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
 
-    def norm(name: str, path: tuple[str, ...]) -> None:
-        found.append((f"{name}.weight", (*path, "scale"), (width,)))
-        found.append((f"{name}.bias", (*path, "bias"), (width,)))
-
-    def dense(name: str, path: tuple[str, ...], rows: int, columns: int) -> None:
-        found.append((f"{name}.weight", (*path, "kernel"), (rows, columns)))
-        found.append((f"{name}.bias", (*path, "bias"), (columns,)))
+    def add(name: str, path: tuple[str, ...], *sizes: int) -> None:
+        """Adds a product with its bias, or a LayerNorm where there is one size."""
+        weight = "kernel" if len(sizes) > 1 else "scale"
+        found.append((f"{name}.weight", ("bert", *path, weight), sizes))
+        found.append((f"{name}.bias", ("bert", *path, "bias"), sizes[-1:]))
 
     tables = {
         "word_embeddings": shape.vocab_size,
@@ -302,31 +292,16 @@ def _tensors(shape: BertShape) -> list[tuple[str, tuple[str, ...], tuple[int, ..
         "token_type_embeddings": shape.type_vocab_size,
     }
     for name, rows in tables.items():
-        found.append(
-            (
-                f"embeddings.{name}.weight",
-                ("bert", "embeddings", name, "embedding"),
-                (rows, width),
-            )
-        )
-    norm("embeddings.LayerNorm", ("bert", "embeddings", "LayerNorm"))
+        path = ("bert", "embeddings", name, "embedding")
+        found.append((f"embeddings.{name}.weight", path, (rows, width)))
+    add("embeddings.LayerNorm", ("embeddings", "LayerNorm"), width)
     for i in range(shape.num_hidden_layers):
-        theirs, ours = f"encoder.layer.{i}", ("bert", f"layer_{i}")
+        theirs, ours = f"encoder.layer.{i}", f"layer_{i}"
         for part in ("query", "key", "value"):
-            dense(
-                f"{theirs}.attention.self.{part}",
-                (*ours, f"attention_{part}"),
-                width,
-                width,
-            )
-        dense(
-            f"{theirs}.attention.output.dense",
-            (*ours, "attention_output"),
-            width,
-            width,
-        )
-        norm(f"{theirs}.attention.output.LayerNorm", (*ours, "attention_LayerNorm"))
-        dense(f"{theirs}.intermediate.dense", (*ours, "intermediate"), width, inner)
-        dense(f"{theirs}.output.dense", (*ours, "output"), inner, width)
-        norm(f"{theirs}.output.LayerNorm", (*ours, "output_LayerNorm"))
+            add(f"{theirs}.attention.self.{part}", (ours, f"attention_{part}"), width, width)
+        add(f"{theirs}.attention.output.dense", (ours, "attention_output"), width, width)
+        add(f"{theirs}.attention.output.LayerNorm", (ours, "attention_LayerNorm"), width)
+        add(f"{theirs}.intermediate.dense", (ours, "intermediate"), width, inner)
+        add(f"{theirs}.output.dense", (ours, "output"), inner, width)
+        add(f"{theirs}.output.LayerNorm", (ours, "output_LayerNorm"), width)
     return found

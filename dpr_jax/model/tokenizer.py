@@ -38,8 +38,7 @@ class TokenRows(NamedTuple):
     starts_N: np.ndarray
 
     def padded(self, rows: np.ndarray, count: int, length: int) -> Tokens:
-        """Some of the texts as a batch [count, length]; rows that are left over are a single token
-        0.
+        """Returns some of the texts as a batch [count, length]; rows left over are one token 0.
 
         Args:
           rows: which texts, at most `count`, none longer than `length`.
@@ -102,7 +101,7 @@ class Tokenizer:
         return f"{text[0]} {text[1]}" if text[0] else text[1]
 
     def rows(self, texts: Sequence[Text]) -> TokenRows:
-        """Token ids of many texts, kept small."""
+        """Returns the token ids of many texts, kept small."""
         ids = self.ids(texts)
         lengths_N = np.array([len(row) for row in ids], np.int32)
         ends_N = np.cumsum(lengths_N, dtype=np.int64)
@@ -110,19 +109,17 @@ class Tokenizer:
         return TokenRows(ids_T, lengths_N, ends_N - lengths_N)
 
     def sizes(self, words: Sequence[str]) -> list[int]:
-        """How many tokens each word has, special tokens left out."""
+        """Returns how many tokens each word has, special tokens left out."""
         rows = self._backend.encode_batch_fast(list(words), add_special_tokens=False)
         return [len(row.ids) for row in rows]
 
     def __call__(self, texts: Sequence[Text], length: int) -> Tokens:
-        """A batch padded to `length` tokens, which is at least `max_tokens` or every text's
-        length.
-        """
+        """Returns a batch padded to `length` tokens, no less than the longest text has."""
         return pad(self.ids(texts), length)
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
-    """Rows of token ids as one int32 array [len(rows), length], zeros after each row's end."""
+    """Returns rows of token ids as one int32 array [len(rows), length], zeros after each end."""
     ids_BL = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         ids_BL[i, : len(row)] = row
