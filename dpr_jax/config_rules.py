@@ -51,6 +51,9 @@ def validate(config: Config) -> None:
             "None where data.train names several files, whose question ids it could not tell apart"
         )
         _refuse("data.train_qrels", data.train_qrels, rule)
+    if len(data.test_files) > 1 and data.test_qrels:
+        rule = "None where data.test names several sets, whose question ids it could not tell apart"
+        _refuse("data.test_qrels", data.test_qrels, rule)
     if train.total_steps is not None and train.epochs is not None:
         _refuse("train.epochs", train.epochs, "None where train.total_steps is set")
     if train.hard_negatives == 0:

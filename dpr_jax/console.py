@@ -68,7 +68,7 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def progress(
-    title: str, total: int, unit: str, *, clock: Callable[[], float] = time.monotonic
+    title: str, total: int, unit: str, *, clock: Callable[[], float] | None = None
 ) -> Iterator[Callable[..., None]]:
     """Shows work going on; yields `advance(n, note="")`, to be called after every n units.
 
@@ -79,8 +79,9 @@ def progress(
       title: of the line.
       total: units to do.
       unit: what is counted, in the plural.
-      clock: for rate and time left; it may leave out compilation.
+      clock: for rate and time left; it may leave out compilation. None: the wall's.
     """
+    clock = clock or time.monotonic
     start_s = first_s = clock()
     last_s = time.monotonic()
     done = first_done = 0

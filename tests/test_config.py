@@ -61,6 +61,10 @@ def test_defaults_are_valid() -> None:
             Config(data=DataConfig(train=("a", "b"), train_qrels="q")),
             "data.train_qrels is 'q'; it must be None where data.train names several",
         ),
+        (
+            Config(data=DataConfig(test=("a", "b"), test_qrels="q")),
+            "data.test_qrels is 'q'; it must be None where data.test names several sets",
+        ),
         (Config(data=DataConfig(train=("a", ""))), "files, none of them empty"),
         (Config(bm25=Bm25Config(b=2)), "bm25.b is 2; it must be 0 or more and at most 1"),
         (Config(bm25=Bm25Config(k1=-1)), "bm25.k1 is -1; it must be 0 or more"),

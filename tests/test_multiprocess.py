@@ -270,3 +270,21 @@ def test_a_process_that_fails_alone_leaves_at_once(
     in_two_processes(file, workdir, logs, "train", code=FAILED, status=errors.USER_ERROR)
     assert time.monotonic() - start_s < 200
     assert "dpr: the third batch cannot be read" in (logs / "process-1.log").read_text()
+
+
+def test_the_pipeline_in_two_processes(
+    tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
+) -> None:
+    """Every stage, on one process or on all, and a second run that finds nothing to do."""
+    base, _ = nq_small_workdir
+    file = write_config(tmp_path, base, "pmap", total_steps=2)
+    workdir = open_workdir(tmp_path / "two")
+    in_two_processes(file, workdir, tmp_path / "logs", "pipeline")
+    for name in ("bm25", "untrained", "trained", "hybrid"):
+        assert (workdir.runs("test") / f"{name}.trec").exists()
+    assert (workdir.metrics / "report.html").exists()
+    left = ("lease.json", ".partial", ".building")
+    assert not [path for path in workdir.root.rglob("*") if path.name.endswith(left)]
+    before = {path: path.lstat().st_mtime_ns for path in workdir.root.rglob("*.npy")}
+    in_two_processes(file, workdir, tmp_path / "again", "pipeline")
+    assert {path: path.lstat().st_mtime_ns for path in workdir.root.rglob("*.npy")} == before
