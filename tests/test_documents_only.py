@@ -81,9 +81,13 @@ def test_text_that_is_not_utf8_is_not_passed_over(tmp_path: Path) -> None:
         prepare(tmp_path / "w", passages=folder, split_words=100)
 
 
-def test_documents_that_are_not_to_be_cut_are_told_how(tmp_path: Path) -> None:
+def test_a_folder_that_nobody_says_how_to_cut_is_cut_as_in_the_paper(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
-    write_text(folder, "iron.txt", "Iron is a metal.")
-    with pytest.raises(InputError, match=r"no corpus.jsonl; .* set data.split_words"):
-        prepare(tmp_path / "w", passages=folder)
+    write_text(folder, "iron.txt", "Iron is a metal. " * 50)
+    prepare(tmp_path / "w", passages=folder)
+    workdir = open_workdir(tmp_path / "w")
+    assert "cut into passages of 100 words (data.split_words)" in capfd.readouterr().err
+    assert len(store.open_corpus(workdir)) == 2

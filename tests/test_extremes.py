@@ -48,7 +48,7 @@ def test_a_batch_of_one_question_trains_with_the_largest_seed(tmp_path: Path) ->
     steps = ("--train.batch-size", "1", "--train.total-steps", "2")
     done = dpr("train", workdir, *model, "--model.max-passage-tokens", "32", *steps)
     assert done.returncode == 0, done.stderr
-    assert "2 steps of 1 questions and 2 passages" in done.stderr
+    assert "batch of 1 questions and 2 passages" in done.stderr
     assert (workdir / "retrievers" / "trained" / "model").exists()
 
 
