@@ -282,7 +282,7 @@ def test_documents_alone_are_indexed_and_can_be_asked(tmp_path: Path) -> None:
     workdir = tmp_path / "w"
     done = dpr("pipeline", "--workdir", workdir, *settings, "--data.split-words", "100")
     assert "nothing was trained: that takes questions" in done.stderr
-    assert "1 file passed over" in done.stderr
+    assert "1 files passed over: not text" in done.stderr
     found = dpr("ask", "where does the Rhine rise?", "--workdir", workdir, "--k", "1", "--json")
     answer = json.loads(found.stdout)
     assert answer["retriever"] in ("untrained", "bm25")

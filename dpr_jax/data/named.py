@@ -62,7 +62,8 @@ def with_cut(data: DataConfig) -> DataConfig:
         is_folder = data.passages is not None and folder.is_dir()
     if data.split_words or data.split_tokens or not is_folder:
         return data
-    if recognise.is_split(folder) or any(folder.glob("corpus.jsonl*")):
+    beir = ("corpus.jsonl*", "queries.jsonl*", "qrels")
+    if recognise.is_split(folder) or any(any(folder.glob(name)) for name in beir):
         return data
     say(
         f"prepare: {folder} is taken for a folder of documents, cut into passages of"
