@@ -19,7 +19,7 @@ from dpr_jax.training.step import Batch
 
 
 class Settings(NamedTuple):
-    """How a tower makes vectors, and how it is trained; as in TrainConfig and ModelConfig."""
+    """Settings of a tower and of its training; as in TrainConfig and ModelConfig."""
 
     pooling: str
     normalize: bool

@@ -1,4 +1,4 @@
-"""What a model folder says of itself, in the files that sentence-transformers reads and in ours.
+"""Reads what a model folder says of itself, in sentence-transformers' files and in ours.
 
 `modules.json` and `1_Pooling/config.json` say how the last layer becomes a vector,
 `sentence_bert_config.json` where texts are cut, `config_sentence_transformers.json` which prompts
@@ -28,7 +28,7 @@ UNIT_TEMPERATURE = 0.05  # scores of unit vectors lie in [-1, 1]: too narrow for
 
 
 class EncoderSettings(NamedTuple):
-    """How a tower's texts become vectors.
+    """The way a tower's texts become vectors.
 
     Attributes:
       pooling: "cls" or "mean".

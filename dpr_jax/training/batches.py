@@ -41,7 +41,7 @@ class Draw(NamedTuple):
 
 
 class BatchSettings(NamedTuple):
-    """How batches are drawn and laid out; the fields of TrainConfig have its meaning.
+    """Settings of drawing and laying out batches; the fields of TrainConfig have its meaning.
 
     Attributes:
       batch_size: questions in the global batch.
