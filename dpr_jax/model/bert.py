@@ -1,7 +1,8 @@
-"""BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled.
+"""BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled; also
+RoBERTa, XLM-RoBERTa, DistilBERT and MPNet, which differ from it in their embeddings and biases.
 
-Module names follow Hugging Face's checkpoint names, so that model/hf.py needs no table. Shape
-letters: B rows, L tokens, D width, H heads, K width of a head, F width of the feed-forward layer.
+Shape letters: B rows, L tokens, D width, H heads, K width of a head, F width of the feed-forward
+layer.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 from dpr_jax.model.attention import attention
 from dpr_jax.model.dropout import Dropout
 from dpr_jax.model.product import times_weights
+from dpr_jax.model.relative import BUCKETS, bias, biased_attention
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -38,7 +40,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BertShape:
-    """What config.json says of the architecture."""
+    """What config.json says of the architecture.
+
+    Attributes:
+      type_vocab_size: 0 for no token types.
+      position_offset: rows of the position table before that of a text's first token.
+      relative_bias: whether scores have a bias by the distance of two tokens.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -49,6 +57,18 @@ class BertShape:
     type_vocab_size: int
     layer_norm_eps: float
     hidden_act: str
+    position_offset: int = 0
+    relative_bias: bool = False
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that a text may have."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def feed_forward_products(self) -> int:
+        """Products of width times intermediate_size in a layer."""
+        return 2
 
 
 class Wanted(NamedTuple):
@@ -119,16 +139,26 @@ class Bert(nn.Module):
 
         run = nn.remat(run) if self.remat else run
         count = self.shape.num_hidden_layers
+        biases = [None, None]  # of all tokens, and of the wanted ones
+        if self.shape.relative_bias:
+            init, name = nn.initializers.normal(0.02), "relative_attention_bias"
+            heads = self.shape.num_attention_heads
+            table_NH = nn.Embed(BUCKETS, heads, embedding_init=init, name=name).embedding
+            biases = [bias(table_NH, positions_BL, positions_BL)] * 2
+            if wanted is not None:
+                at_BS = jnp.sum(wanted.pick_BSL * positions_BL[:, None], axis=2)
+                biases[1] = bias(table_NH, at_BS, positions_BL)
         for i in range(count):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
             layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
-            x_BLD = run(layer, x_BLD, mask_BLL, wanted if i + 1 == count else None)
+            last = i + 1 == count
+            x_BLD = run(layer, x_BLD, mask_BLL, wanted if last else None, biases[last])
         return x_BLD
 
 
 class Embeddings(nn.Module):
-    """Word + position + type 0, LayerNorm, dropout."""
+    """Word + position + type 0 (where there are types), LayerNorm, dropout."""
 
     shape: BertShape
     dropout: float
@@ -144,9 +174,10 @@ class Embeddings(nn.Module):
             embedding_init=init,
             name="position_embeddings",
         )
-        kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
-        x_BLD = word(ids_BL) + position(positions_BL)
-        x_BLD += kind(jnp.zeros((), jnp.int32))
+        x_BLD = word(ids_BL) + position(positions_BL + shape.position_offset)
+        if shape.type_vocab_size:
+            kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
+            x_BLD += kind(jnp.zeros((), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
 
@@ -164,6 +195,7 @@ class Layer(nn.Module):
         x_BLD: jax.Array,
         mask_BLL: jax.Array,
         wanted: Wanted | None = None,
+        bias_BHLL: jax.Array | None = None,
         *,
         train: bool,
     ) -> jax.Array:
@@ -193,7 +225,10 @@ class Layer(nn.Module):
                 precision="highest",
                 preferred_element_type=x_BLD.dtype,
             )
-        y_BLHK = attention(
+        attend = attention
+        if bias_BHLL is not None:
+            attend = functools.partial(biased_attention, bias_BHLM=bias_BHLL)
+        y_BLHK = attend(
             heads(x_BLD, "attention_query"),
             k_BLHK,
             v_BLHK,

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.model import hf
-from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side, tower
+from dpr_jax.model.families import Shape
 
 SIDES: tuple[Side, Side] = ("question", "passage")
 
@@ -18,13 +18,13 @@ class Towers(NamedTuple):
     """What the folders of two towers say besides their weights.
 
     Attributes:
-      shape: architecture.
+      shapes: architecture of each side.
       folders: of the encoders that the weights started from, whose tokenizer files go along.
       settings: pooling, normalization and length of each side.
       temperature: of training.
     """
 
-    shape: BertShape
+    shapes: dict[Side, Shape]
     folders: dict[Side, Path]
     settings: dict[Side, EncoderSettings]
     temperature: float
@@ -49,7 +49,7 @@ def write_towers(
             hf.write_encoder(
                 target,
                 template=towers.folders[side],
-                shape=towers.shape,
+                shape=towers.shapes[side],
                 params=tower(params, side),
                 settings=towers.settings[side],
                 temperature=towers.temperature,

@@ -1,7 +1,6 @@
 """The training stage: one linear function, from prepared data to checkpoints/ and model/."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -17,7 +16,7 @@ from dpr_jax.config import Config, TrainConfig
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
-from dpr_jax.model.dual_encoder import Encoder
+from dpr_jax.model.dual_encoder import EncoderPair
 from dpr_jax.model.pace import Pace, clock, in_words
 from dpr_jax.training import (
     batches,
@@ -61,7 +60,6 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     init = workdir.model_source(config.model.init)
     folders = {side: hf.resolve(init, side) for side in SIDES}
     side_settings = {side: description.read(folders[side], side, config.model) for side in SIDES}
-    setup.check_alike(init, *side_settings.values())
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
@@ -88,7 +86,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
-        tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
+        tokenizer.load(folders[side], side_settings[side].max_tokens, side_settings[side].prompt)
+        for side in SIDES
     )
     texts = (corpus, question_tokenizer, passage_tokenizer)
     batch_settings = batches.BatchSettings.of(train, seed=config.seed, mixed=mixed)
@@ -96,28 +95,32 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     passages = train.batch_size * (1 + train.hard_negatives)  # of a batch
 
     # --- model ---------------------------------------------------------------
-    shape = hf.read_shape(folders["question"])
-    frozen = setup.frozen_levels(train, shape.num_hidden_layers)
-    setup.check_widths(train.matryoshka_widths, shape.hidden_size)
-    for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
-        hf.check_tokens(folders[side], shape, tokens.vocabulary)
-    encoder = Encoder(
-        shape,
-        pooling=side_settings["passage"].pooling,
-        normalize=side_settings["passage"].normalize,
-        dropout=train.dropout,
-        dtype=jnp.dtype(train.dtype),
-        frozen=frozen,
-        remat=train.remat,
+    shapes = {side: hf.read_shape(folders[side]) for side in SIDES}
+    layers = setup.layers_of(train, shapes["question"], shapes["passage"])
+    frozen = setup.frozen_levels(train, layers)
+    encoder = EncoderPair(
+        *(
+            hf.read_encoder(
+                folders[side],
+                side_settings[side],
+                dropout=train.dropout,
+                dtype=jnp.dtype(train.dtype),
+                frozen=frozen,
+                remat=train.remat,
+            )
+            for side in SIDES
+        )
     )
+    setup.check_alike(init, encoder, shared=config.model.shared_towers)
+    setup.check_widths(train.matryoshka_widths, encoder.passage.width)
+    for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
+        hf.check_tokens(folders[side], shapes[side], tokens.vocabulary)
     params = dual_encoder.dual_params(
-        hf.read_params(folders["question"], shape),
-        hf.read_params(folders["passage"], shape),
+        hf.read_params(folders["question"], shapes["question"], encoder.question.dense),
+        hf.read_params(folders["passage"], shapes["passage"], encoder.passage.dense),
         shared=config.model.shared_towers,
     )
-    learning_rate, adamw = optimizer.of(
-        train, schedule, layers=shape.num_hidden_layers, frozen=frozen
-    )
+    learning_rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=frozen)
     temperature = train.temperature or side_settings["passage"].temperature
     if train.learn_temperature:
         params[LOG_TEMPERATURE] = np.array(math.log(temperature), np.float32)
@@ -182,7 +185,10 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         stack.callback(record.close)
 
         # --- updates ---------------------------------------------------------
-        pace = Pace(shape, encoder.pooling, passes=3, processes=jax.process_count())
+        passage_tower = encoder.passage
+        pace = Pace(
+            passage_tower.shape, passage_tower.pooling, passes=3, processes=jax.process_count()
+        )
         trace = Trace(folder / "profile", after=first_step, steps=train.profile_steps)
         stack.callback(trace.close)
         first_read_s = clock()
@@ -223,7 +229,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
             judged = validation.validate(
-                dataclasses.replace(encoder, dropout=0.0),
+                encoder.without_dropout(),
                 params,
                 dev,
                 *texts,
@@ -287,7 +293,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         if progress.best_step not in (0, step):
             of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)
         towers = Towers(
-            shape, folders, side_settings, float(temperature_of(state.params, temperature))
+            shapes, folders, side_settings, float(temperature_of(state.params, temperature))
         )
         if parallel.is_main():
             for number, (of_step, known) in of_steps.items():

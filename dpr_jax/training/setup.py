@@ -11,7 +11,8 @@ from dpr_jax.config import Config, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
-from dpr_jax.model.description import EncoderSettings
+from dpr_jax.model.dual_encoder import EncoderPair
+from dpr_jax.model.families import Shape
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # settings that do not change what is in the checkpoints
@@ -51,7 +52,9 @@ def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> 
         inputs["train_sets"] = ", ".join(str(len(rows)) for _, rows in files)
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
     model = to_dict(config.model)
-    del model["init"]  # known by its content: a folder may have moved
+    # known by their content: a folder may have moved, and prompts are part of the encoders
+    for name in ("init", "question_prompt", "passage_prompt"):
+        del model[name]
     settings = {"train": train, "model": model, "seed": config.seed}
     exported = {**settings, "train": {**train, "export": config.train.export}}
     return Origin(
@@ -111,14 +114,36 @@ def schedule(train: TrainConfig, questions: int) -> Schedule:
     return Schedule(total_steps, min(round(train.warmup * total_steps), total_steps - 1))
 
 
-def check_alike(init: str, question: EncoderSettings, passage: EncoderSettings) -> None:
-    """Raises InputError where two towers make their vectors in different ways."""
-    if question[:2] != passage[:2]:
+def check_alike(init: str, encoder: EncoderPair, *, shared: bool) -> None:
+    """Raises InputError where two towers cannot be trained together."""
+    question, passage = encoder
+    if question.width != passage.width:
+        raise InputError(
+            f"{init}: its question encoder gives vectors of width {question.width}, its passage"
+            f" encoder of width {passage.width}; they must be equal"
+        )
+    if question.normalize != passage.normalize or (shared and question != passage):
         raise InputError(
             f"{init}: its question encoder has pooling {question.pooling}, normalize"
             f" {question.normalize}, its passage encoder {passage.pooling}, {passage.normalize};"
-            " set model.pooling and model.normalize"
+            " set model.pooling and model.normalize, and model.shared_towers to false where they"
+            " are of different architectures"
         )
+
+
+def layers_of(train: TrainConfig, question: Shape, passage: Shape) -> int:
+    """Returns the layers of each tower, the more where they differ.
+
+    Raises:
+      InputError: they differ, and a setting counts layers.
+    """
+    counts = question.num_hidden_layers, passage.num_hidden_layers
+    if counts[0] != counts[1] and (train.layer_decay != 1 or train.freeze_layers):
+        raise InputError(
+            f"the towers have {counts[0]} and {counts[1]} layers, and train.layer_decay and"
+            " train.freeze_layers count them alike; set them to 1 and 0"
+        )
+    return max(counts)
 
 
 def check_division(batch_size: int) -> None:

@@ -19,7 +19,7 @@ from jax import lax
 
 from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder
-from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
@@ -90,7 +90,7 @@ class StepSettings(NamedTuple):
       teacher_temperature: the teacher's scores are divided by it.
     """
 
-    encoder: Encoder
+    encoder: Encoder | EncoderPair
     optimizer: optax.GradientTransformation
     temperature: float
     mask_duplicates: bool
@@ -107,7 +107,7 @@ class StepSettings(NamedTuple):
     def of(
         cls,
         train: TrainConfig,
-        encoder: Encoder,
+        encoder: Encoder | EncoderPair,
         optimizer: optax.GradientTransformation,
         *,
         seed: int,
