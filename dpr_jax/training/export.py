@@ -33,7 +33,8 @@ class Towers(NamedTuple):
 def write_towers(
     folder: Path, params: Params, towers: Towers, origin: dict[str, Any], **facts: Any
 ) -> None:
-    """Writes question_encoder/ and passage_encoder/, whole or not at all.
+    """Writes question_encoder/ and passage_encoder/, or one encoder where both sides share it,
+    whole or not at all.
 
     Args:
       folder: to make.
@@ -43,17 +44,24 @@ def write_towers(
       facts: put into the manifest, such as the validation of these weights.
     """
     with artifacts.atomic_dir(folder) as partial:
-        for side in SIDES:
-            target = partial / f"{side}_encoder"
-            target.mkdir()
+        settings = towers.settings
+        for side in ("passage",) if "shared" in params else SIDES:
+            target = partial
+            if "shared" not in params:
+                target = partial / f"{side}_encoder"
+                target.mkdir()
             hf.write_encoder(
                 target,
                 template=towers.folders[side],
                 shape=towers.shapes[side],
                 params=tower(params, side),
-                settings=towers.settings[side],
+                settings=settings[side],
                 temperature=towers.temperature,
+                prompts={one: settings[one].prompt for one in SIDES},
+                max_question_tokens=settings["question"].max_tokens,
             )
+        if "shared" not in params:
+            hf.write_router(partial, settings, towers.temperature)
         _write_manifest(partial, origin, facts)
 
 

@@ -90,6 +90,12 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         for side in SIDES
     )
     texts = (corpus, question_tokenizer, passage_tokenizer)
+    train_tokenizer = question_tokenizer
+    if config.model.max_question_tokens is None:  # batches are padded to the longest question
+        longest = setup.longest_question(questions, question_tokenizer)
+        train_tokenizer = tokenizer.load(
+            folders["question"], longest, side_settings["question"].prompt
+        )
     batch_settings = batches.BatchSettings.of(train, seed=config.seed, mixed=mixed)
     batches.check(questions, batch_settings)
     passages = train.batch_size * (1 + train.hard_negatives)  # of a batch
@@ -154,7 +160,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             update = spmd.map(step, donate=True)
             stream = batches.stream(
                 questions,
-                *texts,
+                corpus,
+                train_tokenizer,
+                passage_tokenizer,
                 batch_settings._replace(chunk_size=chunk_size),
                 first_step=first_step,
                 process_index=jax.process_index(),

@@ -1,6 +1,7 @@
 """What a training run depends on, and what cannot be trained at all."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +11,17 @@ from dpr_jax import artifacts
 from dpr_jax.config import Config, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
+from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import EncoderPair
 from dpr_jax.model.families import Shape
+from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
 DEFAULT_EPOCHS, DEFAULT_STEPS = 10, 1000  # the fewer updates of the two
+QUESTION_BLOCK = 8192  # questions tokenized at a time
 FORM = 3  # since the last layer of a [CLS] tower draws dropout for [CLS] alone
 
 
@@ -144,6 +148,18 @@ def layers_of(train: TrainConfig, question: Shape, passage: Shape) -> int:
             " train.freeze_layers count them alike; set them to 1 and 0"
         )
     return max(counts)
+
+
+def longest_question(questions: Sequence[Question], tokens: Tokenizer) -> int:
+    """Returns the tokens of the longest training question, rounded up to a multiple of 8, at most
+    where the encoder cuts.
+    """
+    longest = 1
+    for start in range(0, len(questions), QUESTION_BLOCK):
+        block = range(start, min(start + QUESTION_BLOCK, len(questions)))
+        lengths_N = tokens.rows([questions[row].question for row in block]).lengths_N
+        longest = max(longest, int(lengths_N.max()))
+    return min(tokens.max_tokens, -(-longest // 8) * 8)
 
 
 def check_division(batch_size: int) -> None:
