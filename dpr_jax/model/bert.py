@@ -174,12 +174,26 @@ class Embeddings(nn.Module):
             embedding_init=init,
             name="position_embeddings",
         )
-        x_BLD = word(ids_BL) + position(positions_BL + shape.position_offset)
+        if shape.position_offset:
+            positions_BL = _without_padding(ids_BL, positions_BL, shape.position_offset)
+        x_BLD = word(ids_BL) + position(positions_BL)
         if shape.type_vocab_size:
             kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
-            x_BLD += kind(jnp.zeros((), jnp.int32))
+            x_BLD += kind(jnp.zeros((1,), jnp.int32))
         x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
+
+
+def _without_padding(ids_BL: jax.Array, positions_BL: jax.Array, offset: int) -> jax.Array:
+    """Returns the rows of RoBERTa's position table: a text may hold the padding token as a word,
+    which is not counted and has the row before the first.
+    """
+    is_pad_BL = (ids_BL == offset - 1).astype(jnp.int32)
+    before_BL = jnp.cumsum(is_pad_BL, axis=1) - is_pad_BL
+    begins_BL = jnp.arange(ids_BL.shape[1])[None] - positions_BL
+    begins_BL = jnp.broadcast_to(jnp.maximum(begins_BL, 0), ids_BL.shape)
+    before_BL -= jnp.take_along_axis(before_BL, begins_BL, axis=1)
+    return offset + jnp.where(is_pad_BL, -1, positions_BL - before_BL)
 
 
 class Layer(nn.Module):

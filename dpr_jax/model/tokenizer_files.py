@@ -39,14 +39,18 @@ class Kind(NamedTuple):
       model: its type in tokenizer.json.
       files: what it is made of where tokenizer.json is missing.
       special: its special tokens, unless tokenizer_config.json names others.
+      always_lowercase: whether texts are lower-cased even where do_lower_case is false, which
+        transformers 5 writes for DPR and does not read.
     """
 
     model: str
     files: tuple[str, ...]
     special: dict[str, str]
+    always_lowercase: bool = False
 
 
 BERT = Kind("WordPiece", ("vocab.txt",), BERT_SPECIAL)
+DPR = BERT._replace(always_lowercase=True)
 MPNET = Kind("WordPiece", ("vocab.txt",), ROBERTA_SPECIAL | {"unk_token": "[UNK]"})
 ROBERTA = Kind("BPE", ("vocab.json", "merges.txt"), ROBERTA_SPECIAL)
 XLM_ROBERTA = Kind("Unigram", ("sentencepiece.bpe.model",), ROBERTA_SPECIAL)
@@ -54,9 +58,9 @@ MODERNBERT = Kind("BPE", ("vocab.json", "merges.txt"), BERT_SPECIAL)
 CLASSES = {  # of transformers, which may end in Fast
     "BertTokenizer": BERT,
     "DistilBertTokenizer": BERT,
-    "DPRQuestionEncoderTokenizer": BERT,
-    "DPRContextEncoderTokenizer": BERT,
-    "DPRReaderTokenizer": BERT,
+    "DPRQuestionEncoderTokenizer": DPR,
+    "DPRContextEncoderTokenizer": DPR,
+    "DPRReaderTokenizer": DPR,
     "MPNetTokenizer": MPNET,
     "RobertaTokenizer": ROBERTA,
     "XLMRobertaTokenizer": XLM_ROBERTA,
@@ -132,7 +136,7 @@ def _set_rules(
     """Sets how a text is normalized and cut into words, by the class and its settings."""
     if kind.model == "WordPiece":
         backend.normalizer = normalizers.BertNormalizer(
-            lowercase=said.get("do_lower_case", True),
+            lowercase=kind.always_lowercase or said.get("do_lower_case", True),
             strip_accents=said.get("strip_accents"),
             handle_chinese_chars=said.get("tokenize_chinese_chars", True),
         )
@@ -158,7 +162,7 @@ def _set_ends(
         text = special[name].content
         return text, backend.token_to_id(text)
 
-    if kind in (BERT, MODERNBERT):
+    if kind in (BERT, DPR, MODERNBERT):
         backend.post_processor = processors.BertProcessing(end("sep_token"), end("cls_token"))
     elif kind is XLM_ROBERTA:
         (first, _), (last, _) = ends = end("bos_token"), end("eos_token")
