@@ -66,6 +66,11 @@ def say(message: str) -> None:
         console.print(message, markup=False)
 
 
+def size_in_words(count: float) -> str:
+    """Returns bytes in words, such as "3.2 GB"; MB below a GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 @contextlib.contextmanager
 def progress(
     title: str, total: int, unit: str, *, clock: Callable[[], float] | None = None

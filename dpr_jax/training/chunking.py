@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpr_jax import artifacts, parallel
-from dpr_jax.console import say
+from dpr_jax import artifacts, host, parallel
+from dpr_jax.console import say, size_in_words
 from dpr_jax.errors import InputError
 from dpr_jax.training.step import Batch
 
@@ -87,7 +87,7 @@ def choose(
     say(
         f"train: batch of {questions} questions and {passages} passages, on each device"
         f" {best.chunk_size or 'all'} texts at once (train.chunk_size): an update needs"
-        f" {_size(best.needed_bytes)} per device, {_size(free_bytes)} are free"
+        f" {size_in_words(best.needed_bytes)} per device, {size_in_words(free_bytes)} are free"
     )
     return best
 
@@ -107,8 +107,8 @@ def _largest_that_fits(
             tried.append((size, best.needed_bytes))
     if tried[-1][1] > free_bytes:
         raise InputError(
-            f"an update needs {_size(tried[-1][1])} on a device even with one text at a time, and"
-            f" {_size(free_bytes)} are free; give a smaller --train.batch-size or"
+            f"an update needs {size_in_words(tried[-1][1])} on a device even with one text at a"
+            f" time, and {size_in_words(free_bytes)} are free; give a smaller --train.batch-size or"
             " --model.max-passage-tokens, or a smaller model.init"
         )
     return best
@@ -145,42 +145,11 @@ def free_memory() -> int:
     if stats and "bytes_limit" in stats:
         return int((1 - RESERVE) * stats["bytes_limit"])
     # what the process holds already, such as the state, is part of what an update needs
-    available = min([*_available_bytes(), 2**62])
+    available = min([*host.available_bytes(), 2**62])
     return int((1 - RESERVE) * available / (len(devices) * _processes_here()))
-
-
-def _available_bytes(root: Path = Path("/")) -> Iterator[int]:
-    """Yields what the host says is available, and what a container's limit leaves."""
-    meminfo = root / "proc" / "meminfo"
-    if meminfo.exists():
-        for line in meminfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                yield int(line.split()[1]) * 1024
-    cgroup = root / "sys" / "fs" / "cgroup"
-    for folder, limit, used, cache in (
-        (cgroup, "memory.max", "memory.current", "inactive_file"),
-        (
-            cgroup / "memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        if all((folder / name).exists() for name in (limit, used, "memory.stat")):
-            bounds = [(folder / name).read_text("utf-8").strip() for name in (limit, used)]
-            words = (folder / "memory.stat").read_text("utf-8").split()
-            stat = dict(zip(words[::2], words[1::2], strict=True))
-            if all(text.isdigit() for text in bounds):  # not "max"
-                # file pages that nobody used lately are dropped before memory runs out
-                yield int(bounds[0]) - int(bounds[1]) + int(stat.get(cache, 0))
 
 
 def _processes_here() -> int:
     """Returns how many processes of this run are on this host."""
-    host = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
-    return int(np.sum(parallel.all_processes(host) == host))
-
-
-def _size(count: float) -> str:
-    """Returns bytes in words: MB below a GB."""
-    return f"{count / GIGABYTE:.1f} GB" if count >= GIGABYTE else f"{count / 1e6:.0f} MB"
+    name = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
+    return int(np.sum(parallel.all_processes(name) == name))
