@@ -135,10 +135,8 @@ def run(args: list[str]) -> None:
 
 def _dispatch(call: Call) -> None:
     """Runs the command. Stages import JAX, which reads the environment: not before here."""
-    from dpr_jax import parallel, pipeline
-
     command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
-    if command == "ask":
+    if command == "ask":  # before what training and evaluation import, which takes seconds
         from dpr_jax.retrieval import ask
 
         ask.run(
@@ -149,6 +147,8 @@ def _dispatch(call: Call) -> None:
             as_json="json" in flags,
         )
         return
+    from dpr_jax import parallel, pipeline
+
     parallel.initialize()
     console.set_quiet(not parallel.is_main())
     if command in ("gc", "retriever list", "retriever remove"):
