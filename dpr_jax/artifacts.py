@@ -18,6 +18,18 @@ from typing import Any
 
 from dpr_jax.errors import InputError
 
+# The command that makes each artifact
+COMMAND = {
+    "data": "prepare",
+    "mined": "mine",
+    "checkpoints": "train",
+    "model": "train",
+    "embeddings": "encode",
+    "index": "index",
+    "weight": "retrieve",
+    "bm25": "index --retriever bm25",
+}
+
 # --- JSON, checksums, atomic writes
 
 
@@ -37,11 +49,27 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run the stage that writes it first") from None
+        raise InputError(f"{path} does not exist; run {_command_for(path)} first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} is damaged ({error}); delete its folder and run its stage again"
+            f"{path} is damaged ({error}); delete its folder and run {_command_for(path)} again"
         ) from None
+
+
+def _command_for(path: Path) -> str:
+    """Returns the command that makes the artifact in whose folder a file lies."""
+    for folder in path.parents:
+        stage, owner = folder.name.rpartition("-")[0], folder.parent
+        if owner.name == "questions":
+            command, owner = f"encode --encode.questions {stage}", owner.parent
+        elif stage in COMMAND:
+            command = COMMAND[stage]
+        else:
+            continue
+        if owner.parent.name == "retrievers":
+            return f"`dpr {command} --retriever {owner.name} --workdir {owner.parent.parent}`"
+        return f"`dpr {command} --workdir {owner}`"
+    return "its stage"
 
 
 @contextlib.contextmanager
@@ -178,7 +206,9 @@ def fingerprint(manifest: Path, within: str = "") -> str:
     listed = read_json(manifest).get("files", {})
     files = {name: listed[name] for name in listed if name.startswith(within)}
     if not files:
-        raise InputError(f"{manifest} lists no files; delete its folder and run its stage again")
+        raise InputError(
+            f"{manifest} lists no files; delete its folder and run {_command_for(manifest)} again"
+        )
     lines = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -194,7 +224,7 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
       InputError: a file is missing or differs, by name, or the manifest is none.
     """
     facts = read_json(manifest)
-    remedy = remedy or f"delete {manifest} and run its stage again"
+    remedy = remedy or f"delete {manifest} and run {_command_for(manifest)} again"
     if not _is_manifest(facts):
         raise InputError(
             f"{manifest} is damaged: it does not list files with their checksums; {remedy}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts
+from dpr_jax.artifacts import COMMAND
 from dpr_jax.errors import InputError
 
 FORMAT = 2  # of config.json and retriever.json
@@ -23,16 +24,6 @@ HASH_LENGTH = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
 OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
-# the command that makes each artifact
-COMMAND = {
-    "data": "prepare",
-    "mined": "mine",
-    "checkpoints": "train",
-    "model": "train",
-    "embeddings": "encode",
-    "index": "index",
-    "weight": "retrieve",
-}
 
 
 class Pointers:
