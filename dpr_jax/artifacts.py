@@ -7,6 +7,7 @@ name.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -54,6 +55,20 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path} is damaged ({error}); delete its folder and run {_command_for(path)} again"
         ) from None
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this host out of the same block, for the moment of a small change.
+
+    Without a lock where the file system has none, or nothing can be written anyway.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)  # which also unlocks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _command_for(path: Path) -> str:

@@ -88,6 +88,25 @@ def test_at_most_three_compiles(tmp_path: Path, fits: int) -> None:
     assert len(compiler.asked) <= 3
 
 
+@pytest.mark.parametrize(("fits", "chunk"), [(40, 32), (3, 2), (0, None)])
+def test_a_compiler_that_runs_out_of_memory_says_too_large(
+    tmp_path: Path, fits: int, chunk: int | None
+) -> None:
+    """XLA for TPUs refuses such a program instead of saying what it needs."""
+
+    def needs(size: int) -> int:
+        if size > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
+        return line(size)
+
+    compiler = Compiler(needs)
+    if chunk is None:
+        with pytest.raises(InputError, match="needs more than there is on a device even with one"):
+            choose(compiler, 10**12, tmp_path / "chunk.json")
+        return
+    assert choose(compiler, 10**12, tmp_path / "chunk.json") == chunk
+
+
 @pytest.mark.parametrize("texts", [1, 60, 256])
 def test_what_cannot_fit_is_refused_and_not_kept(tmp_path: Path, texts: int) -> None:
     compiler = Compiler(lambda chunk: max(line(chunk), 9 * 10**8), rows=texts)

@@ -3,6 +3,7 @@
 What an update needs is known before it runs: XLA says so of the compiled program.
 """
 
+import math
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -96,25 +97,42 @@ def _largest_that_fits(
     compiled: Callable[[int | None], Candidate], texts: int, free_bytes: int
 ) -> Candidate:
     """Tries chunk sizes that divide the texts of a device: all at once, then smaller ones."""
-    best: Candidate | None = compiled(None)
-    tried = [(best.rows, best.needed_bytes)]
-    for size in range(best.rows - 1, 0, -1):
+    best = _unless_too_large(compiled, None)
+    rows = best.rows if best else texts
+    tried = [(rows, best.needed_bytes if best else math.inf)]
+    for size in range(rows - 1, 0, -1):
         if tried[-1][1] <= free_bytes:
             break
         if texts % size == 0 and (size == 1 or _may_fit(size, tried, free_bytes)):
             best = None  # its program and batches go before the next are made
-            best = compiled(size)
-            tried.append((size, best.needed_bytes))
-    if tried[-1][1] > free_bytes:
+            best = _unless_too_large(compiled, size)
+            tried.append((size, best.needed_bytes if best else math.inf))
+    if best is None or tried[-1][1] > free_bytes:
+        needed = size_in_words(tried[-1][1]) if best else "more than there is"
         raise InputError(
-            f"an update needs {size_in_words(tried[-1][1])} on a device even with one text at a"
+            f"an update needs {needed} on a device even with one text at a"
             f" time, and {size_in_words(free_bytes)} are free; give a smaller --train.batch-size or"
             " --model.max-passage-tokens, or a smaller model.init"
         )
     return best
 
 
-def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
+def _unless_too_large(
+    compiled: Callable[[int | None], Candidate], size: int | None
+) -> Candidate | None:
+    """Returns the candidate, or None where the compiler itself says that memory is too small.
+
+    XLA for TPUs refuses a program that does not fit; for CPUs and GPUs it says what it needs.
+    """
+    try:
+        return compiled(size)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+
+
+def _may_fit(size: int, tried: list[tuple[int, float]], free_bytes: int) -> bool:
     """Returns whether chunks of this size are worth compiling, judging by those that were too
     large.
 
@@ -127,7 +145,7 @@ def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
     """
     if size > tried[-1][0] // 2:
         return False
-    if len(tried) == 1:
+    if len(tried) == 1 or math.isinf(tried[-2][1]):
         return True
     (big, at_big), (small, at_small) = tried[-2:]
     per_text = (at_big - at_small) / (big - small)
