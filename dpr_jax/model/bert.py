@@ -77,6 +77,7 @@ class Bert(nn.Module):
       frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings,
         1 + n the first n layers too.
       remat: keep only each layer's input for the backward pass, which computes the layer again.
+      platform: cpu, gpu or tpu: that of the devices which it is mapped over.
     """
 
     shape: BertShape
@@ -84,6 +85,7 @@ class Bert(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -122,7 +124,7 @@ class Bert(nn.Module):
         for i in range(count):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
-            layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
+            layer = Layer(self.shape, self.dropout, self.dtype, self.platform, name=f"layer_{i}")
             x_BLD = run(layer, x_BLD, mask_BLL, wanted if i + 1 == count else None)
         return x_BLD
 
@@ -157,6 +159,7 @@ class Layer(nn.Module):
     shape: BertShape
     dropout: float
     dtype: jnp.dtype
+    platform: str
 
     @nn.compact
     def __call__(
@@ -172,7 +175,7 @@ class Layer(nn.Module):
             nn.Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
-            dot_general=times_weights,
+            dot_general=functools.partial(times_weights, platform=self.platform),
         )
         dropout = Dropout(self.dropout)
         drop = functools.partial(dropout, train=train)
@@ -200,6 +203,7 @@ class Layer(nn.Module):
             mask_BLL,
             dropout_rate=self.dropout,
             dropout_key=dropout.key(train=train),
+            platform=self.platform,
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
         x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))

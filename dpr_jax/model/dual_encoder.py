@@ -78,6 +78,8 @@ class Encoder(nn.Module):
       dtype: compute precision of BERT; pooling and the vectors are float32.
       frozen: levels of BERT from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
+      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
+        is mapped over, which may be others than the process has.
     """
 
     shape: BertShape
@@ -87,6 +89,7 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
@@ -99,6 +102,7 @@ class Encoder(nn.Module):
             self.dtype,
             frozen=self.frozen,
             remat=self.remat,
+            platform=self.platform,
             name="bert",
         )
         if isinstance(tokens, Rows):

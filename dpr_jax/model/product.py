@@ -11,7 +11,12 @@ from jax import lax
 
 
 def times_weights(
-    x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
+    x: jax.Array,
+    kernel: jax.Array,
+    dimensions: Any,
+    precision: Any = None,
+    *,
+    platform: str = "cpu",
 ) -> jax.Array:
     """x @ kernel, for `dot_general` of a flax.linen.Dense.
 
@@ -20,12 +25,13 @@ def times_weights(
       kernel: [D, F], of the same dtype.
       dimensions: which axes are summed over: the last and the first.
       precision: as in jax.lax.dot_general; a CPU has one.
+      platform: cpu, gpu or tpu: that of the devices which it is mapped over.
 
     Returns:
       [..., F] of the dtype of x, on a CPU of float32: XLA multiplies bfloat16 in the processor's
       own instructions only where the result is asked for in float32.
     """
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
         return _on_cpu(x, kernel)
     return lax.dot_general(x, kernel, dimensions, precision)
