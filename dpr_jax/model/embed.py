@@ -15,6 +15,7 @@ from dpr_jax import config as settings_of
 from dpr_jax.errors import InputError
 from dpr_jax.model import description, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
+from dpr_jax.model.kernels import platform_of
 
 FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its padding
 FEW_TEXTS_STEP = 32  # then lengths are rounded up to a multiple of so many tokens
@@ -174,6 +175,7 @@ def load_embedder(
         pooling=own[side].pooling,
         normalize=own[side].normalize,
         dtype=jnp.dtype(compute_dtype(dtype)),
+        platform=platform_of(jax.local_devices()),
     )
     tokens = tokenizer.load(folders[side], own[side].max_tokens)
     hf.check_tokens(folders[side], shape, tokens.vocabulary)
