@@ -1,10 +1,9 @@
 """Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no
-attention weights for the backward pass.
+attention weights for the backward pass: the form for CPUs.
 
 The backward pass computes them again from the queries, the keys, and each softmax's maximum and
-sum, as FlashAttention does (Dao et al., 2022, arXiv 2205.14135). On a CPU one row follows another
-where the attention weights of all would not stay in the caches; otherwise all rows are computed at
-once.
+sum, as FlashAttention does (Dao et al., 2022, arXiv 2205.14135). One row follows another where the
+attention weights of all would not stay in the caches; otherwise all rows are computed at once.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -21,7 +20,7 @@ from jax import lax
 from dpr_jax.model import dropout
 
 UNSEEN = -1e30  # score of a token that is not seen
-# of a CPU: what is computed at once of all rows' attention weights, measured (docs/log.md)
+# what is computed at once of all rows' attention weights, measured (docs/log.md)
 CACHED_BYTES = 26e6
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
@@ -35,7 +34,6 @@ def attention(
     *,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    platform: str = "cpu",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v, in each head.
 
@@ -48,7 +46,6 @@ def attention(
       dropout_rate: of the attention weights, in [0, 1).
       dropout_key: dropout on, with the bits that `dropout.random_bits` gives for [B, H, L, M],
         fewer than 2**32; None runs without.
-      platform: cpu, gpu or tpu: that of the devices which it is mapped over.
 
     Returns:
       [B, L, H, K] of the values' dtype; the mean of all values for a token that sees none.
@@ -57,18 +54,18 @@ def attention(
     weights = rows * heads * length * k_BMHK.shape[1]
     assert dropout_key is None or weights < 2**32, weights
     rate = 0.0 if dropout_key is None else dropout_rate
-    return _attention(rate, platform, dropout_key, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
+    return _attention(rate, dropout_key, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    rate: float, platform: str, key: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
+    rate: float, key: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
 ) -> jax.Array:
-    return _forward(rate, platform, key, mask_BLM, inputs)[0]
+    return _forward(rate, key, mask_BLM, inputs)[0]
 
 
 def _forward(
-    rate: float, platform: str, key: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
+    rate: float, key: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
 ) -> tuple[jax.Array, tuple]:
     """The result, and what the backward pass needs."""
 
@@ -86,13 +83,11 @@ def _forward(
         return _heads_first(y_HLK.astype(v_HMK.dtype)), top_HL1, sum_HL1
 
     arrays = 1 if rate == 0 else 2  # the second is what dropout leaves
-    y_BLHK, top_BHL1, sum_BHL1 = _each_row(platform, arrays, row, mask_BLM, inputs)
+    y_BLHK, top_BHL1, sum_BHL1 = _each_row(arrays, row, mask_BLM, inputs)
     return y_BLHK, (key, mask_BLM, inputs, y_BLHK, top_BHL1, sum_BHL1)
 
 
-def _backward(
-    rate: float, platform: str, kept: tuple, dy_BLHK: jax.Array
-) -> tuple[None, None, Inputs]:
+def _backward(rate: float, kept: tuple, dy_BLHK: jax.Array) -> tuple[None, None, Inputs]:
     """The gradients of queries, keys and values."""
     # else XLA finds the same products in the forward pass, and keeps what they gave
     key, mask_BLM, inputs, *results = lax.optimization_barrier(kept)
@@ -118,19 +113,14 @@ def _backward(
         )
         return tuple(_heads_first(g.astype(q_HLK.dtype)) for g in gradients)
 
-    return None, None, _each_row(platform, 4, row, mask_BLM, inputs, *results, dy_BLHK)
+    return None, None, _each_row(4, row, mask_BLM, inputs, *results, dy_BLHK)
 
 
 _attention.defvjp(_forward, _backward)
 
 
 def _each_row(
-    platform: str,
-    arrays: int,
-    row: Callable,
-    mask_BLM: jax.Array,
-    inputs: Inputs,
-    *more: jax.Array,
+    arrays: int, row: Callable, mask_BLM: jax.Array, inputs: Inputs, *more: jax.Array
 ) -> tuple[jax.Array, ...]:
     """`row` of every row's number and its part of what is given; it computes so many arrays of
     attention weights.
@@ -138,7 +128,7 @@ def _each_row(
     (rows, length, heads, _), seen = inputs[0].shape, inputs[1].shape[1]
     given = (jnp.arange(rows, dtype=np.uint32), mask_BLM, inputs, *more)
     size = arrays * rows * heads * length * seen * np.dtype(np.float32).itemsize
-    if platform == "cpu" and size > CACHED_BYTES:
+    if size > CACHED_BYTES:
         return lax.map(lambda one: row(*one), given)
     return jax.vmap(row)(*given)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax.model.bert import Bert, BertShape, Wanted
+from dpr_jax.model.kernels import Platform
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
@@ -74,12 +75,12 @@ class Encoder(nn.Module):
       pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
         the mean over real tokens.
       normalize: scale to unit length.
-      dropout: rate, used when training.
+      dropout: rate for hidden states, used when training.
       dtype: compute precision of BERT; pooling and the vectors are float32.
       frozen: levels of BERT from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
-      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
-        is mapped over, which may be others than the process has.
+      attention_dropout: rate for attention weights; None: as `dropout`.
+      platform: of the devices that compute it.
     """
 
     shape: BertShape
@@ -89,7 +90,13 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
-    platform: str = "cpu"
+    attention_dropout: float | None = None
+    platform: Platform = "cpu"
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or (self.attention_dropout or 0) > 0
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
@@ -102,6 +109,7 @@ class Encoder(nn.Module):
             self.dtype,
             frozen=self.frozen,
             remat=self.remat,
+            attention_dropout=self.attention_dropout,
             platform=self.platform,
             name="bert",
         )
@@ -115,7 +123,10 @@ class Encoder(nn.Module):
             mask_BLL = place_BSL = (position_BL < tokens.lengths_B[:, None])[:, None]
 
         if self.pooling == "cls":
-            wanted = Wanted(place_BSL & (position_BL[:, None] == 0), place_BSL)
+            pick_BSL = place_BSL & (position_BL[:, None] == 0)
+            if self.platform != "cpu" and not isinstance(tokens, Rows):
+                pick_BSL = None  # a slice: a product costs a TPU as much as a tenth of a layer
+            wanted = Wanted(pick_BSL, place_BSL)
             emb_BSD = bert(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
             emb_BSD = emb_BSD.astype(jnp.float32)
         else:
