@@ -8,7 +8,7 @@ free, or is counted at least at its memory traffic, or makes the sum unknown.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "token": 0}
@@ -218,32 +218,33 @@ def collectives(text: Text) -> list[Collective]:
 
     One that the compiler cut into a chain of steps, to run them beside computation, is one.
     """
-    seen: dict[tuple, tuple[str, float, str]] = {}
+    seen: dict[tuple[str, str, str], Collective] = {}
     for computation, one, times in text.run():
         for inner in (one, *text.within(one)):
             kind = inner.opcode.removesuffix("-start")
             if kind not in COLLECTIVES or inner.opcode.endswith("-done"):
                 continue
+            times = 1.0 if math.isnan(times) else times
             chain = re.search(r'chain_id="(\d+)"', inner.rest)
             key = (kind, chain[1], inner.op_name) if chain else (kind, computation, inner.name)
-            shape = inner.shape
-            if inner.opcode.endswith("-start") and kind != "all-reduce":
-                shape = shape.rsplit(",", 1)[-1] if shape.count("[") == 2 else shape
-            count, total, _ = seen.get(key, (0, 0, ""))
-            del count
-            seen[key] = (kind, times * max(size(shape), total / max(times, 1)), inner.op_name)
-            if not chain:
-                seen[key] = (kind, times * size(shape), inner.op_name)
-    found: dict[str, list[tuple[tuple, float, str]]] = {}
-    for key, (kind, total, op_name) in seen.items():
-        found.setdefault(kind, []).append((key, total, op_name))
+            result = size(inner.shape)
+            if inner.opcode in ("all-gather-start", "collective-permute-start"):
+                # the operand stands before the result
+                result -= text.bytes_of(computation, inner) - size(inner.shape)
+            seen[key] = Collective(kind, int(times), int(times * result), (inner.op_name,))
     return [
-        Collective(kind, len(ones), int(sum(t for _, t, _ in ones)), _asked(o for *_, o in ones))
-        for kind, ones in sorted(found.items())
+        Collective(
+            kind,
+            sum(one.count for one in ones),
+            sum(one.bytes for one in ones),
+            _asked(name for one in ones for name in one.of),
+        )
+        for kind in sorted({one.kind for one in seen.values()})
+        for ones in [[one for one in seen.values() if one.kind == kind]]
     ]
 
 
-def _asked(op_names: Iterator[str]) -> tuple[str, ...]:
+def _asked(op_names: Iterable[str]) -> tuple[str, ...]:
     """Returns the last two parts of each name, once."""
     return tuple(dict.fromkeys("/".join(name.split("/")[-2:]) for name in op_names if name))
 

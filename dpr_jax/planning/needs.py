@@ -1,4 +1,4 @@
-"""Host memory and disk of the stages that need no accelerator, by the formulas of docs/scaling.md."""
+"""Host memory and disk of the stages that need no accelerator (docs/scaling.md)."""
 
 from typing import Any
 

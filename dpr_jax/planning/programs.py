@@ -37,7 +37,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "bert-large-cased": {**_LARGE, "vocab_size": 28996},
 }
 POSITIVES = 8  # marked for a question, at most: what `mask_duplicates` is given of each
-DEFAULT_QUESTIONS = 58_880  # of Natural Questions, where a config gives epochs and not steps
 MEAN_TOKENS = 130  # of a passage of 100 words with its title, special tokens included
 
 
