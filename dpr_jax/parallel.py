@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -213,7 +213,7 @@ class Spmd(NamedTuple):
       fetch: a replicated tree -> host arrays.
       shapes: (replicated, sharded) trees of ShapeDtypeStruct, the second with the rows of all
         processes -> what the mapped function is lowered with where there are no arrays.
-      devices: all of them, in order.
+      platform: cpu, gpu or tpu.
     """
 
     replicate: Callable[[Any], Any]
@@ -221,7 +221,13 @@ class Spmd(NamedTuple):
     map: Callable[..., Callable[[Any, Any], Any]]
     fetch: Callable[[Any], Any]
     shapes: Callable[[Any, Any], tuple[Any, Any]]
-    devices: list[jax.Device]
+    platform: str
+
+
+def platform_of(devices: Sequence[jax.Device]) -> str:
+    """Returns cpu, gpu or tpu, of devices that are here or not."""
+    platform = devices[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None) -> Spmd:
@@ -237,7 +243,7 @@ def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = 
     devices = jax.devices() if devices is None else devices
     local = [device for device in devices if device.process_index == jax.process_index()]
     mapping = (_pmap if kind == "pmap" else _shard_map)(devices, local)
-    if jax.process_count() > 1 and devices[0].platform == "cpu":
+    if jax.process_count() > 1 and mapping.platform == "cpu":
         _widen(mapping, len(devices), len(local))
     return mapping
 
@@ -293,7 +299,7 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
             jax.tree.map(lambda leaf: _struct(leaf, _split_shape(leaf.shape, count)), sharded),
         )
 
-    return Spmd(replicate, shard, mapped, fetch, shapes, devices)
+    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
 
 
 def _struct(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -344,7 +350,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
             jax.tree.map(lambda leaf: placed(leaf, split), sharded),
         )
 
-    return Spmd(replicate, shard, mapped, fetch, shapes, devices)
+    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dpr_jax.model import dropout
 from dpr_jax.model.attention import UNSEEN, Inputs
-from dpr_jax.model.product import precision
+from dpr_jax.model.product import product_precision
 
 
 def attention(
@@ -96,6 +96,6 @@ def _product(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
         formula,
         left,
         right,
-        precision=precision(left.dtype),
+        precision=product_precision(left.dtype),
         preferred_element_type=jnp.float32,
     )

@@ -16,7 +16,6 @@ import numpy as np
 
 from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
-from dpr_jax.model.kernels import Platform
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -92,7 +91,7 @@ class Bert(nn.Module):
         1 + n the first n layers too.
       remat: keep only each layer's input for the backward pass, which computes the layer again.
       attention_dropout: rate for attention weights; None: as `dropout`.
-      platform: of the devices that compute it.
+      platform: cpu, gpu or tpu: that of the devices which it is mapped over.
     """
 
     shape: BertShape
@@ -101,7 +100,7 @@ class Bert(nn.Module):
     frozen: int = 0
     remat: bool = False
     attention_dropout: float | None = None
-    platform: Platform = "cpu"
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -183,7 +182,7 @@ class Layer(nn.Module):
     dropout: float
     dtype: jnp.dtype
     attention_dropout: float | None = None
-    platform: Platform = "cpu"
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax.model.bert import Bert, BertShape, Wanted
-from dpr_jax.model.kernels import Platform
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
@@ -80,7 +79,8 @@ class Encoder(nn.Module):
       frozen: levels of BERT from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
       attention_dropout: rate for attention weights; None: as `dropout`.
-      platform: of the devices that compute it.
+      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
+        is mapped over, which may be others than the process has.
     """
 
     shape: BertShape
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
     frozen: int = 0
     remat: bool = False
     attention_dropout: float | None = None
-    platform: Platform = "cpu"
+    platform: str = "cpu"
 
     @property
     def drops(self) -> bool:

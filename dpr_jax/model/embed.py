@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax import artifacts, host
+from dpr_jax import artifacts, host, parallel
 from dpr_jax import config as settings_of
 from dpr_jax.errors import InputError
 from dpr_jax.model import description, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
-from dpr_jax.model.kernels import platform_of
 
 FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its padding
 FEW_TEXTS_STEP = 32  # then lengths are rounded up to a multiple of so many tokens
@@ -215,7 +214,7 @@ def load_embedder(
         pooling=own[side].pooling,
         normalize=own[side].normalize,
         dtype=jnp.dtype(compute_dtype(dtype)),
-        platform=platform_of(jax.local_devices()),
+        platform=parallel.platform_of(jax.local_devices()),
     )
     tokens = tokenizer.load(folders[side], own[side].max_tokens)
     hf.check_tokens(folders[side], shape, tokens.vocabulary)
@@ -253,7 +252,7 @@ def compute_dtype(dtype: str) -> str:
     """Returns what `auto` is here: bfloat16, or float32 on a CPU that cannot multiply that."""
     if dtype != "auto":
         return dtype
-    slow = platform_of(jax.local_devices()) == "cpu" and not _cpu_multiplies_bfloat16()
+    slow = parallel.platform_of(jax.local_devices()) == "cpu" and not _cpu_multiplies_bfloat16()
     return "float32" if slow else "bfloat16"
 
 

@@ -6,8 +6,7 @@ of the devices a program is mapped over, so that one can be compiled for devices
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,8 @@ from dpr_jax.model import attention as cpu
 from dpr_jax.model import attention_device as device
 from dpr_jax.model import product
 
-Platform = Literal["cpu", "gpu", "tpu"]
 
-
-def platform_of(devices: Sequence[jax.Device]) -> Platform:
-    """Returns the platform of devices that a program is mapped over, or compiled for."""
-    name = devices[0].platform
-    return name if name in ("cpu", "tpu") else "gpu"
-
-
-def generator(platform: Platform) -> str:
+def generator(platform: str) -> str:
     """Returns the implementation of `jax.random.key` that dropout draws with.
 
     "threefry2x32" fuses with what is dropped on a CPU (model/dropout.py); written out on a TPU, it
@@ -35,7 +26,7 @@ def generator(platform: Platform) -> str:
     return "threefry2x32" if platform == "cpu" else "rbg"
 
 
-def times_weights(platform: Platform) -> Callable[..., jax.Array]:
+def times_weights(platform: str) -> Callable[..., jax.Array]:
     """Returns the `dot_general` of a flax.linen.Dense."""
     return product.on_cpu if platform == "cpu" else product.on_device
 
@@ -46,7 +37,7 @@ def attention(
     v_BMHK: jax.Array,
     mask_BLM: jax.Array,
     *,
-    platform: Platform,
+    platform: str,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:

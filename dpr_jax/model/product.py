@@ -27,12 +27,12 @@ def on_cpu(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = No
     return _on_cpu(x, kernel)
 
 
-def on_device(x: jax.Array, kernel: jax.Array, dimensions: Any, _: Any = None) -> jax.Array:
+def on_device(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
     """x @ kernel on a TPU or GPU, of the dtype of x; see `on_cpu`."""
-    return lax.dot_general(x, kernel, dimensions, precision(x.dtype))
+    return lax.dot_general(x, kernel, dimensions, product_precision(x.dtype))
 
 
-def precision(dtype: jnp.dtype) -> lax.Precision | None:
+def product_precision(dtype: jnp.dtype) -> lax.Precision | None:
     """Returns the precision of products of this dtype: float32 is what it says.
 
     TPUs and GPUs multiply float32 in fewer bits unless told otherwise.

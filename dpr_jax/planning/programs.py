@@ -16,7 +16,7 @@ from dpr_jax import artifacts, parallel
 from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.index.engines import exact
-from dpr_jax.model import description, dual_encoder, embed, hf, kernels
+from dpr_jax.model import description, dual_encoder, embed, hf
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
@@ -164,7 +164,7 @@ def encode(config: Config, model: Model, devices: list[jax.Device], hosts: int) 
         pooling=model.passage.pooling,
         normalize=model.passage.normalize,
         dtype=jnp.dtype("bfloat16" if dtype == "auto" else dtype),
-        platform=kernels.platform_of(here),
+        platform=parallel.platform_of(here),
     )
     tokens = min(MEAN_TOKENS, model.passage.max_tokens)
     length = min(embed.padded_length(tokens, embed.FEW_TEXTS + 1), model.passage.max_tokens)

@@ -14,7 +14,6 @@ import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
-from dpr_jax.model import kernels
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params
@@ -91,7 +90,8 @@ def build(
         dtype=jnp.dtype(train.dtype),
         frozen=frozen,
         remat=train.remat,
-        platform=kernels.platform_of(spmd.devices),
+        attention_dropout=train.attention_dropout,
+        platform=spmd.platform,
     )
     rate, adamw = optimizer.of(train, schedule, layers=shape.num_hidden_layers, frozen=frozen)
     temperature = train.temperature or own.temperature

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, hits
-from dpr_jax.model.kernels import platform_of
+from dpr_jax.parallel import platform_of
 
 # Vectors on a device at once: on a CPU a block's scores should stay in the cache, elsewhere few
 # large steps are best.
