@@ -73,6 +73,12 @@ COMMANDS = {
     "gc": Command(
         "delete artifacts that nothing uses; shows them and asks", (), ("workdir", "yes")
     ),
+    "plan": Command(
+        "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
+        (),
+        ("topology", "json", "passages", "questions"),
+        ("", "train", "model", "encode"),
+    ),
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
@@ -85,8 +91,11 @@ FLAG_HELP = {
     "until": "the stage to end with",
     "out": "folder for the passages, on a file system that Apache Beam knows",
     "k": "passages to show",
-    "json": "print JSON",
+    "json": "ask: print JSON; plan: file to write, with a page beside it",
     "yes": "do not ask",
+    "topology": "plan: such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
+    "passages": "plan: of the corpus (21,015,324)",
+    "questions": "plan: of training, where the config gives epochs (58,880)",
 }
 
 

@@ -189,7 +189,10 @@ class TrainConfig:
     """Keep the embeddings and the lowest so many layers as they came; 0 keeps the embeddings alone,
     None trains all."""
     dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
-    """Dropout rate of hidden states and attention weights."""
+    """Dropout rate of hidden states, and of attention weights where the next is None."""
+    attention_dropout: Annotated[float, Bounds(least=0, below=1)] | None = None
+    """Dropout rate of attention weights; with 0 GPUs take cuDNN's fused attention, which has no
+    dropout. None: as `dropout`."""
     temperature: Rate | None = None
     """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
@@ -227,8 +230,9 @@ class TrainConfig:
     gather: bool = True
     """Set every question against the passages of all devices; false: against those of its own
     device alone, to see what gathering is worth."""
-    spmd: Literal["pmap", "shard_map"] = "pmap"
-    """Mapping of the per-device step over devices."""
+    spmd: Literal["pmap", "shard_map"] | None = None
+    """Mapping of the per-device step over devices; None: pmap, on TPUs shard_map, where pmap lays
+    the embedding tables out anew in every update."""
     log_every_steps: Positive = 10
     """Write a line of metrics every so many steps."""
     validate_every_steps: Positive | None = None
