@@ -184,5 +184,4 @@ def search(
         count=passages,
         dimension=config.index.dimensions or width,
         k=config.retrieve.top_k,
-        recall_target=config.index.exact_recall,
     )
