@@ -149,6 +149,14 @@ def _dispatch(call: Call) -> None:
             as_json="json" in flags,
         )
         return
+    if command in ("export", "export check"):
+        from dpr_jax.export import command as export
+
+        if command == "export":
+            export.run(call.operands[0], workdir, flags, shards=_number(flags, "shards", 1))
+        else:
+            export.check(call.operands[0], flags)
+        return
     parallel.initialize()
     console.set_quiet(not parallel.is_main())
     if command in ("gc", "retriever list", "retriever remove"):
@@ -198,8 +206,8 @@ def parse(command: str, args: list[str]) -> Call:
     _check_names(args, command)
     workdir = None
     if "workdir" in COMMANDS[command].flags:
-        writes = command not in ("ask", "compare", "gc", "retriever list", "retriever remove")
-        workdir = open_workdir(flags["workdir"], new=writes)
+        reads = ("ask", "compare", "export", "gc", "retriever list", "retriever remove")
+        workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
     elif workdir is None:
