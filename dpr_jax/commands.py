@@ -69,7 +69,7 @@ COMMANDS = {
         ("workdir", "retriever", "k", "json"),
     ),
     "export": Command(
-        "a retriever as files for another engine: numpy, faiss, scann",
+        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex",
         ("ENGINE",),
         ("workdir", "retriever", "out", "shards", "url", "table"),
     ),

@@ -10,7 +10,7 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.console import results_console
 from dpr_jax.errors import InputError
-from dpr_jax.export.engines import Connection
+from dpr_jax.export.contract import Connection
 from dpr_jax.export.source import Source
 from dpr_jax.index import sample
 from dpr_jax.index.engines.exact import ExactIndex

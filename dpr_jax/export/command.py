@@ -8,7 +8,8 @@ from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.export import checking, folder, tower
-from dpr_jax.export.engines import Options, engine
+from dpr_jax.export.contract import Options
+from dpr_jax.export.engines import engine
 from dpr_jax.export.source import open_source
 from dpr_jax.workdir import WorkDir
 
@@ -88,9 +89,10 @@ def check(name: str, flags: dict[str, str]) -> None:
     facts = folder.open_export(out, name)
     options = _options({"table": facts["table"]} | flags, 1)
     wanted = _share(flags.get("target", str(facts["target_recall"])))
-    say(f"export check: {name}, {facts['count']:,} passages of {facts['retriever']}")
+    connection = target.connect(out, facts, options)
+    say(f"export check: {facts['count']:,} passages of {facts['retriever']}; {connection.about}")
     command = ["dpr", "export", "check", name, *_given(flags)]
-    checking.run(out, target.connect(out, facts, options), wanted, again=shlex.join(command))
+    checking.run(out, connection, wanted, again=shlex.join(command))
 
 
 def _options(flags: dict[str, str], shards: int) -> Options:
@@ -114,4 +116,7 @@ def _share(text: str) -> float:
 
 
 def _given(flags: dict[str, str]) -> list[str]:
-    return [part for name, value in flags.items() for part in (f"--{name}", value)]
+    """Returns the flags again, without the password that a URL may hold."""
+    told = {name: value for name, value in flags.items() if name != "target"}
+    told |= {"url": "URL"} if "url" in flags else {}
+    return [part for name, value in told.items() for part in (f"--{name}", value)]

@@ -10,7 +10,7 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
-from dpr_jax.export.engines import Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, Hit, Options
 from dpr_jax.export.numpy_files import read_ids, to_hits
 from dpr_jax.export.source import Source, parts
 from dpr_jax.index import worker
@@ -78,10 +78,11 @@ def scratch_vectors(source: Source, folder: Path, positions: range) -> Path:
     return folder
 
 
-class _File:
+class _File(Connection):
     """The index file, opened."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
+        super().__init__("FAISS")
         require()
         import faiss
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress
-from dpr_jax.export.engines import Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, Hit, Options
 from dpr_jax.export.source import Source, parts
 from dpr_jax.index.engines.exact import ExactIndex
 
@@ -30,12 +30,11 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"dtype": "float16"}
 
 
-class _Files:
+class _Files(Connection):
     """Exact search over the files."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
-        self.knobs: dict[str, int] = {}
-        self.limits: dict[str, int] = {}
+        super().__init__("exact search over vectors-*.npy")
         files = sorted(name for name in facts["files"] if name.startswith("vectors-"))
         self._index = ExactIndex([np.load(folder / name, mmap_mode="r") for name in files])
         self._ids = read_ids(folder)

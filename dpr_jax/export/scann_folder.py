@@ -19,7 +19,7 @@ from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.export import checking
-from dpr_jax.export.engines import Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, Hit, Options
 from dpr_jax.export.faiss_file import own_settings, scratch_vectors
 from dpr_jax.export.numpy_files import read_ids, to_hits
 from dpr_jax.export.source import Source
@@ -132,16 +132,15 @@ def certify(folder: Path) -> float:
     return checking.recall([[hit.id for hit in one] for one in hits], right, k)
 
 
-class _Folder:
+class _Folder(Connection):
     """The folder, searched by its own loader."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
+        super().__init__("ScaNN, by the loader of the folder")
         _require()
         self._loader = _loader(folder)
         shards = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         trees = [one for one in shards if one["leaves"]]
-        self.knobs = {}
-        self.limits = {}
         if trees:
             self.knobs = {name: max(one[name] for one in trees) for name in ("search", "reorder")}
             self.limits = {
