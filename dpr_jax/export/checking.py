@@ -101,10 +101,11 @@ def run(folder: Path, connection: Connection, target: float, *, again: str) -> N
             taken_ms.append(1000 * (time.perf_counter() - start_s))
             found.append([hit.id for hit in hits])
         share = recall(found, right, k)
+        how = (words(connection.knobs), connection.plan())
         median, tail = np.percentile(taken_ms, [50, 99])
         console.print(
             f"recall@{k} {share:.4f} on {len(right)} questions, one at a time: p50 {median:.1f} ms,"
-            f" p99 {tail:.1f} ms; {words(connection.knobs)}",
+            f" p99 {tail:.1f} ms; {', '.join(filter(None, how))}",
             markup=False,
             soft_wrap=True,
         )

@@ -1,5 +1,6 @@
 """`dpr export ENGINE` and `dpr export check ENGINE`."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -89,10 +90,10 @@ def check(name: str, flags: dict[str, str]) -> None:
     facts = folder.open_export(out, name)
     options = _options({"table": facts["table"]} | flags, 1)
     wanted = _share(flags.get("target", str(facts["target_recall"])))
-    connection = target.connect(out, facts, options)
-    say(f"export check: {facts['count']:,} passages of {facts['retriever']}; {connection.about}")
     command = ["dpr", "export", "check", name, *_given(flags)]
-    checking.run(out, connection, wanted, again=shlex.join(command))
+    with contextlib.closing(target.connect(out, facts, options)) as live:
+        say(f"export check: {facts['count']:,} passages of {facts['retriever']}; {live.about}")
+        checking.run(out, live, wanted, again=shlex.join(command))
 
 
 def _options(flags: dict[str, str], shards: int) -> Options:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpr_jax.data.formats import Passage
+from dpr_jax.export.folder import Passages
 from dpr_jax.export.source import Source
 
 
@@ -39,14 +41,25 @@ class Connection:
       limits: the largest value of each.
     """
 
-    def __init__(self, about: str) -> None:
-        self.about = about
+    def __init__(self, folder: Path, about: str) -> None:
+        self.about, self._passages = about, Passages(folder)
         self.knobs: dict[str, int] = {}
         self.limits: dict[str, int] = {}
 
     def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
         """Returns the k best hits of every query, float32 [Q, D], best first."""
         raise NotImplementedError
+
+    def plan(self) -> str:
+        """Returns how the engine goes about a search now, in words; empty where it has one way."""
+        return ""
+
+    def passages(self, ids: list[str]) -> dict[str, Passage]:
+        """Returns passages by id: from the export's files, where the engine holds no texts."""
+        return {id_: self._passages.by_id(id_) for id_ in ids}
+
+    def close(self) -> None:
+        """Ends the connection, if there is one."""
 
 
 class Engine(NamedTuple):

@@ -82,7 +82,7 @@ class _File(Connection):
     """The index file, opened."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
-        super().__init__("FAISS")
+        super().__init__(folder, "FAISS")
         require()
         import faiss
 

@@ -34,7 +34,7 @@ class _Files(Connection):
     """Exact search over the files."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
-        super().__init__("exact search over vectors-*.npy")
+        super().__init__(folder, "exact search over vectors-*.npy")
         files = sorted(name for name in facts["files"] if name.startswith("vectors-"))
         self._index = ExactIndex([np.load(folder / name, mmap_mode="r") for name in files])
         self._ids = read_ids(folder)

@@ -10,10 +10,12 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress, say
+from dpr_jax.data.formats import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
 from dpr_jax.export.source import Source, parts
 from dpr_jax.index import defaults
+from dpr_jax.index.recall import RECALL_AT
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)  # of PostgreSQL's binary COPY
 TRAILER = struct.pack(">h", -1)
@@ -37,14 +39,14 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
                     opened.writelines(_rows(source, positions, kind))
             advance(len(positions))
     names = [file.name for file in files]
-    leaves = _leaves(source)
+    leaves = index_leaves(source)
     for name, text in _sql(source, options.table, kind, leaves, names).items():
         with artifacts.atomic_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return {"copy_files": names, "vector_type": kind, "ef_search": EF_SEARCH, **leaves}
 
 
-def _leaves(source: Source) -> dict[str, int]:
+def index_leaves(source: Source) -> dict[str, int]:
     """Returns leaves, leaves_to_search and reorder: of the index if it has them, else by rule."""
     settings = defaults.fill_in(source.config.index, source.count)
     names = ("leaves", "leaves_to_search", "reorder")
@@ -181,52 +183,86 @@ def _copy(connection: Any, out: Path, facts: dict[str, Any], table: str) -> None
 class _Table(Connection):
     """The table, searched as an application would."""
 
-    def __init__(self, _: Path, facts: dict[str, Any], options: Options) -> None:
-        self._connection, self._table = _opened(options), options.table
-        self._kind, self._set = facts["vector_type"], {}
+    def __init__(self, folder: Path, facts: dict[str, Any], options: Options) -> None:
+        super().__init__(folder, "")
+        self._table, self._kind = options.table, facts["vector_type"]
+        self._set: dict[str, int] = {}
+        self._connection = _opened(options)
+        try:
+            names = self._indexes(facts["count"])
+        except InputError:
+            self.close()
+            raise
+        leaves = (facts["leaves_to_search"], facts["leaves"])
         known = {
             "hnsw": {"hnsw.ef_search": (facts["ef_search"], EF_SEARCH_AT_MOST)},
-            "ivfflat": {"ivfflat.probes": (facts["leaves_to_search"], facts["leaves"])},
+            "ivfflat": {"ivfflat.probes": leaves},
             "scann": {
-                "scann.num_leaves_to_search": (facts["leaves_to_search"], facts["leaves"]),
+                "scann.num_leaves_to_search": leaves,
                 "scann.pre_reordering_num_neighbors": (facts["reorder"], facts["count"]),
             },
         }
+        for name in names:
+            for knob, (value, most) in known[name].items():
+                self.knobs[knob], self.limits[knob] = value, most
+        with_index = f"indexes: {', '.join(names)}" if names else "no index, so search is exact"
+        number = self._connection.info.server_version
+        self.about = f"PostgreSQL {number // 10000}.{number % 10000}, {with_index}"
+
+    def _indexes(self, count: int) -> list[str]:
+        """Returns the kinds of indexes over the vectors, and checks that all rows are there."""
+        rows = self._ask(
+            "SELECT am.amname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " JOIN pg_am am ON am.oid = c.relam WHERE i.indrelid = %s::regclass"
+            " AND am.amname IN ('hnsw', 'ivfflat', 'scann') ORDER BY 1",
+            [self._table],
+        )
+        [(there,)] = self._ask(f"SELECT count(*) FROM {self._table}")
+        if there != count:
+            raise InputError(
+                f"table {self._table} holds {there:,} passages, the export {count:,}; load it"
+                " whole, or export the corpus as it is now"
+            )
+        names = [name for (name,) in rows]
+        if "scann" in names:  # its settings hold in a session that has loaded it
+            self._connection.execute("LOAD 'alloydb_scann'")
+        return names
+
+    def _ask(self, statement: str, values: list[Any] | None = None) -> list[tuple[Any, ...]]:
         try:
-            indexes = self._connection.execute(
-                "SELECT am.amname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-                " JOIN pg_am am ON am.oid = c.relam WHERE i.indrelid = %s::regclass"
-                " AND am.amname = ANY(%s) ORDER BY 1",
-                [self._table, [*known]],
-            ).fetchall()
-            count = self._connection.execute(f"SELECT count(*) FROM {self._table}").fetchone()[0]
+            return self._connection.execute(statement, values).fetchall()
         except _psycopg().Error as error:
             raise InputError(
                 f"table {self._table} cannot be read: {_line(error)}; load the export first"
             ) from None
-        if count != facts["count"]:
-            raise InputError(
-                f"table {self._table} holds {count:,} passages, the export {facts['count']:,}; load"
-                " it whole, or export the corpus as it is now"
-            )
-        super().__init__("")
-        names = [name for (name,) in indexes]
-        for name in names:
-            for knob, (value, most) in known[name].items():
-                self.knobs[knob], self.limits[knob] = value, most
-        if "scann" in names:
-            self._connection.execute("LOAD 'alloydb_scann'")
-        with_index = f"indexes: {', '.join(names)}" if names else "no index, so search is exact"
-        self.about = f"PostgreSQL {self._server()}, {with_index}; a search takes {self._plan()}"
 
     def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
         self._apply()
         found = []
         for query_D in queries_QD:
             vector = _vector(query_D)
-            rows = self._connection.execute(self._select("id"), [vector, vector, k]).fetchall()
+            rows = self._ask(self._select("id"), [vector, vector, k])
             found.append([Hit(id_, score) for id_, score in rows])
         return found
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._connection.close()
+
+    def plan(self) -> str:
+        """Returns what the planner takes: an index by name, or a scan of all rows."""
+        self._apply()
+        [(vector,)] = self._ask(f"SELECT embedding FROM {self._table} LIMIT 1")
+        explain = "EXPLAIN (FORMAT JSON) " + self._select("id")
+        plan = self._ask(explain, [vector, vector, RECALL_AT])[0][0][0]["Plan"]
+        while "Index Name" not in plan and plan.get("Plans"):
+            plan = plan["Plans"][0]
+        return f"by {plan.get('Index Name', 'a scan of all rows, which is exact')}"
+
+    def passages(self, ids: list[str]) -> dict[str, Passage]:
+        """Returns passages by id, from the table."""
+        statement = f"SELECT id, title, text FROM {self._table} WHERE id = ANY(%s)"
+        return {row[0]: Passage(*row) for row in self._ask(statement, [ids])}
 
     def _select(self, columns: str) -> str:
         """Returns the statement of a search; `<#>` is the inner product with a minus."""
@@ -236,22 +272,8 @@ class _Table(Connection):
     def _apply(self) -> None:
         for name, value in self.knobs.items():
             if self._set.get(name) != value:
-                self._connection.execute("SELECT set_config(%s, %s, false)", [name, str(value)])
+                self._ask("SELECT set_config(%s, %s, false)", [name, str(value)])
                 self._set[name] = value
-
-    def _server(self) -> str:
-        number = self._connection.info.server_version
-        return f"{number // 10000}.{number % 10000}"
-
-    def _plan(self) -> str:
-        """Returns what the planner takes for a search: an index by name, or a scan of all rows."""
-        self._apply()
-        row = self._connection.execute(f"SELECT embedding FROM {self._table} LIMIT 1").fetchone()
-        explain = "EXPLAIN (FORMAT JSON) " + self._select("id")
-        plan = self._connection.execute(explain, [row[0], row[0], 100]).fetchone()[0][0]["Plan"]
-        while "Index Name" not in plan and plan.get("Plans"):
-            plan = plan["Plans"][0]
-        return plan.get("Index Name", "a scan of all rows")
 
 
 def _vector(emb_D: np.ndarray) -> str:

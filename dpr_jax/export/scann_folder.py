@@ -136,7 +136,7 @@ class _Folder(Connection):
     """The folder, searched by its own loader."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
-        super().__init__("ScaNN, by the loader of the folder")
+        super().__init__(folder, "ScaNN, by the loader of the folder")
         _require()
         self._loader = _loader(folder)
         shards = json.loads((folder / FACTS).read_text(encoding="utf-8"))
