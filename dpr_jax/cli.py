@@ -1,4 +1,4 @@
-"""`dpr`: parses the command line and calls a stage, the pipeline, or one of the small commands."""
+"""`dpr`: parses the command line, and turns errors into one line and an exit status."""
 
 import contextlib
 import difflib
@@ -7,14 +7,15 @@ import os
 import re
 import sys
 import traceback
-from typing import Annotated, NamedTuple, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, console, host, recipes
+from dpr_jax import artifacts, config_file, console, dispatch, host, recipes
 from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
+from dpr_jax.dispatch import Call
 from dpr_jax.errors import (
     RUN_AGAIN,
     Busy,
@@ -24,28 +25,10 @@ from dpr_jax.errors import (
     exit_status,
     is_refused_writing,
 )
-from dpr_jax.workdir import WorkDir, open_workdir
+from dpr_jax.workdir import open_workdir
 
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 INTERRUPTED = 130
-
-
-class Call(NamedTuple):
-    """A parsed command line.
-
-    Attributes:
-      command: of one word or two.
-      operands: in order.
-      flags: those that are no settings.
-      config: the settings; stored < CONFIG.py < flags.
-      workdir: None for commands without one.
-    """
-
-    command: str
-    operands: list[str]
-    flags: dict[str, str]
-    config: Config
-    workdir: WorkDir | None
 
 
 def main() -> None:
@@ -128,71 +111,7 @@ def run(args: list[str]) -> None:
 
         machine.set_environment()
     console.quiet_libraries()
-    call = parse(command, rest)
-    if command == "split":
-        from dpr_jax.data import beam_split
-
-        beam_split.run(call.config, call.flags["out"], beam_options)
-        return
-    if command == "plan":
-        from dpr_jax.planning import plan
-
-        counts = {name: _number(call.flags, name, of) for name, of in plan.COUNTS.items()}
-        plan.run(call.config, call.flags["topology"], **counts, out=call.flags.get("json"))
-        return
-    _dispatch(call)
-
-
-def _dispatch(call: Call) -> None:
-    """Runs the command. Stages import JAX, which reads the environment: not before here."""
-    command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
-    if command == "ask":  # before what training and evaluation import, which takes seconds
-        from dpr_jax.retrieval import ask
-
-        ask.run(
-            workdir,
-            call.operands[0],
-            name=flags.get("retriever"),
-            k=_number(flags, "k", 5),
-            as_json="json" in flags,
-        )
-        return
-    from dpr_jax import parallel, pipeline
-
-    parallel.initialize()
-    console.set_quiet(not parallel.is_main())
-    if command in ("gc", "retriever list", "retriever remove"):
-        from dpr_jax import housekeeping
-
-        if command == "gc":
-            housekeeping.collect_garbage(workdir, yes="yes" in flags)
-        elif command == "retriever list":
-            housekeeping.show_retrievers(workdir)
-        else:
-            housekeeping.remove_retriever(workdir, *call.operands, yes="yes" in flags)
-        return
-    if command == "compare":
-        from dpr_jax.evaluation import compare
-
-        compare.run(config, workdir, *call.operands)
-        return
-    if command == "pipeline":
-        first, last = (flags.get(name) for name in ("from", "until"))
-        for name, stage in (("from", first), ("until", last)):
-            if stage not in (None, *pipeline.ORDER):
-                raise InputError(f"--{name} {stage} is no stage; they are {pipeline.ORDER}")
-        order = pipeline.ORDER
-        pipeline.run(config, workdir, first=first or order[0], last=last or order[-1])
-    elif command in ("index add", "index remove"):
-        change = pipeline.add if command == "index add" else pipeline.remove
-        change(config, workdir, *call.operands)
-    elif "retriever" not in COMMANDS[command].flags:
-        pipeline.run_stage(command, config, workdir, None)
-    else:
-        retriever = workdir.retriever(flags.get("retriever", recipes.MAIN))
-        like = workdir.retriever(flags["like"]) if "like" in flags else None
-        source = flags.get("from")
-        pipeline.run_stage(command, config, workdir, retriever, source=source, like=like)
+    dispatch.run(parse(command, rest)._replace(options=beam_options))
 
 
 def parse(command: str, args: list[str]) -> Call:
@@ -208,8 +127,8 @@ def parse(command: str, args: list[str]) -> Call:
     _check_names(args, command)
     workdir = None
     if "workdir" in COMMANDS[command].flags:
-        writes = command not in ("ask", "compare", "gc", "retriever list", "retriever remove")
-        workdir = open_workdir(flags["workdir"], new=writes)
+        reads = ("ask", "compare", "export", "gc", "retriever list", "retriever remove")
+        workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
     elif workdir is None:
@@ -232,7 +151,7 @@ def parse(command: str, args: list[str]) -> Call:
         raise InputError(_one_line(said.getvalue())) from None
     config = recipes.absolute(config)
     validate(config)
-    return Call(command, operands, flags, config, workdir)
+    return Call(command, operands, flags, config, workdir, options=[])
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
@@ -279,13 +198,6 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         if name in names and name not in found:
             raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
     return found, left
-
-
-def _number(flags: dict[str, str], name: str, default: int) -> int:
-    value = flags.get(name, str(default))
-    if not value.isdigit() or int(value) < 1:
-        raise InputError(f"--{name} is {value}; it must be a number, 1 or more")
-    return int(value)
 
 
 def _config_file(args: list[str]) -> tuple[str | None, list[str]]:
