@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpr_jax.data import formats
 from dpr_jax.data.answers import has_answer
+from dpr_jax.data.readers import formats
 from dpr_jax.index import bm25
 from dpr_jax.workdir import open_workdir
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpr_jax.data import formats
 from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers import formats
 
 SEED = 13
 REPLACED = 0.5

@@ -23,7 +23,7 @@ from dpr_jax.config import (
     RetrieveConfig,
 )
 from dpr_jax.data import changes
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question, open_corpus
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import judged

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpr_jax.data import formats, recognise, rows
+from dpr_jax.data.readers import detect, formats, rows
 from dpr_jax.errors import InputError
 
 NQ_SMALL = Path(__file__).parent / "fixtures" / "nq_small"
@@ -242,7 +242,7 @@ def test_a_header_is_no_question(tmp_path: Path, head: str, name: str) -> None:
     content = f"{head}\n10\tWhich volcano?\n"
     if name == "q.csv":
         content = content.replace("\t", ",")
-    (one,) = recognise.questions(write(tmp_path / name, content)).read(None)
+    (one,) = detect.questions(write(tmp_path / name, content)).read(None)
     assert (one.id, one.question) == ("10", "Which volcano?")
 
 
@@ -333,7 +333,7 @@ def test_files_put_one_after_the_other_bring_their_byte_order_marks(
     path = write(tmp_path / "q.tsv", "\ufeff\ufeffa\twho\n\ufeffb\twhat\n")
     assert [row.id for row in formats.read_question_ids(path)] == ["a", "b"]
     path = write(tmp_path / "p.tsv", "\ufeff\ufeffid\ttext\ttitle\n1\ta\tb\n")
-    ((_, passage),) = recognise.passages(path).read(None)
+    ((_, passage),) = detect.passages(path).read(None)
     assert tuple(passage) == ("1", "b", "a")
 
 

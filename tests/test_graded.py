@@ -9,7 +9,8 @@ import pytest
 from layouts import lines, write_text
 
 from dpr_jax import cli
-from dpr_jax.data import formats, store
+from dpr_jax.data import store
+from dpr_jax.data.readers import formats
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir
 

@@ -18,8 +18,9 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import formats, passage_rows, prepare, store
+from dpr_jax.data import passage_rows, prepare, store
 from dpr_jax.data.raw import Passage, RawQuestion
+from dpr_jax.data.readers import formats
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir
 

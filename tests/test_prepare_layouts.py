@@ -14,7 +14,8 @@ from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 
 from dpr_jax import console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import from_tfds, prepare, raw, store
+from dpr_jax.data import prepare, raw, store
+from dpr_jax.data.readers import from_tfds
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir

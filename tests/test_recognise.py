@@ -21,14 +21,15 @@ from layouts import (
     write_text,
 )
 
-from dpr_jax.data import formats, raw, recognise
+from dpr_jax.data import raw
+from dpr_jax.data.readers import detect, formats
 from dpr_jax.errors import InputError
 
 PLAIN = CURLY.replace("’", "'")
 
 
 def questions(path: Path) -> list[raw.RawQuestion]:
-    return list(recognise.questions(path).read(None))
+    return list(detect.questions(path).read(None))
 
 
 def texts(row: raw.RawQuestion, ids: tuple[str, ...]) -> list[str]:
@@ -41,7 +42,7 @@ def texts(row: raw.RawQuestion, ids: tuple[str, ...]) -> list[str]:
 def test_question_files_are_recognised(tmp_path: Path, name: str) -> None:
     file, content, layout = QUESTIONS[name]
     path = write_text(tmp_path, file, content)
-    source = recognise.questions(path)
+    source = detect.questions(path)
     rows = list(source.read(None))
     assert source.layout == layout and source.files == (path,)
     assert PLAIN in [row.question for row in rows]
@@ -54,7 +55,7 @@ def test_question_files_are_recognised(tmp_path: Path, name: str) -> None:
 def test_corpora_are_recognised(tmp_path: Path, name: str) -> None:
     file, content, layout = PASSAGES[name]
     path = write_text(tmp_path, file, content)
-    source = recognise.passages(path)
+    source = detect.passages(path)
     found = [passage for _, passage in source.read(None)]
     assert source.layout == layout
     assert [one.text for one in found][1:] == [OTHER]
@@ -92,7 +93,7 @@ def test_squad(tmp_path: Path) -> None:
     (gold,) = first.passages
     assert (gold.title, gold.text) == ("Grand Hotel", GOLD)
     assert second.unusable == "marked impossible"
-    corpus = [passage for _, passage in recognise.passages(path).read(None)]
+    corpus = [passage for _, passage in detect.passages(path).read(None)]
     assert corpus[0] == gold and corpus[1].text == OTHER
 
 
@@ -152,7 +153,7 @@ def test_pairs_labelled_0_are_no_positives(tmp_path: Path, name: str) -> None:
 def test_passages_of_ms_marco_v2_are_known_by_pid(tmp_path: Path) -> None:
     rows = [{"pid": f"p{row}", "passage": "text", "docid": "d0"} for row in range(2)]
     path = write_text(tmp_path, "p.jsonl", lines(*rows))
-    assert [one.id for _, one in recognise.passages(path).read(None)] == ["p0", "p1"]
+    assert [one.id for _, one in detect.passages(path).read(None)] == ["p0", "p1"]
 
 
 def test_topics(tmp_path: Path) -> None:
@@ -168,10 +169,10 @@ def test_topics(tmp_path: Path) -> None:
 
 def test_texts_that_look_like_another_layout(tmp_path: Path) -> None:
     row = {"anchor": "what is <top>", "positive": "a list", "negative": "<topic 1>"}
-    source = recognise.questions(write_text(tmp_path, "t.jsonl", lines(row)))
+    source = detect.questions(write_text(tmp_path, "t.jsonl", lines(row)))
     assert source.layout == "(anchor, positive, negative ...) JSONL"
     path = write_text(tmp_path, "q.tsv", "1\twhat does a query question\n")
-    assert recognise.questions(path).layout == "questions, id and text"
+    assert detect.questions(path).layout == "questions, id and text"
 
 
 def test_passages_without_id_are_known_by_their_content() -> None:
@@ -209,9 +210,9 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
     path = write_text(tmp_path, "p.jsonl", '{"question": "who"}\n')
     with pytest.raises(InputError, match="needs a text under"):
-        recognise.passages(path)
+        detect.passages(path)
     with pytest.raises(InputError, match="does not exist"):
-        recognise.questions(tmp_path / "none.parquet")
+        detect.questions(tmp_path / "none.parquet")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def _read(path: Path, what: str) -> Iterator[Any]:
     if what == "qrels":
         yield formats.read_qrels(path).positives
         return
-    yield from getattr(recognise, what)(path).read(None)
+    yield from getattr(detect, what)(path).read(None)
 
 
 SEEDS = {
@@ -350,5 +351,5 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
     (row,) = questions(path)
     assert texts(row, row.positives) == [long.strip()]
     path = write_text(tmp_path, "p.tsv", f"1\t{long}\n2\tshort\n")
-    found = [passage for _, passage in recognise.passages(path).read(None)]
+    found = [passage for _, passage in detect.passages(path).read(None)]
     assert [len(one.text) for one in found] == [len(long), 5]

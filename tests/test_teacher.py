@@ -10,7 +10,8 @@ import pytest
 from layouts import DPR, TEVATRON, lines, write_parquet, write_text
 
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import prepare, recognise, store
+from dpr_jax.data import prepare, store
+from dpr_jax.data.readers import detect
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import open_workdir
 
@@ -21,7 +22,7 @@ SCORED = {"pos_scores": [3.0], "neg_scores": [1.0, 7.0, -2.5]}
 
 def read(path: Path) -> dict[str, float]:
     """The scores of the first row, by text of the passage (its id where it has none of its own)."""
-    row = next(iter(recognise.questions(path).read(None)))
+    row = next(iter(detect.questions(path).read(None)))
     texts = {one.id: one.id if one.id.startswith("P") else one.text for one in row.passages}
     return {texts[id_]: score for id_, score in row.teacher_scores}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax import artifacts
-from dpr_jax.data import raw, recognise, rows, tables
+from dpr_jax.data import raw
+from dpr_jax.data.readers import detect, rows, tables
 from dpr_jax.data.store import Question, open_questions, splits
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -55,8 +56,8 @@ def _of_file(path: Path) -> Asked:
     with rows.readable(str(path)):
         is_folder = path.is_dir()
     if is_folder:
-        path = recognise.beir(path, "test")["test"]
-    source = recognise.questions(path)
+        path = detect.beir(path, "test")["test"]
+    source = detect.questions(path)
     sha256 = artifacts.checksum(path)
 
     def read() -> Iterator[Question]:

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import cut, documents, named
+from dpr_jax.data import cut, named
 from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers import documents
 from dpr_jax.errors import InputError
 
 try:

@@ -16,9 +16,10 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.console import progress, say
-from dpr_jax.data import named, prepare, raw, rows, store
+from dpr_jax.data import named, prepare, raw, store
 from dpr_jax.data.passage_rows import HashTable
-from dpr_jax.data.recognise import Source
+from dpr_jax.data.readers import rows
+from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir

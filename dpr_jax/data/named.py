@@ -9,11 +9,12 @@ from pathlib import Path
 
 from dpr_jax.config import DataConfig
 from dpr_jax.console import say
-from dpr_jax.data import cut, documents, from_tfds, recognise, rows
+from dpr_jax.data import cut
 from dpr_jax.data.cut import Cut
 from dpr_jax.data.raw import Passage
-from dpr_jax.data.recognise import Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import detect, documents, from_tfds, rows
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 
@@ -63,7 +64,7 @@ def with_cut(data: DataConfig) -> DataConfig:
     if data.split_words or data.split_tokens or not is_folder:
         return data
     beir = ("corpus.jsonl*", "queries.jsonl*", "qrels")
-    if recognise.is_split(folder) or any(any(folder.glob(name)) for name in beir):
+    if detect.is_split(folder) or any(any(folder.glob(name)) for name in beir):
         return data
     say(
         f"prepare: {folder} is taken for a folder of documents, cut into passages of"
@@ -100,11 +101,11 @@ def recognised(
         if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
         with rows.readable(name):
-            if key == "passages" and recognise.is_split(Path(name)):
-                sources[key] = recognise.split_passages(Path(name))
+            if key == "passages" and detect.is_split(Path(name)):
+                sources[key] = detect.split_passages(Path(name))
             elif Path(name).is_dir():
                 role = split_of(key)
-                found = recognise.beir(Path(name), role)
+                found = detect.beir(Path(name), role)
                 files |= {what.replace(role, key, 1): found[what] for what in found}
             else:
                 files[key] = _existing(split_of(key), name)
@@ -114,9 +115,9 @@ def recognised(
     if how:
         sources["passages"] = _documents(data.passages, how, count)
     elif "passages" in files:
-        sources["passages"] = recognise.passages(files["passages"])
+        sources["passages"] = detect.passages(files["passages"])
     for key, name in asked.items():
-        known = recognise.questions if key in files else from_tfds.questions
+        known = detect.questions if key in files else from_tfds.questions
         sources[key] = known(files.get(key, name))
     if not sources:
         raise InputError("data.passages is not set; it must name the corpus")
@@ -167,7 +168,7 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
             f"data.passages is {name!r}, which does not exist; with data.split_words or"
             " data.split_tokens it must be a file or folder of documents"
         )
-    if recognise.is_split(Path(name)):
+    if detect.is_split(Path(name)):
         raise InputError(
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"

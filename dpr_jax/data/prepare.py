@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config
-from dpr_jax.data import formats, named, raw, store
-from dpr_jax.data.formats import Qrels
+from dpr_jax.data import named, raw, store
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
 from dpr_jax.data.raw import Passage, RawQuestion, comparable
-from dpr_jax.data.recognise import Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import formats
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.formats import Qrels
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir

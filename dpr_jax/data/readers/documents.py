@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from dpr_jax.data import recognise, rows, tables
 from dpr_jax.data.raw import Passage, one_word
-from dpr_jax.data.recognise import Reader, Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import detect, rows, tables
+from dpr_jax.data.readers.detect import Reader, Source
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
@@ -97,7 +97,7 @@ def recognised_file(file: Path, name: str) -> tuple[str, Reader]:
         return "WikiExtractor documents", read_wiki
     if tables.ending(file) in PLAIN_ENDINGS:
         return "plain text documents", functools.partial(read_plain, id_=name)
-    source = recognise.passages(file)
+    source = detect.passages(file)
     return source.layout, lambda _, on_read: source.read(on_read)
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpr_jax.data import raw, rows, tables, teacher
-from dpr_jax.data.formats import QUESTION_ID_KEYS, QUESTION_KEYS, question_id
+from dpr_jax.data import raw
 from dpr_jax.data.raw import (
     Passage,
     RawQuestion,
@@ -21,7 +20,9 @@ from dpr_jax.data.raw import (
     question_text,
     short,
 )
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import rows, tables, teacher
+from dpr_jax.data.readers.formats import QUESTION_ID_KEYS, QUESTION_KEYS, question_id
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 POSITIVE_KEYS = ("positive", "pos", "answer", "passage")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpr_jax import artifacts
-from dpr_jax.data import carried, corpora, formats, rows, tables
 from dpr_jax.data.raw import ID_KEYS, TEXT_KEYS, Passage, short
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import carried, corpora, formats, rows, tables
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 SPLIT_SHARDS = "passages-*-of-*.jsonl"

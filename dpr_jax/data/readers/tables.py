@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpr_jax.data import rows
 from dpr_jax.data.raw import short
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import rows
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]

@@ -5,9 +5,10 @@ MARCO's collection.
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpr_jax.data import raw, rows, tables
+from dpr_jax.data import raw
 from dpr_jax.data.raw import Passage, one_word
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import rows, tables
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_jax.data import raw, rows, tables, teacher
+from dpr_jax.data import raw
 from dpr_jax.data.raw import (
     Passage,
     RawQuestion,
@@ -23,7 +23,8 @@ from dpr_jax.data.raw import (
     question_text,
     short,
 )
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import rows, tables, teacher
+from dpr_jax.data.readers.rows import OnRead
 from dpr_jax.errors import InputError
 
 QUESTION_KEYS = ("question", "query", "anchor")
