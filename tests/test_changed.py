@@ -337,7 +337,7 @@ def test_what_cannot_be_added(
 ) -> None:
     with pytest.raises(InputError, match=message):
         update.add(CONFIG, workdir, write_tsv(tmp_path / "new.tsv", rows))
-    assert not list(workdir.changes.iterdir())
+    assert not list(workdir.changes.glob("*"))
 
 
 def test_what_cannot_be_removed(workdir: WorkDir, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from layouts import (
 )
 
 from dpr_jax.data import raw
-from dpr_jax.data.readers import detect, formats
+from dpr_jax.data.readers import detect, judgements
 from dpr_jax.errors import InputError
 
 PLAIN = CURLY.replace("’", "'")
@@ -135,21 +135,6 @@ def test_answers_that_are_no_list(tmp_path: Path, value: Any, wanted: tuple[str,
         assert one.answers == wanted
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
-def test_pairs_labelled_0_are_no_positives(tmp_path: Path, name: str) -> None:
-    rows = [
-        {"query": "who", "passage": "him", "label": 1},
-        {"query": "who", "passage": "her", "label": 0},
-    ]
-    table = "query,passage,label\n" + "".join(
-        ",".join(map(str, one.values())) + "\n" for one in rows
-    )
-    first, second = questions(write_text(tmp_path, name, table if ".csv" in name else lines(*rows)))
-    assert (texts(first, first.positives), first.unusable) == (["him"], "")
-    assert (second.positives, second.unusable) == ((), "labelled 0")
-    assert texts(second, second.hard_negatives) == ["her"]
-
-
 def test_passages_of_ms_marco_v2_are_known_by_pid(tmp_path: Path) -> None:
     rows = [{"pid": f"p{row}", "passage": "text", "docid": "d0"} for row in range(2)]
     path = write_text(tmp_path, "p.jsonl", lines(*rows))
@@ -184,10 +169,10 @@ def test_passages_without_id_are_known_by_their_content() -> None:
 
 def test_qrels_of_beir_and_of_triples(tmp_path: Path) -> None:
     beir = "query-id\tcorpus-id\tscore\nq1\tP1\t1\nq1\tP2\t0\n"
-    qrels = formats.read_qrels(write_text(tmp_path, "test.tsv", beir))
+    qrels = judgements.read_qrels(write_text(tmp_path, "test.tsv", beir))
     assert qrels.positives == {"q1": {"P1": (1, 2)}} and not qrels.negatives
     triples = "1\t7\t18\n1\t7\t9\n2\t5\t7\n"
-    qrels = formats.read_qrels(write_text(tmp_path, "triples.tsv", triples))
+    qrels = judgements.read_qrels(write_text(tmp_path, "triples.tsv", triples))
     assert qrels.positives == {"1": {"7": (1, 1)}, "2": {"5": (1, 3)}}
     assert qrels.negatives == {"1": ["18", "9"], "2": ["7"]}
 
@@ -232,7 +217,8 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         ("t.jsonl", '{"_id": true, "text": "a"}', ":1", "one word"),
         ("t.jsonl", '{"_id": "a\\u0000", "text": "a"}', ":1", "one word"),
         ("t.tsv", "a\tb\tc\nd\te\n", ":2", "2 columns"),
-        ("t.jsonl", '{"query_id": "a b", "query": "c", "text": 1}', ":1", "one word"),
+        ("t.jsonl", '{"query_id": "a b", "query": "c", "text": "d"}', ":1", "one word"),
+        ("t.jsonl", '{"query_id": "a", "query": "c", "text": 1}', ":1", "must be a text"),
         (
             "t.jsonl",
             lines({"query_id": 1, "query": "x", "positive_passages": [{"docid": "a"}]}),
@@ -313,7 +299,7 @@ DAMAGES: list[Damage] = [
 
 def _read(path: Path, what: str) -> Iterator[Any]:
     if what == "qrels":
-        yield formats.read_qrels(path).positives
+        yield judgements.read_qrels(path).positives
         return
     yield from getattr(detect, what)(path).read(None)
 

@@ -51,7 +51,6 @@ def read_row(folder: Path, row: dict[str, Any]) -> dict[str, float]:
         ),
         # one passage alone teaches nothing; such labels mean something else
         ({"anchor": "who", "positive": "him", "label": 1}, {}),
-        ({"anchor": "who", "positive": "him", "label": "entailment"}, {}),
         (LISTS | {"pos_scores": None, "neg_scores": []}, {}),
         (TEVATRON, {}),
     ],
@@ -82,6 +81,7 @@ def test_scores_of_tables(tmp_path: Path) -> None:
         (LISTS | {"neg_scores": [1]}, r":1: neg_scores has 1 numbers for 3 passages"),
         (TRIPLET | {"label": [1, 2, 3]}, r":1: label has 3 numbers for 2 passages"),
         (TRIPLET | {"negative_2": "them", "score": 1}, "score has 1 numbers for 3"),
+        ({"anchor": "who", "positive": "him", "label": "entailment"}, "label must be a number, or"),
         (TRIPLET | {"label": "entailment"}, "label must be a teacher's score.*found"),
         (LISTS | {"pos_scores": [True]}, "pos_scores must be a teacher's score"),
         (LISTS | {"pos_scores": [float("nan")]}, "finite number"),

@@ -1,41 +1,24 @@
-"""Readers of files that name passages by id, one row at a time: DPR's downloads, and what TREC,
-BEIR and MS MARCO have for questions.
+"""Readers of layouts whose columns have no names of their own: DPR's passages and questions with
+answers, ids with questions, TREC topics.
 
-Every reader says where a bad row is (file and line) and what the rule is. Texts are UTF-8, with or
-without a byte order mark; lines end in LF or CRLF.
+Every reader says where a bad row is (file and line) and what the rule is.
 """
 
-import ast
 import html
-import itertools
 import re
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dpr_jax.data import raw
-from dpr_jax.data.raw import (
-    Passage,
-    RawQuestion,
-    answer_texts,
-    one_word,
-    question_text,
-    short,
-)
-from dpr_jax.data.readers import rows, tables, teacher
-from dpr_jax.data.readers.rows import OnRead
+from dpr_jax.data.raw import Passage, RawQuestion, answer_texts, one_word, question_text, short
+from dpr_jax.data.readers import columns, rows, tables
+from dpr_jax.data.readers.objects import listed
+from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.errors import InputError
 
-QUESTION_KEYS = ("question", "query", "anchor")
-QUESTION_TEXT_KEYS = (*QUESTION_KEYS, "text", "query_text", "title")  # of rows that only ask
-CONTEXT_KEYS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
-QUESTION_ID_KEYS = ("query_id", "qid", "question_id", "_id", "id")
-QRELS_HEADS = ("query-id", "query_id", "qid", "query", "topic")
-LINES_TO_TELL_BY = 1000
+QUESTION_ID_KEYS = tuple(name for tier in columns.QUESTION_TIERS["id"] for name in tier)
 
-_WHOLE = re.compile(r"(-?\d{1,9})(?:\.0*)?", re.ASCII)
-_SMALL = re.compile(r"-?(?:\d|10)(?:\.\d*)?", re.ASCII)  # a grade, no passage's id
 _TOPIC = re.compile(r"<top(ic\b[^>]*)?>", re.IGNORECASE)
 _TOPIC_END = re.compile(r"</top(ic)?>", re.IGNORECASE)
 _TOPIC_NUMBER = re.compile(
@@ -45,38 +28,18 @@ _TOPIC_NUMBER = re.compile(
 _TOPIC_FIELD = re.compile(r"<(title|query|question)>([^<]*)", re.IGNORECASE)
 
 
-class Judgement(NamedTuple):
-    """The grade of a passage for a question, and the line of the file that gives it."""
-
-    grade: int
-    line: int
-
-
-class Qrels(NamedTuple):
-    """Relevance judgements of one file.
-
-    Attributes:
-      path: the file.
-      positives: question id -> passage id -> its judgement, where the grade is 1 or more.
-      negatives: question id -> ids of irrelevant passages, where the file is one of triples.
-      contradictions: file, line and content of each judgement that differs from an earlier one.
-    """
-
-    path: Path
-    positives: dict[str, dict[str, Judgement]]
-    negatives: dict[str, list[str]]
-    contradictions: list[str]
-
-    def where(self, question_id: str, passage_id: str) -> str:
-        """Returns file:line of a positive."""
-        return f"{self.path}:{self.positives[question_id][passage_id].line}"
-
-
-# --- passages and questions
-
-
-def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
+def read_passages(
+    path: Path,
+    on_read: OnRead | None = None,
+    *,
+    literal: Callable[[str], None] = lambda where: None,
+) -> Iterator[tuple[str, Passage]]:
     """Reads a corpus: TSV with the header `id, text, title`, quoted as CSV where a field needs it.
+
+    Args:
+      path: the file.
+      on_read: told the bytes read.
+      literal: told of each row whose quotes are letters.
 
     Yields:
       File and line where the row begins, and the passage. Its text is without outer quotes, as in
@@ -105,6 +68,8 @@ def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[s
                 " by tabs"
             )
         where = f"{path}:{line}"
+        if as_it_stands:
+            literal(where)
         id_, text, title = row
         yield (
             where,
@@ -117,34 +82,23 @@ def read_passages(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[s
         raise InputError(f"{path}: no passage after the header; the corpus is empty")
 
 
-def read_dpr_json(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """Reads DPR's training files: objects {question, answers, positive_ctxs, hard_negative_ctxs,
-    negative_ctxs}, a JSON list or one per line.
-
-    The passages of a row are known by id (`passage_id` or `psg_id`), or by their content where they
-    have none. The id of a question is its own (`query_id`, `id`, ...), else its 0-based row.
-    `pos_scores` and `neg_scores` are a teacher's, of positive_ctxs and hard_negative_ctxs.
+def read_collection(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
+    """MS MARCO's `id TAB text`, without header and without quoting.
 
     Raises:
-      InputError: truncated or broken JSON, a row without question, a passage with neither id nor
-        text, or a value of the wrong type.
+      InputError: a line without two columns, an id that is not one word, or a file that cannot be
+        read.
     """
-    for number, (where, row) in enumerate(tables.read(path, on_read)):
-        carried: list[Passage] = []
-        positives, hard_negatives, negatives = (
-            _context_ids(row, key, where, carried) for key in CONTEXT_KEYS
-        )
-        yield RawQuestion(
-            id=question_id(row, number, where),
-            question=question_text(raw.first_of(row, QUESTION_KEYS), where),
-            answers=_answers(row, where),
-            positives=positives,
-            hard_negatives=hard_negatives,
-            negatives=negatives,
-            where=where,
-            passages=tuple(carried),
-            teacher_scores=teacher.beside_passages(row, positives, hard_negatives, where),
-        )
+    for line, text in rows.lines(path, on_read):
+        where = f"{path}:{line}"
+        columns = text.rstrip("\r\n").split("\t")
+        if columns == [""]:
+            continue
+        if len(columns) != 2:
+            raise InputError(
+                f"{where}: {len(columns)} columns; a line is a passage id, a tab, and its text"
+            )
+        yield where, Passage(one_word(columns[0], "passage id", where), "", columns[1])
 
 
 def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
@@ -165,7 +119,7 @@ def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator
         yield RawQuestion(
             id=str(number),
             question=question_text(row[0], where),
-            answers=answer_texts(_listed(row[1], where), where),
+            answers=answer_texts(listed(row[1], "answers", where), where),
             positives=(),
             hard_negatives=(),
             negatives=(),
@@ -188,19 +142,6 @@ def read_question_ids(path: Path, on_read: OnRead | None = None) -> Iterator[Raw
         if not tab or "\t" in question:
             raise InputError(f"{where}: a line is a question id, a tab, and a question")
         yield _asked(one_word(id_, "question id", where), question, where)
-
-
-def read_question_objects(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """Objects that are questions alone: BEIR's queries.jsonl {_id, text}, Tevatron's {query_id,
-    query}, {id, question}.
-
-    Raises:
-      InputError: the file cannot be read, an id is missing or not one word, or a question is
-        missing.
-    """
-    for where, row in tables.read(path, on_read):
-        id_ = one_word(raw.first_of(row, QUESTION_ID_KEYS), "question id", where)
-        yield _asked(id_, raw.first_of(row, QUESTION_TEXT_KEYS), where)
 
 
 def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
@@ -227,98 +168,6 @@ def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuesti
         raise InputError(f"{path}: no topic; each stands between <top> and </top>")
 
 
-# --- judgements
-
-
-def read_qrels(path: Path) -> Qrels:
-    """Reads judgements: TREC's `question-id 0 passage-id grade`, BEIR's `question-id passage-id
-    grade`, or MS MARCO's triples of ids, `question-id positive negative`.
-
-    A header is passed over. Without one, three columns are judgements where the third holds small
-    whole numbers alone, else triples. Grades are whole numbers, as in trec_eval (1.0 is 1); 1 or
-    more makes the passage gold. Of two judgements of one passage the first counts.
-
-    Raises:
-      InputError: a line without three or four columns or unlike the lines before it, a grade that
-        is no whole number, or no judgement at all.
-    """
-    layout = _qrels_layout(path)
-    qrels = Qrels(path, {}, {}, [])
-    judged: dict[str, dict[str, Judgement]] = {}
-    for line, columns in _qrels_rows(path):
-        question_id, passage_id, grade = _judgement(columns, layout, f"{path}:{line}")
-        found = judged.setdefault(question_id, {})
-        first = found.setdefault(passage_id, Judgement(grade, line))
-        if first.grade != grade:
-            qrels.contradictions.append(
-                f"{path}:{line}: passage {passage_id!r} of question {question_id!r} has grade"
-                f" {grade}, and {first.grade} in line {first.line}"
-            )
-        if layout == "triples":
-            qrels.negatives.setdefault(question_id, []).append(columns[2])
-    if not judged:
-        raise InputError(
-            f"{path} is empty; qrels are lines of question-id, 0, passage-id, relevance"
-        )
-    for question_id, found in judged.items():
-        if positives := {id_: one for id_, one in found.items() if one.grade > 0}:
-            qrels.positives[question_id] = positives
-    return qrels
-
-
-def _qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line and columns of every line that is neither blank nor the header."""
-    comma = tables.ending(path) == ".csv"
-    first = True
-    for line, text in rows.lines(path, None):
-        columns = [one.strip() for one in text.split(",")] if comma else text.split()
-        if any(columns) and not (first and columns[0].lower() in QRELS_HEADS):
-            yield line, columns
-        first = first and not any(columns)
-
-
-def _qrels_layout(path: Path) -> str:
-    """Returns TREC, BEIR or triples, by the first lines."""
-    begin = [columns for _, columns in itertools.islice(_qrels_rows(path), LINES_TO_TELL_BY)]
-    if any(len(columns) != 3 for columns in begin):
-        return "TREC"
-    if all(_SMALL.fullmatch(grade) for *_, grade in begin):
-        return "BEIR"
-    # `question 0 passage` lacks its grade
-    return "TREC" if all(second in ("0", "Q0") for _, second, _ in begin) else "triples"
-
-
-def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, int]:
-    """Returns question id, passage id and grade of a line."""
-    if len(columns) != (4 if layout == "TREC" else 3):
-        raise InputError(
-            f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), each"
-            f" one word, found {short(columns)}"
-        )
-    if layout == "triples":
-        return columns[0], columns[1], 1
-    whole = _WHOLE.fullmatch(columns[-1])
-    if not whole:
-        raise InputError(
-            f"{where}: the last column, relevance of a passage-id, must be a whole number, found"
-            f" {short(columns[-1])}; write 0, 1, 2 ... for it"
-        )
-    return columns[0], columns[-2], int(whole[1])
-
-
-# --- values of a row
-
-
-def question_id(row: dict[str, Any], number: int, where: str) -> str:
-    """Returns the id that a row brings; else its number, from 0.
-
-    Raises:
-      InputError: the id is not one word.
-    """
-    id_ = raw.first_of(row, QUESTION_ID_KEYS)
-    return str(number) if id_ is None else one_word(id_, "question id", where)
-
-
 def _asked(id_: str, question: Any, where: str) -> RawQuestion:
     return RawQuestion(id_, question_text(question, where), (), (), (), (), where)
 
@@ -331,60 +180,3 @@ def _topic(text: str, where: str) -> RawQuestion:
     question = raw.first_of(fields, ("query", "question", "title")) or ""
     question = " ".join(html.unescape(question).split())
     return _asked(number[1], question.removeprefix("Topic: "), where)
-
-
-def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Returns the answers under one of their names; none where there is no such name.
-
-    A list, a text, TriviaQA's {value, aliases} or SQuAD's {text: [...]}.
-    """
-    value = raw.first_of(row, ("answers", "answer"))
-    if isinstance(value, dict):
-        keys = ("value", "aliases", "text")
-        lists = [one if isinstance(one, list) else [one] for one in map(value.get, keys) if one]
-        value = list(dict.fromkeys(itertools.chain(*lists))) or value
-    if isinstance(value, str):  # a CSV cell may hold a list
-        value = _listed(value, where) if value.lstrip().startswith("[") else [value]
-    return answer_texts([] if value is None else value, where)
-
-
-def _listed(text: str, where: str) -> list[Any]:
-    """Parses a list such as ['answer', 'another']; runs nothing."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of \\d and the like
-            found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        found = None
-    if not isinstance(found, list):
-        raise InputError(
-            f"{where}: the answers must be a list such as ['answer', 'another'], found"
-            f" {short(text)}"
-        )
-    return found
-
-
-def _context_ids(
-    row: dict[str, Any], key: str, where: str, carried: list[Passage]
-) -> tuple[str, ...]:
-    """The ids of a row's passages; those that come with their text are added to `carried`."""
-    contexts = row.get(key) or []
-    if not isinstance(contexts, list):
-        raise InputError(f"{where}: {key} must be a list, found {short(contexts)}")
-    ids = []
-    for number, context in enumerate(contexts):
-        what = f"{key}[{number}]"
-        if not isinstance(context, dict):
-            raise InputError(f"{where}: {what} must be an object, {{...}}")
-        id_ = context.get("passage_id", context.get("psg_id"))
-        text = context.get("text")
-        if isinstance(text, str) and text.strip():
-            carried.append(raw.passage(context | {"text": text.strip('"')}, what, where))
-            ids.append(carried[-1].id)
-        elif isinstance(id_, str | int) and not isinstance(id_, bool) and id_ != "":
-            ids.append(str(id_))
-        else:
-            raise InputError(
-                f"{where}: {what} has no passage_id or psg_id; it must name a passage of the"
-                " corpus, or carry its text"
-            )
-    return tuple(ids)

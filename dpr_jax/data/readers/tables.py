@@ -3,18 +3,35 @@ and TSV with a header, Parquet.
 """
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from dpr_jax.data.raw import short
 from dpr_jax.data.readers import rows
-from dpr_jax.data.readers.rows import OnRead
+from dpr_jax.data.readers.opened import OnRead, inner_name
 from dpr_jax.errors import InputError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
+
+class Shape(NamedTuple):
+    """How separated values are written.
+
+    Attributes:
+      delimiter: between columns.
+      header: whether the first row names them; else they are known by number, from 1.
+      literal: told of each row whose quotes are letters (file and line).
+    """
+
+    delimiter: str
+    header: bool = True
+    literal: Callable[[str], None] | None = None
+
+
 ROWS_PER_READ = 256
+_LIST_OF_ROWS = re.compile(r"\s*\[\s*([{\]]|$)")  # else a line is a list of its own
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 REPEATED_HEADER = (
     "the header once more; where files were put one after the other, only the first may bring it"
@@ -22,26 +39,37 @@ REPEATED_HEADER = (
 
 
 def ending(path: Path) -> str:
-    """The name's ending in small letters, without .gz or .bz2."""
-    packed = path.suffix in (".gz", ".bz2")
-    return (path.with_suffix("") if packed else path).suffix.lower()
+    """Returns the name's ending in small letters, without those of packing; of an archive, that of
+    its file.
+    """
+    return PurePath(inner_name(path)).suffix.lower()
 
 
-def read(path: Path, on_read: OnRead | None = None) -> Rows:
-    """The rows of a file, by its name's ending: .csv, .tsv, .parquet; anything else is JSON, one
-    list or one object a line.
+def read(path: Path, on_read: OnRead | None = None, shape: Shape | None = None) -> Rows:
+    """The rows of a file: .csv, .tsv, .parquet by its name's ending; anything else is JSON, one
+    list or one row a line.
+
+    Args:
+      path: the file.
+      on_read: told the bytes read.
+      shape: of separated values; None: as the ending says, with a header.
 
     Raises:
       InputError: the file cannot be read, is empty or broken, or a row has not the columns of the
         header.
     """
-    if ending(path) in DELIMITERS:
-        return _separated(path, on_read, DELIMITERS[ending(path)])
+    if shape is not None or ending(path) in DELIMITERS:
+        return _separated(path, on_read, shape or Shape(DELIMITERS[ending(path)]))
     if ending(path) == ".parquet":
         return _parquet(path)
-    if rows.head(path).lstrip().startswith("["):
+    if is_json_list(path):
         return _json_list(path, on_read)
     return _json_lines(path, on_read)
+
+
+def is_json_list(path: Path) -> bool:
+    """Returns whether a file is one JSON list of objects."""
+    return _LIST_OF_ROWS.match(rows.head(path)) is not None
 
 
 def _json_list(path: Path, on_read: OnRead | None) -> Rows:
@@ -50,11 +78,10 @@ def _json_list(path: Path, on_read: OnRead | None) -> Rows:
 
 
 def _json_lines(path: Path, on_read: OnRead | None) -> Rows:
-    empty = True
+    kind: type = type(None)
     for line, text in rows.lines(path, on_read):
         if not text.strip():
             continue
-        empty = False
         where = f"{path}:{line}"
         try:
             row = json.loads(text)
@@ -63,32 +90,47 @@ def _json_lines(path: Path, on_read: OnRead | None) -> Rows:
                 f"{where}: broken JSON, or the file is truncated: {error}; every line must be one"
                 " object, {...}"
             ) from None
-        if not isinstance(row, dict):
+        kind = list if kind is not dict and isinstance(row, list) else dict
+        if not isinstance(row, kind):
             raise InputError(
                 f"{where}: every line must be one JSON object, {{...}}, found {short(row)}"
             )
-        yield where, row
-    if empty:
+        yield where, by_number(row) if kind is list else row
+    if kind is type(None):
         raise InputError(f"{path}: no row; the file is empty or truncated")
 
 
-def _separated(path: Path, on_read: OnRead | None, delimiter: str) -> Rows:
-    table = rows.tsv(path, on_read, delimiter)
+def _separated(path: Path, on_read: OnRead | None, shape: Shape) -> Rows:
+    table = rows.tsv(path, on_read, shape.delimiter)
     line, header, _ = next(table, (1, [], False))
-    names = [name.strip().lower() for name in header]
-    if len(set(names)) < len(names) or not all(names):
+    names = [name.strip() for name in header]
+    if not shape.header:
+        names = [*by_number(header)]
+        yield f"{path}:{line}", by_number(header)
+    elif len({name.lower() for name in names}) < len(names) or not all(names):
         raise InputError(
             f"{path}:{line}: the header must name every column once, found {short(header)}"
         )
-    for line, row, _ in table:
-        if row == header:
+    empty = shape.header
+    for line, row, as_it_stands in table:
+        empty = False
+        if row == header and shape.header:
             raise InputError(f"{path}:{line}: {REPEATED_HEADER}")
         if len(row) != len(names):
-            raise InputError(
-                f"{path}:{line}: {len(row)} columns; the header names {len(names)}"
-                f" ({short(', '.join(names))})"
-            )
+            width = f"the header names {len(names)} ({short(', '.join(names))})"
+            if not shape.header:
+                width = f"the first row has {len(names)}"
+            raise InputError(f"{path}:{line}: {len(row)} columns; {width}")
+        if as_it_stands and shape.literal is not None:
+            shape.literal(f"{path}:{line}")
         yield f"{path}:{line}", dict(zip(names, row, strict=True))
+    if empty:
+        raise InputError(f"{path}: no row after the header; the file is empty or truncated")
+
+
+def by_number(row: list[Any]) -> dict[str, Any]:
+    """Returns the values of a row by the number of their column, from 1."""
+    return {str(number): value for number, value in enumerate(row, 1)}
 
 
 def _parquet(path: Path) -> Rows:
