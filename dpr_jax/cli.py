@@ -226,6 +226,7 @@ def _spelled_out(args: list[str]) -> list[str]:
     """Writes `--x` and `--no-x` of settings that are true, false or None as `--x True`."""
     known = config_file.keys()
     found: list[str] = []
+    args = _pairs(args)
     for at, arg in enumerate(args):
         name, negated = _setting(arg)
         follows = args[at + 1] if at + 1 < len(args) else "--"
@@ -238,6 +239,27 @@ def _spelled_out(args: list[str]) -> list[str]:
                 continue
         found.append(arg)
     return found
+
+
+def _pairs(args: list[str]) -> list[str]:
+    """Writes `--data.columns question=query` with name and value apart, as tyro takes them.
+
+    Raises:
+      InputError: what follows is not ROLE=COLUMN.
+    """
+    flag = "--data.columns"
+    if flag not in (arg.split("=")[0] for arg in args):
+        return args
+    at = next(at for at, arg in enumerate(args) if arg.split("=")[0] == flag)
+    end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
+    given = [args[at].removeprefix(flag).removeprefix("="), *args[at + 1 : end]]
+    pairs = [one for given_one in given for one in given_one.split() if one]
+    if not pairs or not all(re.fullmatch(r"[\w.]+=.+", pair) for pair in pairs):
+        raise InputError(
+            f"{flag} takes ROLE=COLUMN, as in {flag} question=query positive=3; see docs/data.md"
+        )
+    spelled = [part for pair in pairs for part in pair.split("=", 1)]
+    return [*args[:at], flag, *spelled, *args[end:]]
 
 
 def _setting(arg: str) -> tuple[str, bool]:

@@ -35,7 +35,11 @@ COMMANDS = {
         flags=("workdir", "from", "until"),
         parts=("", "data", "mine", "model", "train"),
     ),
-    "prepare": Command("raw files -> the prepared corpus and questions", parts=("data",)),
+    "prepare": Command(
+        "raw files -> the prepared corpus and questions",
+        flags=("workdir", "dry-run"),
+        parts=("data",),
+    ),
     "split": Command(
         "documents -> passages on Apache Beam, for `prepare`; Beam's own options stand after --",
         flags=("out",),
@@ -92,7 +96,7 @@ COMMANDS = {
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes")  # flags without a value
+OFF_ON = ("json", "yes", "dry-run")  # flags without a value
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
     "retriever": "which retriever, by name",
@@ -110,6 +114,7 @@ FLAG_HELP = {
     "topology": "plan: such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
     "passages": "plan: of the corpus (21,015,324)",
     "questions": "plan: of training, where the config gives epochs (58,880)",
+    "dry-run": "print what is recognised in each file, and write nothing",
 }
 
 
@@ -153,7 +158,7 @@ def show_help(command: str, *, whole: bool) -> None:
             text = texts[field.name]
             if not whole:
                 text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
-            shown = "" if value in (None, ()) else f" [{_shown(value)}]"
+            shown = "" if value in (None, (), {}) else f" [{_shown(value)}]"
             text = text if whole else textwrap.shorten(text, 64 - len(shown), placeholder=" ...")
             print(f"  {flag.replace('_', '-'):<34}{text}{shown}")
     if not whole:

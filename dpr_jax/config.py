@@ -34,7 +34,7 @@ Rate = Annotated[float, Bounds(above=0)]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`.
+    """The raw files, plain or packed, read by `dpr prepare`.
 
     docs/data.md lists the layouts that are recognised. Relative paths are relative to the current
     directory.
@@ -61,6 +61,13 @@ class DataConfig:
     on_missing: Literal["error", "drop"] | None = None
     """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
     those of qrels, refuse those that a question's own row names."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What columns of tables are, where their names do not say: {"question": "q", "positive": "3"},
+    by name or by number; `test.question` is for one file, `ignore` leaves columns out
+    (docs/data.md)."""
+    positive_from: Annotated[float, Bounds()] | None = None
+    """Labelled pairs: a passage whose label or score is at least so much is a positive; None: whole
+    labels of 1 or more."""
     split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
     paper)."""

@@ -111,6 +111,15 @@ ALONE: dict[str, Callable[[Call], None]] = {
 # --- commands of all processes
 
 
+def _prepare(call: Call) -> None:
+    if "dry-run" not in call.flags:
+        _stage(call)
+        return
+    from dpr_jax.data import prepare
+
+    prepare.dry_run(call.config)
+
+
 def _collect_garbage(call: Call) -> None:
     from dpr_jax import housekeeping
 
@@ -168,6 +177,7 @@ def _stage(call: Call) -> None:
 
 
 TOGETHER: dict[str, Callable[[Call], None]] = {
+    "prepare": _prepare,
     "gc": _collect_garbage,
     "retriever list": _list_retrievers,
     "retriever remove": _remove_retriever,
