@@ -370,10 +370,14 @@ def _flops(model: Model, config: Config, devices: int) -> float:
 def _assumptions(config: Config, model: Model, facts: dict[str, Any]) -> list[str]:
     """Returns what the figures take for granted."""
     said = [
-        f"every training text is padded to its limit ({model.question.max_tokens} and"
-        f" {model.passage.max_tokens} tokens)",
-        f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of"
-        f" {facts['encode']['length']}",
+        (
+            f"every training text is padded to its limit ({model.question.max_tokens} and"
+            f" {model.passage.max_tokens} tokens)"
+        ),
+        (
+            f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of"
+            f" {facts['encode']['length']}"
+        ),
         f"a process reads {READ_PER_S:,} passages per second",
         "collectives run beside nothing, at the published rate of the links",
         f"{1 - RESERVE:.0%} of the memory that JAX takes may be used, as `dpr train` does",
