@@ -60,6 +60,7 @@ def main() -> None:
         sys.stdout.flush()
         if console.is_unread():
             raise BrokenPipeError
+        _part()
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,6 +71,7 @@ def main() -> None:
         _leave(INTERRUPTED)
     except Preempted as error:
         _complain(str(error))
+        _part()
         sys.exit(RUN_AGAIN)
     except (InputError, Busy, OtherProcessFailed) as error:
         _complain(str(error))
@@ -78,15 +80,24 @@ def main() -> None:
         if is_refused_writing(error):
             _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         else:
+            if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
+                parallel.await_end(error)
+                parallel.claim_end()
             traceback.print_exc()
         _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
-    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"dpr: {line}\n")
-        sys.stderr.flush()
+    """Writes why this process ends, unless the end of another process was said already."""
+    if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
+        parallel.claim_end()
+    console.complain(line)
+
+
+def _part() -> None:
+    """Tells the other processes of this run, if there are any, that this one has done its part."""
+    if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
+        parallel.part()
 
 
 def _leave(status: int) -> NoReturn:
@@ -149,7 +160,7 @@ def _dispatch(call: Call) -> None:
             as_json="json" in flags,
         )
         return
-    parallel.initialize()
+    parallel.initialize(recipes.alike(call.command, call.operands, config))
     console.set_quiet(not parallel.is_main())
     if command in ("gc", "retriever list", "retriever remove"):
         from dpr_jax import housekeeping

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -64,6 +65,13 @@ def say(message: str) -> None:
     """One line to the user, on stderr; stdout is for results."""
     if not _quiet:
         console.print(message, markup=False)
+
+
+def complain(line: str) -> None:
+    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"dpr: {line}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

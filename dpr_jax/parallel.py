@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
@@ -20,23 +21,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax import console
+from dpr_jax import peers
 from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
-SILENT_S = 10  # of waiting for other processes, before that is said
+HEARTBEAT_S = 30  # JAX's own, for which it aborts the others with a stack trace
+FIND_S = 300  # for which JAX looks for the coordinator of a cluster
+LOST_SIGNS = r"Gloo|NCCL|Connection (closed|reset)|UNAVAILABLE|DEADLINE_EXCEEDED|Socket closed"
 FAREWELL_S = 3  # for which process 0 stays after an error
 # by each device when CPU processes first meet, half of it in one message: Linux' usual upper limits
 # of a send buffer are 0.2 and 4 MB
 FIRST_SENT_BYTES = 1 << 23
 
 T = TypeVar("T")
+_peers: peers.Peers | None = None
 
 
-def initialize() -> None:
+def initialize(facts: dict[str, str] | None = None) -> None:
     """Joins the other processes of this run, where the environment says that there are any.
 
     DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand
@@ -45,14 +51,19 @@ def initialize() -> None:
     several tasks without being told. Otherwise one process. Named by hand, each process drives all
     accelerators it sees; left to JAX, those of Slurm and Open MPI drive one GPU each.
 
+    Args:
+      facts: what has to be equal on all processes, by name.
+
     Raises:
       InputError: some of the three variables are set and some are not, or one is not a number in
-        range.
+        range; or the processes differ in `facts` or in their number.
+      OtherProcessFailed: not all processes came in time.
     """
+    facts = facts or {}
     names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
     if values[0] == "auto" or (not any(values) and _in_cluster()):
-        _join_found()
+        _join_found(facts)
     elif any(values):
         missing = [name for name, value in zip(names, values, strict=True) if not value]
         if missing:
@@ -74,42 +85,91 @@ def initialize() -> None:
             )
         if not re.fullmatch(r".+:\d+", values[0]):
             raise InputError(f"DPR_COORDINATOR is {values[0]!r}; it must be HOST:PORT or auto")
-        # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
-        # started, named by hand or not
-        whom = f"{count} processes at {values[0]}, of which it is number {index}"
-        with _saying_whom_it_waits_for(whom):
-            jax.distributed.initialize(
-                coordinator_address=values[0],
-                num_processes=count,
-                process_id=index,
-                cluster_detection_method="deactivate",
-            )
+        _join(values[0], count, index, facts)
 
 
-def _join_found() -> None:
+def _join_found(facts: dict[str, str]) -> None:
     """Joins processes that JAX finds by itself."""
     try:
-        with _saying_whom_it_waits_for("the other processes of this job"):
-            jax.distributed.initialize()
-    except (KeyError, TypeError, ValueError) as error:  # from what JAX reads of the environment
+        address, count, index, local = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, FIND_S
+        )
+        count, index = int(count), int(index)
+        peers.split_address(address)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the environment's fault
         raise InputError(
             "the environment says that this is one of several processes, and JAX cannot find the"
             f" others ({type(error).__name__}: {error}); name them with DPR_COORDINATOR=HOST:PORT,"
             " DPR_NUM_PROCESSES and DPR_PROCESS_ID"
         ) from error
+    _join(address, count, index, facts, local)
 
 
-@contextlib.contextmanager
-def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
-    """Prints after ten seconds what this process waits for, which may be a mistake in a script."""
-    line = f"dpr: this process waits for {whom}; all of them have to be started"
-    timer = threading.Timer(SILENT_S, console.say, [line])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _join(
+    address: str,
+    count: int,
+    index: int,
+    facts: dict[str, str],
+    local_devices: list[int] | None = None,
+) -> None:
+    """Meets the other processes, and starts JAX with them."""
+    global _peers
+    _peers = peers.Peers(address, count, index, facts)
+    # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
+    # started, named by hand or not
+    jax.distributed.initialize(
+        coordinator_address=_peers.jax_address,
+        num_processes=count,
+        process_id=index,
+        local_device_ids=local_devices,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+    )
+    if index:
+        threading.Thread(target=_ask_process_0, daemon=True).start()
+
+
+def _ask_process_0() -> None:
+    """Asks JAX's coordinator every few seconds for something, which it answers unless process 0 is
+    stopped.
+    """
+    client, answered = distributed.global_state.client, threading.Event()
+
+    def ask() -> None:
+        while client is distributed.global_state.client:
+            with contextlib.suppress(Exception):  # that there is no such key is an answer
+                client.key_value_try_get("dpr/life")
+            answered.set()
+            time.sleep(peers.PULSE_S)
+
+    threading.Thread(target=ask, daemon=True).start()
+    silent_s, looked_s = 0.0, time.monotonic()
+    while client is distributed.global_state.client:
+        answer = answered.wait(1.0)
+        answered.clear()
+        # this process may have been stopped itself: then it has not listened
+        passed_s, looked_s = min(time.monotonic() - looked_s, 2.0), time.monotonic()
+        silent_s = 0.0 if answer else silent_s + passed_s
+        if silent_s > peers.LOST_S and _peers:
+            _peers.silent()
+
+
+def part() -> None:
+    """Tells the other processes that this one has done its part: its end is no failure."""
+    if _peers:
+        _peers.leave()
+
+
+def claim_end() -> None:
+    """Makes this the thread that says why the process ends; waits where another one does."""
+    if _peers and not _peers.claim():
+        time.sleep(FAREWELL_S)
+
+
+def await_end(error: BaseException) -> None:
+    """Waits for the word of a lost process where an error looks as if one were lost."""
+    if _peers and re.search(LOST_SIGNS, str(error)):
+        time.sleep(peers.LOST_S + 10)
 
 
 def _in_cluster() -> bool:
@@ -172,12 +232,12 @@ def leave(status: int) -> NoReturn:
     """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for
     the others.
 
-    They end when they next need it, and where that is not noticed, after JAX's hundred seconds
-    without a sign of life.
+    They are told, and end with the same status.
     """
-    if not jax.distributed.is_initialized():
+    if not _peers:
         sys.exit(status)
     try:
+        _peers.end(status)
         if (
             is_main()
         ):  # JAX ends the others with it: where they found the same error, let them say so
@@ -337,6 +397,28 @@ def all_processes(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(jnp.asarray(values), tiled=True))
+
+
+def agree(inputs: dict[str, str]) -> None:
+    """Checks that all processes start from the same inputs.
+
+    Args:
+      inputs: name -> fingerprint; all processes give the same names.
+
+    Raises:
+      InputError: on all processes, naming the first one that differs, and in what.
+    """
+    if jax.process_count() == 1:
+        return
+    own_N = np.array([zlib.crc32(value.encode()) for value in inputs.values()], np.uint32)
+    differs_PN = (found_PN := all_processes(own_N[None])) != found_PN[0]
+    if differs_PN.any():
+        number = int(differs_PN.any(axis=1).argmax())
+        names = [name for name, other in zip(inputs, differs_PN[number], strict=True) if other]
+        raise InputError(
+            f"process {number} has another {' and '.join(names)} than process 0; give all"
+            " processes the same work directory and the same encoders"
+        )
 
 
 def of_main(values: np.ndarray) -> np.ndarray:

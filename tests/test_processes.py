@@ -28,9 +28,9 @@ cli.run = run
 cli.main()
 """
 JOINING = """
-from dpr_jax import parallel
+from dpr_jax import parallel, peers
 
-parallel.SILENT_S = 1
+peers.SILENT_S = 1
 parallel.initialize()
 """
 
