@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -94,6 +95,10 @@ loop.batches.stream = waiting
     + DPR
 )
 STEPS = 24
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=2"
+)
 
 
 class Cluster:
@@ -106,6 +111,7 @@ class Cluster:
             "SLURM_CONF": str(root / "slurm.conf"),
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": FLAGS,
             "HURRY": str(root / "hurry"),
         }
         host = socket.gethostname()
@@ -116,7 +122,7 @@ class Cluster:
                 ports.append(one.getsockname()[1])
         (root / "slurm.conf").write_text(CONF.format(root=root, host=host, ports=ports))
         (root / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={root}/gpu0\n")
-        (root / "gpu0").touch()
+        os.mknod(root / "gpu0", 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null
         (root / "hosts").write_text(f"127.0.0.1 localhost {host} node1 node2\n")
         (root / "munge.key").write_bytes(os.urandom(1024))
         (root / "munge.key").chmod(0o400)
@@ -226,8 +232,9 @@ def steps(workdir: WorkDir) -> list[int]:
 def await_step(cluster: Cluster, job: str, workdir: WorkDir, step: int) -> None:
     end_s = time.monotonic() + 180
     while step not in steps(workdir):
-        assert time.monotonic() < end_s, cluster.job(job)
-        time.sleep(0.2)
+        found = cluster.job(job)
+        assert time.monotonic() < end_s and found["JobState"] not in ("FAILED", "COMPLETED"), found
+        time.sleep(0.5)
 
 
 def test_told_to_stop_it_saves_is_requeued_and_resumes(
