@@ -80,31 +80,31 @@ def main() -> None:
         if is_refused_writing(error):
             _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         else:
-            if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
-                parallel.await_end(error)
-                parallel.claim_end()
+            if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+                joining.await_end(error)
+                joining.claim_end()
             traceback.print_exc()
         _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
     """Writes why this process ends, unless the end of another process was said already."""
-    if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
-        parallel.claim_end()
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.claim_end()
     console.complain(line)
 
 
 def _part() -> None:
     """Tells the other processes of this run, if there are any, that this one has done its part."""
-    if (parallel := sys.modules.get("dpr_jax.parallel")) is not None:
-        parallel.part()
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.part()
 
 
 def _leave(status: int) -> NoReturn:
     """Ends with an error; before a stage has started there is no other process to think of."""
-    parallel = sys.modules.get("dpr_jax.parallel")
-    if parallel is not None:
-        parallel.leave(status)
+    joining = sys.modules.get("dpr_jax.joining")
+    if joining is not None:
+        joining.leave(status)
     sys.exit(status)
 
 
@@ -146,7 +146,7 @@ def run(args: list[str]) -> None:
 
 def _dispatch(call: Call) -> None:
     """Runs the command; the stages import JAX, which reads the environment: not before here."""
-    from dpr_jax import parallel, pipeline
+    from dpr_jax import joining, parallel, pipeline
 
     command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
     if command == "ask":
@@ -160,7 +160,7 @@ def _dispatch(call: Call) -> None:
             as_json="json" in flags,
         )
         return
-    parallel.initialize(recipes.alike(call.command, call.operands, config))
+    joining.initialize(recipes.alike(call.command, call.operands, config))
     console.set_quiet(not parallel.is_main())
     if command in ("gc", "retriever list", "retriever remove"):
         from dpr_jax import housekeeping

@@ -26,10 +26,10 @@ DPR = SHORT + "from dpr_jax.cli import main; main()"
 WORKING = """
 import sys, time
 import jax, numpy as np
-from dpr_jax import cli, parallel
+from dpr_jax import cli, joining, parallel
 
 def run(_):
-    parallel.initialize()
+    joining.initialize()
     spmd = parallel.spmd("pmap")
     total = spmd.map(lambda _, rows: (jax.lax.psum(rows.sum(), parallel.AXIS), rows.sum()))
     rows = np.ones((jax.local_device_count(), 8), np.float32)

@@ -96,9 +96,9 @@ loop.batches.stream = failing
 BUFFERS = """
 import json, os, pathlib, socket, sys
 import jax, numpy as np
-from dpr_jax import parallel
+from dpr_jax import joining, parallel
 
-parallel.initialize()
+joining.initialize()
 spmd = parallel.spmd("pmap")
 scatter = spmd.map(lambda _, sent: jax.lax.psum_scatter(sent, parallel.AXIS, tiled=True))
 jax.block_until_ready(scatter(None, spmd.shard(np.ones((2 * 48, 384), np.float32))))
