@@ -90,7 +90,7 @@ def replace_dir(finished: Path, path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file, hexadecimal.
+    """Returns the sha256 of a file, hexadecimal.
 
     Raises:
       InputError: the file is missing or cannot be read.
@@ -121,7 +121,7 @@ def made_from(
 
 
 def form_of(facts: dict[str, Any]) -> int:
-    """Of an artifact, from its manifest."""
+    """Returns the form of an artifact, from its manifest."""
     return facts["made_from"].get("form", 1)
 
 
@@ -160,12 +160,13 @@ def restate(manifest: Path, **facts: Any) -> None:
 
 
 def _checksum_of_value(value: dict[str, Any]) -> str:
-    """sha256 of a JSON value, however it is laid out; a float comes back from a file as it was."""
+    """Returns the sha256 of a JSON value, however it is laid out; floats survive the way to a file
+    and back."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(manifest: Path, within: str = "") -> str:
-    """One hash for the content of an artifact: of its files' names and checksums.
+    """Returns one hash of the content of an artifact: of its files' names and checksums.
 
     Args:
       manifest: the artifact's manifest.

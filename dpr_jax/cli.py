@@ -145,7 +145,7 @@ def run(args: list[str]) -> None:
 
 
 def _dispatch(call: Call) -> None:
-    """Runs the command; the stages import JAX, which reads the environment: not before here."""
+    """Runs the command. Stages import JAX, which reads the environment: not before here."""
     from dpr_jax import joining, parallel, pipeline
 
     command, config, workdir, flags = call.command, call.config, call.workdir, call.flags

@@ -62,7 +62,7 @@ def quiet_libraries() -> None:
 
 
 def say(message: str) -> None:
-    """One line to the user, on stderr; stdout is for results."""
+    """Writes one line for the user to stderr; stdout is for results."""
     if not _quiet:
         console.print(message, markup=False)
 

@@ -44,8 +44,7 @@ def give_back_memory() -> None:
 
 
 def processor_features(source: Path = _PROCESSOR) -> frozenset[str]:
-    """The instructions that the processor has, in the words of Linux, such as avx2; none where it
-    is not Linux that says so.
+    """Returns the processor's instructions in Linux's words, such as avx2; none on other systems.
 
     Args:
       source: what the system says of its processors.

@@ -11,7 +11,7 @@ BACKENDS = {"scann": "scann", "faiss": "faiss-cpu"}
 
 
 def describe() -> str:
-    """Versions, devices and working index backends, a fact a line."""
+    """Returns versions, devices and working index engines, one fact per line."""
     joining.initialize()
     versions = artifacts.versions()
     lines = [f"python      {platform.python_version()} on {platform.platform()}"]

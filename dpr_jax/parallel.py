@@ -61,7 +61,7 @@ def on_main(work: Callable[[], None]) -> None:
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each one made in a thread of its own while the one before is used."""
+    """Yields the items; a thread of its own makes the next while one is used."""
     end = object()
     source = iter(items)
     with ThreadPoolExecutor(1) as thread:
@@ -92,7 +92,7 @@ class Spmd(NamedTuple):
 
 
 def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None) -> Spmd:
-    """The mapping named by `train.spmd`.
+    """Returns the mapping named by `train.spmd`.
 
     Args:
       kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map
@@ -201,7 +201,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:
-    """[n, ...] -> [parts, n / parts, ...]."""
+    """Splits [n, ...] into [parts, n / parts, ...]."""
     if leaf.shape[0] % parts:
         raise InputError(
             f"{leaf.shape[0]} rows cannot be split over {parts} devices; make train.batch_size a"

@@ -190,11 +190,9 @@ def later_round(config: Config, *, before: str) -> Config:
 
     ANCE, Xiong et al., 2020, arXiv 2007.00808.
     """
-    later = config.mine.later_sources
-    sources = tuple(before if name == "previous" else name for name in later)
     return replace(
         config,
-        mine={"sources": sources, "enabled": True},
+        mine={"sources": (before,), "enabled": True},
         model={"init": f"retriever:{before}"},
     )
 
@@ -223,7 +221,7 @@ def _search(config: Config, retriever: RetrieverDir, source: str | None) -> list
 
 
 def _on_main(stage: Callable[..., None]) -> Callable[..., None]:
-    """Runs a stage on one process while the others wait for what it leaves on disk."""
+    """Runs a stage on one process while the others wait for its files."""
     return lambda *args: parallel.on_main(lambda: stage(*args))
 
 

@@ -124,7 +124,7 @@ class WorkDir(Pointers):
 
     @property
     def data(self) -> Path:
-        """The prepared corpus and questions."""
+        """Returns the folder of the prepared corpus and questions."""
         return self.current("data")
 
     @property
@@ -137,11 +137,12 @@ class WorkDir(Pointers):
         return self.root / "metrics"
 
     def runs(self, question_set: str) -> Path:
-        """The runs over one set of questions: `RETRIEVER.trec` and what belongs to it."""
+        """Returns the folder of the runs over one set of questions: `RETRIEVER.trec` and its
+        companions."""
         return self.root / "runs" / question_set
 
     def imported_runs(self, question_set: str) -> Path:
-        """Runs of other tools over the same questions, `NAME.trec`."""
+        """Returns the runs of other tools over the same questions, `NAME.trec`."""
         return self.runs(question_set) / "imported"
 
     def retriever(self, name: str) -> "RetrieverDir":
@@ -205,17 +206,17 @@ class RetrieverDir(Pointers):
 
     @property
     def kind(self) -> str:
-        """dense, bm25 or hybrid."""
+        """Returns dense, bm25 or hybrid."""
         return self.read().get("kind") or kind_by_name(self.name)
 
     @property
     def source(self) -> str | None:
-        """The encoder that is used as it comes; None where the retriever is trained here."""
+        """Returns the encoder that is used as it comes; None where the retriever trains its own."""
         return self.read().get("source")
 
     @property
     def encoder(self) -> str:
-        """The encoder of this retriever, as `load_embedder` takes it.
+        """Returns the encoder of this retriever, as `load_embedder` takes it.
 
         Raises:
           InputError: it is trained here, and was not yet.

@@ -120,19 +120,6 @@ def test_two_processes_hold_half_the_rows_each_and_both_get_the_answer(
     assert rows_read == len(vectors_ND)
 
 
-def test_approximate_top_k_is_exact_off_the_tpu_and_kept_with_the_index(
-    tmp_path: Path,
-) -> None:
-    vectors_ND, queries_QD = _vectors(300, 8), _vectors(5, 8, seed=1)
-    built = ExactIndex.build([vectors_ND], IndexConfig(exact_recall=0.9))
-    built.save(tmp_path)
-    loaded = ExactIndex.load(tmp_path, built.settings)
-    assert loaded.settings == {"recall_target": 0.9}
-    np.testing.assert_array_equal(
-        loaded.search(queries_QD, 10)[1], _brute_force(vectors_ND, queries_QD, 10)[1]
-    )
-
-
 def test_fewer_rows_than_k() -> None:
     scores_QK, rows_QK = ExactIndex([_vectors(3, 4)]).search(np.ones((2, 4)), 5)
     assert (rows_QK[:, 3:] == -1).all() and np.isneginf(scores_QK[:, 3:]).all()

@@ -139,8 +139,7 @@ def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) 
             spmd=spmd,
             log_every_steps=1,
             checkpoint_every_steps=2,
-            validation_hard_negatives=2,
-            validation_negatives=0,
+            validation_negatives=2,
         ),
     )
     path = tmp_path / "config.py"

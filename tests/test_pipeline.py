@@ -48,11 +48,10 @@ config = Config(
         temperature=0.05,
         log_every_steps=1,
         checkpoint_every_steps=2,
-        validation_hard_negatives=1,
+        validation_negatives=1,
     ),
     encode=EncodeConfig(rows_per_shard=100),
     index=IndexConfig(kind="scann"),
-    evaluate=EvaluateConfig(bootstrap_samples=200, examples=4),
 )
 """
 # a line that each stage prints while it is at work, in the pipeline's order

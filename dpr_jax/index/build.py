@@ -23,7 +23,7 @@ BYTES_PER_NUMBER = {"scann": 14, "faiss": 10}
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
-    "exact": ("exact_recall",),
+    "exact": (),
     "faiss": ("faiss", "leaves", "leaves_to_search", "ef_search", "reorder"),
     "scann": (
         "leaves",

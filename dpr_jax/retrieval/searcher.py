@@ -21,6 +21,8 @@ from dpr_jax.retrieval import fusion
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.workdir import RetrieverDir, WorkDir, digest
 
+QUESTIONS_AT_ONCE = 256
+
 
 class Searcher(NamedTuple):
     """A way to search, in two steps, so that a batch can be encoded while another is searched.
@@ -58,7 +60,7 @@ class Opened(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the results depend on."""
+        """Returns a hash of all that the results depend on."""
         return digest({"settings": self.settings, "inputs": self.inputs})
 
 
@@ -147,7 +149,7 @@ def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
     parts = tuple(open_retriever(workdir.retriever(name), corpus) for name in settings.parts)
 
     def find_both(searchers: list[Searcher], queries: tuple[Any, Any], k: int) -> list[Ranking]:
-        depth = min(max(k, settings.fusion_depth), len(corpus))
+        depth = min(max(k, fusion.DEPTH), len(corpus))
         return [one.find(own, depth) for one, own in zip(searchers, queries, strict=True)]
 
     def start() -> Searcher:
@@ -169,7 +171,7 @@ def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
 
         return Searcher(encode, find, {"weight": weight})
 
-    names = ("parts", "fusion", "fusion_weight", "fusion_depth")
+    names = ("parts", "fusion", "fusion_weight")
     opened = Opened(
         {"kind": "hybrid", **{name: getattr(settings, name) for name in names}},
         {name: part.fingerprint for name, part in zip(settings.parts, parts, strict=True)},

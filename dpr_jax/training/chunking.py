@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that it takes on a device, state and batch included."""
+        """Returns the memory needed on a device, state and batch included."""
         memory = self.program.memory_analysis()
         needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -115,7 +115,8 @@ def _largest_that_fits(
 
 
 def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
-    """Whether chunks of this size are worth compiling, by those that were too large.
+    """Returns whether chunks of this size are worth compiling, judging by those that were too
+    large.
 
     What an update needs grows with the chunk in a line, so two programs foretell the others.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax import artifacts, console, parallel
-from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
@@ -65,11 +65,11 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
-    inputs = origin.checkpoints["inputs"]
+    inputs = origin["inputs"]
     parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
-    folder = retriever.place("checkpoints", origin.checkpoints)
-    model = retriever.place("model", origin.model)
-    if artifacts.is_fresh(model / "manifest.json", origin.model):
+    folder = retriever.place("checkpoints", origin)
+    model = retriever.place("model", origin)
+    if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
             parallel.on_main(lambda: checkpoint.drop_steps(folder))
@@ -77,7 +77,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         return
     train = config.train
     if finished := checkpoint.finished(folder):
-        parallel.on_main(lambda: _export(finished, folder, model, origin.model, retriever, train))
+        parallel.on_main(lambda: _export(finished, folder, model, origin, retriever))
         parallel.on_main(lambda: checkpoint.drop_steps(folder))
         return
     setup.check_division(train.batch_size)
@@ -177,7 +177,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         # --- all input is sound: the folder is this run's --------------------
         if parallel.is_main():
-            artifacts.write_json(folder / "settings.json", origin.checkpoints)
+            artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
         record = Record(folder, first_step=first_step)
@@ -295,10 +295,10 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             for number, (of_step, known) in of_steps.items():
                 facts = {"step": number, "validation": known.validation}
                 out = folder / f"weights-{number}"
-                write_towers(out, of_step.params, towers, origin.checkpoints, **facts)
+                write_towers(out, of_step.params, towers, origin, **facts)
             finished = {"last": step, "best": progress.best_step or step}
             artifacts.write_json(folder / checkpoint.FINISHED, finished)
-            _export(finished, folder, model, origin.model, retriever, train)
+            _export(finished, folder, model, origin, retriever)
     parallel.barrier("model exported")
     if parallel.is_main():
         checkpoint.drop_steps(folder)
@@ -310,14 +310,14 @@ def _export(
     model: Path,
     origin: dict[str, Any],
     retriever: RetrieverDir,
-    train: TrainConfig,
 ) -> None:
-    """Makes the model of a finished run out of its best or last weights."""
-    export(folder / f"weights-{finished[train.export]}", model, origin)
+    """Makes the model of a finished run out of its best weights."""
+    export(folder / f"weights-{finished['best']}", model, origin)
     retriever.point("checkpoints", folder)
     retriever.point("model", model)
 
 
 def _is_due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps (None: never) happens after this one."""
+    """Returns whether something that happens every so many steps (None: never) happens after this
+    one."""
     return every is not None and step % every == 0

@@ -87,7 +87,6 @@ class StepSettings(NamedTuple):
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
       distillation_weight: its share of the loss; that of the contrast is the rest.
-      teacher_temperature: the teacher's scores are divided by it.
     """
 
     encoder: Encoder
@@ -101,7 +100,6 @@ class StepSettings(NamedTuple):
     gather: bool = True
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     distillation_weight: float = 0.0
-    teacher_temperature: float = 1.0
 
     @classmethod
     def of(
@@ -199,7 +197,7 @@ def _distillation(
     distances = [
         distance[settings.distillation](
             jnp.take_along_axis(scores_BP, own_BG, axis=1),
-            teacher_BG / settings.teacher_temperature,
+            teacher_BG,
             scored_BG,
         )
         for scores_BP in scores
