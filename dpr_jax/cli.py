@@ -43,6 +43,7 @@ def main() -> None:
         sys.stdout.flush()
         if console.is_unread():
             raise BrokenPipeError
+        _part()
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,6 +54,7 @@ def main() -> None:
         _leave(INTERRUPTED)
     except Preempted as error:
         _complain(str(error))
+        _part()
         sys.exit(RUN_AGAIN)
     except (InputError, Busy, OtherProcessFailed) as error:
         _complain(str(error))
@@ -61,22 +63,31 @@ def main() -> None:
         if is_refused_writing(error):
             _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         else:
+            if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+                joining.await_end(error)
+                joining.claim_end()
             traceback.print_exc()
         _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
-    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"dpr: {line}\n")
-        sys.stderr.flush()
+    """Writes why this process ends, unless the end of another process was said already."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.claim_end()
+    console.complain(line)
+
+
+def _part() -> None:
+    """Tells the other processes of this run, if there are any, that this one has done its part."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.part()
 
 
 def _leave(status: int) -> NoReturn:
     """Ends with an error; before a stage has started there is no other process to think of."""
-    parallel = sys.modules.get("dpr_jax.parallel")
-    if parallel is not None:
-        parallel.leave(status)
+    joining = sys.modules.get("dpr_jax.joining")
+    if joining is not None:
+        joining.leave(status)
     sys.exit(status)
 
 

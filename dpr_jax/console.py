@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -69,6 +70,13 @@ def say(message: str) -> None:
 def size_in_words(count: float) -> str:
     """Returns bytes in words, such as "3.2 GB"; MB below a GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def complain(line: str) -> None:
+    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"dpr: {line}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

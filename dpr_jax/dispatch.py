@@ -39,9 +39,9 @@ def run(call: Call) -> None:
     if call.command in ALONE:
         ALONE[call.command](call)
         return
-    from dpr_jax import parallel
+    from dpr_jax import joining, parallel
 
-    parallel.initialize()
+    joining.initialize(recipes.alike(call.command, call.operands, call.config))
     console.set_quiet(not parallel.is_main())
     TOGETHER.get(call.command, _stage)(call)
 

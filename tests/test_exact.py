@@ -23,11 +23,11 @@ import sys
 from pathlib import Path
 import jax
 import numpy as np
-from dpr_jax import parallel
+from dpr_jax import joining
 from dpr_jax.index import embeddings
 from dpr_jax.index.engines.exact import ExactIndex
 
-parallel.initialize()
+joining.initialize()
 folder, read = Path(sys.argv[1]), embeddings.read_rows
 rows_read = 0
 

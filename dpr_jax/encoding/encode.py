@@ -69,6 +69,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         },
         {**texts.inputs, "model": embedder.fingerprint},
     )
+    parallel.agree(origin["inputs"])
     out = retriever.place(texts.stage, origin)
     parallel.barrier(f"encode: look at {out.name}")
     manifest = out / "manifest.json"

@@ -120,8 +120,8 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     host = facts["host"]
     said.append(
         f"host: prepare {size(host['prepare_memory_bytes'])}, building the index"
-        f" {size(host['index_build_memory_bytes'])}, serving {size(host['serving_memory_bytes'])} of"
-        f" memory; {size(sum(host['disk_bytes'].values()))} of disk"
+        f" {size(host['index_build_memory_bytes'])}, serving {size(host['serving_memory_bytes'])}"
+        f" of memory; {size(sum(host['disk_bytes'].values()))} of disk"
     )
     return said
 

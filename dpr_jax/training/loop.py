@@ -56,6 +56,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
+    inputs = origin["inputs"]
+    parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
     folder = retriever.place("checkpoints", origin)
     model = retriever.place("model", origin)
     if artifacts.is_fresh(model / "manifest.json", origin):
