@@ -142,11 +142,25 @@ def _dispatch(call: Call) -> None:
         from dpr_jax.retrieval import ask
 
         ask.run(
-            workdir,
+            workdir or flags["url"],
             call.operands[0],
             name=flags.get("retriever"),
             k=_number(flags, "k", 5),
             as_json="json" in flags,
+        )
+        return
+    if command == "serve":
+        from dpr_jax.serving import serve
+
+        serve.run(
+            workdir,
+            config.serve,
+            names=tuple(flags.get("retriever", "").split()),
+            host=flags.get("host", "127.0.0.1"),
+            port=_number(flags, "port", serve.PORT, least=0),
+            keys=flags.get("keys"),
+            verify="verify" in flags,
+            mcp="mcp" in flags,
         )
         return
     parallel.initialize()
@@ -197,12 +211,13 @@ def parse(command: str, args: list[str]) -> Call:
     file, args = _config_file(args)
     _check_names(args, command)
     workdir = None
-    if "workdir" in COMMANDS[command].flags:
-        writes = command not in ("ask", "compare", "gc", "retriever list", "retriever remove")
+    if "workdir" in flags:
+        reads = ("ask", "serve", "compare", "gc", "retriever list", "retriever remove")
+        writes = command not in reads
         workdir = open_workdir(flags["workdir"], new=writes)
     if file:
         base = config_file.load(file)
-    elif workdir is None:
+    elif workdir is None or command == "serve":  # whose settings no recipe has
         base = Config()
     else:
         name = flags.get("retriever", recipes.MAIN)
@@ -254,7 +269,12 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
     left: list[str] = []
     names = COMMANDS[command].flags
     arguments = iter(args)
+    many = ""  # the flag that takes what follows, up to the next flag
     for arg in arguments:
+        if many and not arg.startswith("--"):
+            found[many] += f" {arg}"
+            continue
+        many = ""
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
@@ -264,17 +284,19 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             value = value if equals else next(arguments, "")
             if not value or value.startswith("--"):
                 raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
+            if command == "serve" and name == "retriever":
+                many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
     for name in ("workdir", "out"):
-        if name in names and name not in found:
+        if name in names and name not in found and "url" not in found:
             raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
     return found, left
 
 
-def _number(flags: dict[str, str], name: str, default: int) -> int:
+def _number(flags: dict[str, str], name: str, default: int, *, least: int = 1) -> int:
     value = flags.get(name, str(default))
-    if not value.isdigit() or int(value) < 1:
-        raise InputError(f"--{name} is {value}; it must be a number, 1 or more")
+    if not value.isdigit() or int(value) < least:
+        raise InputError(f"--{name} is {value}; it must be a number, {least} or more")
     return int(value)
 
 

@@ -66,7 +66,13 @@ COMMANDS = {
     "ask": Command(
         "the passages that answer a question; --k N, --json for programs",
         ("QUESTION",),
-        ("workdir", "retriever", "k", "json"),
+        ("workdir", "url", "retriever", "k", "json"),
+    ),
+    "serve": Command(
+        "retrievers over HTTP and MCP, with a page; --retriever NAME ... (the best on dev)",
+        (),
+        ("workdir", "retriever", "host", "port", "keys", "verify", "mcp"),
+        ("serve",),
     ),
     "retriever list": Command("retrievers with kind, size, dev figure and state"),
     "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
@@ -76,7 +82,7 @@ COMMANDS = {
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes")  # flags without a value
+OFF_ON = ("json", "yes", "verify", "mcp")  # flags without a value
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
     "retriever": "which retriever, by name",
@@ -86,6 +92,12 @@ FLAG_HELP = {
     "out": "folder for the passages, on a file system that Apache Beam knows",
     "k": "passages to show",
     "json": "print JSON",
+    "url": "ask a running `dpr serve` there, without --workdir; DPR_API_KEY is its key",
+    "host": "address to bind to [127.0.0.1]",
+    "port": "port to bind to; 0 takes a free one [8080]",
+    "keys": "file of API keys, a line each: NAME KEY, or NAME KEY admin",
+    "verify": "be ready only once every file was hashed",
+    "mcp": "speak the Model Context Protocol on stdin and stdout, without HTTP",
     "yes": "do not ask",
 }
 
