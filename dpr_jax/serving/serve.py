@@ -18,6 +18,7 @@ from dpr_jax.workdir import WorkDir
 NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "mcp")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT = 8080
+BACKLOG = 2048
 
 
 def run(
@@ -52,7 +53,28 @@ def run(
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"dpr serve needs {', '.join(missing)}: pip install 'dpr_jax[serve]'")
-    sockets = [] if mcp else [_bind(host, port)]
+    with contextlib.ExitStack() as stack:
+        sockets = [] if mcp else [stack.enter_context(_bind(host, port))]
+        service, known = _open(stack, workdir, settings, names, keys)
+        if host not in LOOPBACK and not known and not mcp:
+            say(f"serve: bound to {host} without --keys: everybody who reaches it may ask")
+        service.wants_check = verify
+        watcher = threading.Thread(target=_background, args=(service, begun_s), name="dpr-watch")
+        stack.callback(_end, service, watcher)
+        if mcp:
+            _speak_mcp(service, settings, watcher)
+        else:
+            _speak_http(service, settings, known, host, sockets, watcher)
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    workdir: WorkDir,
+    settings: ServeConfig,
+    names: tuple[str, ...],
+    keys: str | None,
+) -> tuple[Any, Any]:
+    """Returns the service and the keys, both without a wire yet."""
     from dpr_jax.serving.batches import Workers
     from dpr_jax.serving.catalog import Catalog
     from dpr_jax.serving.keys import Keys
@@ -60,27 +82,21 @@ def run(
     from dpr_jax.serving.service import Service
 
     known = Keys(Path(keys).expanduser()) if keys else None
-    if host not in LOOPBACK and not known and not mcp:
-        say(f"serve: bound to {host} without --keys: everybody who reaches it may ask")
     metrics, workers = Metrics(), Workers.start()
+    stack.callback(workers.stop)
     catalog = Catalog(workdir, names, settings, workers, metrics)
     table = catalog.open()
     for name, why in table.refused.items():
         say(f"serve: {name} is not served: {why}")
-    service = Service(catalog, settings, workers, metrics)
-    service.wants_check = verify
-    watcher = threading.Thread(target=_background, args=(service, begun_s), name="dpr-watch")
-    try:
-        if mcp:
-            _speak_mcp(service, settings, watcher)
-        else:
-            _speak_http(service, settings, known, host, sockets, watcher)
-    finally:  # threads that still compute would crash the end of the process
-        catalog.stopping.set()
-        if watcher.ident is not None:
-            watcher.join()
-        catalog.close()
-        workers.stop()
+    return Service(catalog, settings, workers, metrics), known
+
+
+def _end(service: Any, watcher: threading.Thread) -> None:
+    """Ends the threads: one that still compiles would crash the end of the process."""
+    service.catalog.stopping.set()
+    if watcher.ident is not None:
+        watcher.join()
+    service.catalog.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -90,6 +106,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)  # who connects from now on waits for the first answer
     except (OSError, OverflowError) as error:
         bound.close()
         why = getattr(error, "strerror", None) or str(error)

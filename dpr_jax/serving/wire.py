@@ -11,6 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEADER_BYTES = 65_536
+LINGER_S = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -25,12 +26,15 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _ended = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._expect()
 
         def data_received(self, data: bytes) -> None:
+            if self._ended:
+                return
             if self.cycle is None or self.cycle.response_complete:
                 self._expect()
                 self._header_bytes += len(data)
@@ -59,11 +63,16 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
                 self._deadline = None
 
         def _end(self, status: bytes) -> None:
-            if not self.transport.is_closing():
-                self.transport.write(
-                    b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-                )
-                self.transport.close()
+            """Answers, and closes a little later: closed at once, unread bytes reset it."""
+            if self.transport.is_closing() or self._ended:
+                return
+            self._ended = True
+            self.transport.write(
+                b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
 
     return Protocol
 
