@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from dpr_jax import artifacts, config_file, console, dispatch, host, recipes
-from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
+from dpr_jax.commands import COMMANDS, OFF_ON, USAGE, flag_help, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
 from dpr_jax.dispatch import Call
@@ -137,12 +137,12 @@ def parse(command: str, args: list[str]) -> Call:
     file, args = _config_file(args)
     _check_names(args, command)
     workdir = None
-    if "workdir" in COMMANDS[command].flags:
-        reads = ("ask", "compare", "export", "gc", "retriever list", "retriever remove")
+    if "workdir" in flags:
+        reads = ("ask", "serve", "compare", "export", "gc", "retriever list", "retriever remove")
         workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
-    elif workdir is None:
+    elif workdir is None or command == "serve":  # whose settings no recipe has
         base = Config()
     else:
         name = flags.get("retriever", recipes.MAIN)
@@ -194,7 +194,12 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
     left: list[str] = []
     names = COMMANDS[command].flags
     arguments = iter(args)
+    many = ""  # the flag that takes what follows, up to the next flag
     for arg in arguments:
+        if many and not arg.startswith("--"):
+            found[many] += f" {arg}"
+            continue
+        many = ""
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
@@ -203,10 +208,12 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         else:
             value = value if equals else next(arguments, "")
             if not value or value.startswith("--"):
-                raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
+                raise InputError(f"--{name} needs a value: {flag_help(command, name)}")
+            if command == "serve" and name == "retriever":
+                many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
     for name in ("workdir", "out", "topology"):
-        if name in names and name not in found:
+        if name in names and name not in found and not (command == "ask" and "url" in found):
             raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
     return found, left
 

@@ -46,15 +46,15 @@ def run(call: Call) -> None:
     TOGETHER.get(call.command, _stage)(call)
 
 
-def number(flags: dict[str, str], name: str, default: int) -> int:
+def number(flags: dict[str, str], name: str, default: int, *, least: int = 1) -> int:
     """Returns the number that a flag gives.
 
     Raises:
-      InputError: it is none, or below 1.
+      InputError: it is none, or below `least`.
     """
     value = flags.get(name, str(default))
-    if not value.isdigit() or int(value) < 1:
-        raise InputError(f"--{name} is {value}; it must be a number, 1 or more")
+    if not value.isdigit() or int(value) < least:
+        raise InputError(f"--{name} is {value}; it must be a number, {least} or more")
     return int(value)
 
 
@@ -65,11 +65,27 @@ def _ask(call: Call) -> None:
     from dpr_jax.retrieval import ask
 
     ask.run(
-        call.workdir,
+        call.workdir or call.flags["url"],
         call.operands[0],
         name=call.flags.get("retriever"),
         k=number(call.flags, "k", 5),
         as_json="json" in call.flags,
+    )
+
+
+def _serve(call: Call) -> None:
+    from dpr_jax.serving import serve
+
+    flags = call.flags
+    serve.run(
+        call.workdir,
+        call.config.serve,
+        names=tuple(flags.get("retriever", "").split()),
+        host=flags.get("host", "127.0.0.1"),
+        port=number(flags, "port", serve.PORT, least=0),
+        keys=flags.get("keys"),
+        verify="verify" in flags,
+        mcp="mcp" in flags,
     )
 
 
@@ -101,6 +117,7 @@ def _export_check(call: Call) -> None:
 
 ALONE: dict[str, Callable[[Call], None]] = {
     "ask": _ask,
+    "serve": _serve,
     "split": _split,
     "plan": _plan,
     "export": _export,

@@ -3,7 +3,7 @@
 A searcher writes nothing: what a retriever lacks is an error that names the command which makes it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +52,14 @@ class Opened(NamedTuple):
       inputs: fingerprints of what they depend on.
       start: opens the index and returns the searcher; takes seconds, and memory.
       parts: of a hybrid, the two that it fuses.
+      embedder: of a dense retriever, its question tower.
     """
 
     settings: dict[str, Any]
     inputs: dict[str, str]
     start: Callable[[], Searcher]
     parts: tuple["Opened", ...] = ()
+    embedder: Embedder | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -65,13 +67,20 @@ class Opened(NamedTuple):
         return digest({"settings": self.settings, "inputs": self.inputs})
 
 
-def open_retriever(retriever: RetrieverDir, corpus: Corpus, config: Config | None = None) -> Opened:
+def open_retriever(
+    retriever: RetrieverDir,
+    corpus: Corpus,
+    config: Config | None = None,
+    *,
+    opened: Mapping[str, Opened] | None = None,
+) -> Opened:
     """Checks that the parts of a retriever belong together and to the corpus as it is now.
 
     Args:
       retriever: its folder.
       corpus: from `open_corpus`.
       config: its settings; None takes the stored ones.
+      opened: retrievers that are open already, by name; a hybrid takes its parts from there.
 
     Raises:
       InputError: a part is missing, of another model, or behind the corpus.
@@ -81,7 +90,7 @@ def open_retriever(retriever: RetrieverDir, corpus: Corpus, config: Config | Non
         return _bm25(retriever, corpus)
     if retriever.kind == "dense":
         return _dense(retriever, corpus, config)
-    return _hybrid(retriever, corpus, config)
+    return _hybrid(retriever, corpus, config, opened or {})
 
 
 def open_corpus(workdir: WorkDir) -> Corpus:
@@ -131,16 +140,22 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
         {"kind": "dense", "dtype": config.encode.dtype},
         {"index": artifacts.fingerprint(folder / MANIFEST), "model": embedder.fingerprint},
         start,
+        embedder=embedder,
     )
 
 
-def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
+def _hybrid(
+    retriever: RetrieverDir, corpus: Corpus, config: Config, there: Mapping[str, Opened]
+) -> Opened:
     """Opens both parts, each with its own recipe, to fuse their rankings."""
     settings, workdir = config.retrieve, retriever.workdir
     for name in settings.parts:
         if name == retriever.name or not workdir.retriever(name).file.exists():
             raise recipes.unknown(workdir, name)
-    parts = tuple(open_retriever(workdir.retriever(name), corpus) for name in settings.parts)
+    parts = tuple(
+        there.get(name) or open_retriever(workdir.retriever(name), corpus)
+        for name in settings.parts
+    )
 
     def find_both(searchers: list[Searcher], queries: tuple[Any, Any], k: int) -> list[Ranking]:
         depth = min(max(k, fusion.DEPTH), len(corpus))
