@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Corpus
 from dpr_jax.retrieval.searcher import Searcher
 from dpr_jax.serving.metrics import Metrics
