@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
 
 
