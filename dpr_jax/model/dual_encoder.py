@@ -86,10 +86,13 @@ class Encoder(nn.Module):
       pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
         the mean over real tokens; the others are sentence-transformers' (modules.POOLINGS).
       normalize: scale to unit length.
-      dropout: rate, used when training.
+      dropout: rate for hidden states, used when training.
       dtype: compute precision up to the last layer; all after it is float32.
       frozen: levels from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
+      attention_dropout: rate for attention weights; None: as `dropout`.
+      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
+        is mapped over, which may be others than the process has.
       dense: layers after pooling.
       cut: numbers of a vector that are kept; None keeps all.
     """
@@ -101,6 +104,8 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    attention_dropout: float | None = None
+    platform: str = "cpu"
     dense: tuple[DenseShape, ...] = ()
     cut: int | None = None
 
@@ -109,6 +114,11 @@ class Encoder(nn.Module):
         """Size of a vector."""
         whole = self.dense[-1].outputs if self.dense else self.shape.hidden_size
         return min(self.cut or whole, whole)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or (self.attention_dropout or 0) > 0
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
@@ -121,6 +131,8 @@ class Encoder(nn.Module):
             self.dtype,
             frozen=self.frozen,
             remat=self.remat,
+            attention_dropout=self.attention_dropout,
+            platform=self.platform,
             name="bert",
         )
         if isinstance(tokens, Rows):
@@ -134,10 +146,12 @@ class Encoder(nn.Module):
 
         if self.pooling in ("cls", "lasttoken"):
             if self.pooling == "cls":
-                at_BSL = position_BL[:, None] == 0
+                pick_BSL = place_BSL & (position_BL[:, None] == 0)
+                if self.platform != "cpu" and not isinstance(tokens, Rows):
+                    pick_BSL = None  # a slice: a product costs a TPU as much as a tenth of a layer
             else:  # where the next token is of no text, or of another
-                at_BSL = ~jnp.pad(place_BSL[..., 1:], ((0, 0), (0, 0), (0, 1)))
-            wanted = Wanted(place_BSL & at_BSL, place_BSL)
+                pick_BSL = place_BSL & ~jnp.pad(place_BSL[..., 1:], ((0, 0), (0, 0), (0, 1)))
+            wanted = Wanted(pick_BSL, place_BSL)
             emb_BSD = states(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
             emb_BSD = emb_BSD.astype(jnp.float32)
         else:
@@ -165,13 +179,19 @@ class EncoderPair(NamedTuple):
         return self.passage.normalize
 
     @property
-    def dropout(self) -> float:
-        """The rate of both."""
-        return self.passage.dropout
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.passage.drops
+
+    @property
+    def platform(self) -> str:
+        """That of the devices which both are mapped over."""
+        return self.passage.platform
 
     def without_dropout(self) -> "EncoderPair":
         """Returns both as they are used outside of training."""
-        return EncoderPair(*(dataclasses.replace(one, dropout=0.0) for one in self))
+        off = {"dropout": 0.0, "attention_dropout": 0.0}
+        return EncoderPair(*(dataclasses.replace(one, **off) for one in self))
 
 
 def encoder_of(encoder: "Encoder | EncoderPair", side: Side) -> Encoder:

@@ -27,6 +27,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "WEIGHTS",
     "check_tokens",
+    "encoder_of_shape",
     "fingerprint",
     "read_encoder",
     "read_params",
@@ -125,15 +126,20 @@ def _download(name: str) -> Path:
 
 
 def read_encoder(folder: Path, settings: EncoderSettings, **options: Any) -> Encoder:
-    """Returns the architecture of a tower as its folder and settings say it.
+    """Returns the architecture of a tower; `encoder_of_shape` of what its folder says."""
+    return encoder_of_shape(read_shape(folder), settings, **options)
+
+
+def encoder_of_shape(shape: Shape, settings: EncoderSettings, **options: Any) -> Encoder:
+    """Returns the architecture of a tower.
 
     Args:
-      folder: of one encoder.
-      settings: from description.read.
+      shape: up to the last layer.
+      settings: how a vector is made of that.
       options: further attributes, such as dropout and dtype.
     """
     return Encoder(
-        read_shape(folder),
+        shape,
         pooling=settings.pooling,
         normalize=settings.normalize,
         dense=settings.dense,

@@ -11,10 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpr_jax.model.attention import attention
+from dpr_jax.model import kernels
 from dpr_jax.model.bert import ACTIVATIONS, Wanted
 from dpr_jax.model.dropout import Dropout
-from dpr_jax.model.product import times_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,8 @@ class ModernBert(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    attention_dropout: float | None = None
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -84,7 +85,15 @@ class ModernBert(nn.Module):
         for i in range(shape.num_hidden_layers):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
-            layer = Layer(shape, i, self.dropout, self.dtype, name=f"layer_{i}")
+            layer = Layer(
+                shape,
+                i,
+                self.dropout,
+                self.dtype,
+                self.attention_dropout,
+                self.platform,
+                name=f"layer_{i}",
+            )
             last = i + 1 == shape.num_hidden_layers
             x_BLD = run(layer, x_BLD, mask_BLL, positions_BL, wanted if last else None)
         return _layer_norm(shape, self.dtype, "final_norm")(x_BLD)
@@ -114,6 +123,8 @@ class Layer(nn.Module):
     number: int
     dropout: float
     dtype: jnp.dtype
+    attention_dropout: float | None = None
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -128,7 +139,10 @@ class Layer(nn.Module):
         shape, is_local = self.shape, self.shape.is_local[self.number]
         init = nn.initializers.normal(0.02)
         dense = functools.partial(
-            nn.Dense, dtype=self.dtype, kernel_init=init, dot_general=times_weights
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=init,
+            dot_general=kernels.times_weights(self.platform),
         )
         dropout = Dropout(self.dropout)
         drop = functools.partial(dropout, train=train)
@@ -145,17 +159,21 @@ class Layer(nn.Module):
             apart_BLL = jnp.abs(positions_BL[:, :, None] - positions_BL[:, None, :])
             near_BLL = apart_BLL <= shape.window
         if wanted is not None:  # from here on L is the number of wanted tokens
-            pick_BSL, mask_BLL = wanted
-            pick = functools.partial(_picked, pick_BSL)
-            x_BLD, q_BLHK = pick(x_BLD), pick(q_BLHK)
-            near_BLL = pick(near_BLL.astype(jnp.float32)) > 0.5 if is_local else None
-        y_BLHK = attention(
+            heads = q_BLHK.shape[2:]
+            q_BLHK = wanted.states(q_BLHK.reshape(x_BLD.shape)).reshape(len(x_BLD), -1, *heads)
+            x_BLD, mask_BLL = wanted.states(x_BLD), wanted.mask_BSL
+            if is_local:
+                near_BLL = jnp.broadcast_to(near_BLL, (len(x_BLD), *near_BLL.shape[1:]))
+                near_BLL = wanted.states(near_BLL.astype(jnp.float32)) > 0.5
+        rate = self.dropout if self.attention_dropout is None else self.attention_dropout
+        y_BLHK = kernels.attention(
             q_BLHK,
             k_BLHK,
             v_BLHK,
             mask_BLL & near_BLL if is_local else mask_BLL,
-            dropout_rate=self.dropout,
-            dropout_key=dropout.key(train=train),
+            platform=self.platform,
+            dropout_rate=rate,
+            dropout_key=dropout.key(train=train, rate=rate),
         )
         out = dense(shape.hidden_size, use_bias=shape.attention_bias, name="attention_output")
         x_BLD = x_BLD + drop(out(y_BLHK.reshape(x_BLD.shape)))
@@ -183,19 +201,6 @@ def rotated(x_BLHK: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Arr
     first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BLHK.dtype)
-
-
-def _picked(pick_BSL: jax.Array, x_BL: jax.Array) -> jax.Array:
-    """The values of the wanted tokens, by a product as in bert.Layer."""
-    pick_BSL = jnp.broadcast_to(pick_BSL, (max(len(pick_BSL), len(x_BL)), *pick_BSL.shape[1:]))
-    x_BL = jnp.broadcast_to(x_BL, (len(pick_BSL), *x_BL.shape[1:]))
-    return jnp.einsum(
-        "bsl,bl...->bs...",
-        pick_BSL.astype(x_BL.dtype),
-        x_BL,
-        precision="highest",
-        preferred_element_type=x_BL.dtype,
-    )
 
 
 def _layer_norm(shape: ModernBertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:

@@ -66,6 +66,7 @@ def biased_attention(
     weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1)
     if dropout_key is not None and dropout_rate:
         kept = dropout.keep(dropout_key, weights_BHLM.shape, rate=dropout_rate)
-        weights_BHLM = jnp.where(kept, weights_BHLM / np.float32(1 - dropout_rate), 0)
+        left = 1 - dropout.rounded(dropout_key, dropout_rate)
+        weights_BHLM = jnp.where(kept, weights_BHLM / np.float32(left), 0)
     y_BLHK = product("bhlm,bmhk->blhk", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
     return y_BLHK.astype(v_BMHK.dtype)
