@@ -267,7 +267,6 @@ class Layer(nn.Module):
             k_BLHK,
             v_BLHK,
             mask_BLL,
-            platform=self.platform,
             dropout_rate=rate,
             dropout_key=dropout.key(train=train, rate=rate),
         )

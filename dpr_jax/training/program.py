@@ -82,7 +82,7 @@ def build(
         fit each other.
     """
     train = config.train
-    layers = setup.layers_of(train, shapes["question"], shapes["passage"])
+    layers = min(shape.num_hidden_layers for shape in shapes.values())
     frozen = setup.frozen_levels(train, layers)
     question, passage = (
         hf.encoder_of_shape(

@@ -14,7 +14,6 @@ from dpr_jax.data import store
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import EncoderPair
-from dpr_jax.model.families import Shape
 from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
@@ -117,21 +116,6 @@ def check_alike(init: str, encoder: EncoderPair, *, shared: bool) -> None:
             " set model.pooling and model.normalize, and model.shared_towers to false where they"
             " are of different architectures"
         )
-
-
-def layers_of(train: TrainConfig, question: Shape, passage: Shape) -> int:
-    """Returns the layers of each tower, the more where they differ.
-
-    Raises:
-      InputError: they differ, and a setting counts layers.
-    """
-    counts = question.num_hidden_layers, passage.num_hidden_layers
-    if counts[0] != counts[1] and (train.layer_decay != 1 or train.freeze_layers):
-        raise InputError(
-            f"the towers have {counts[0]} and {counts[1]} layers, and train.layer_decay and"
-            " train.freeze_layers count them alike; set them to 1 and 0"
-        )
-    return max(counts)
 
 
 def longest_question(questions: Sequence[Question], tokens: Tokenizer) -> int:
