@@ -35,7 +35,10 @@ LONG = ["word " * 10_000, "日本" * 10_000, "<s>" * 300]
 
 
 def opened(folder: Path) -> SentenceTransformer:
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    options = {"dtype": "float32"}  # else it computes in the precision of the files
+    return SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True, model_kwargs=options
+    )
 
 
 def ours(source: Path, side: str, texts: list, model: ModelConfig = AS_IT_SAYS) -> np.ndarray:
