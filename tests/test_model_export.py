@@ -25,8 +25,10 @@ AS_IT_SAYS = ModelConfig()
 def trained(root: Path, source: str, model: ModelConfig, **data: str) -> RetrieverDir:
     """A work directory with a retriever whose model stands for a trained one."""
     workdir = open_workdir(root)
+
     retriever = workdir.retriever("trained")
     config = Config(model=model, data=DataConfig(**data))
+    recipes.store_workdir(workdir, config)
     recipes.store(retriever, config, source=None)
     folder = hf.resolve(source, "passage")
     own = {side: description.read(folder, side, model) for side in SIDES}

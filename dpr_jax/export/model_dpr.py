@@ -2,26 +2,24 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
+from dpr_jax.export.model_tower import Tower
 from dpr_jax.model import hf, names, weights
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.dual_encoder import Side
 from dpr_jax.model.folder_json import load_json
 
-if TYPE_CHECKING:
-    from dpr_jax.export.model_folder import Tower
-
 CLASSES = {"question": "DPRQuestionEncoder", "passage": "DPRContextEncoder"}
 PREFIXES = {"question": "question_encoder.", "passage": "ctx_encoder."}
 
 
-def write(folder: Path, side: Side, tower: "Tower") -> None:
+def write(folder: Path, side: Side, tower: Tower) -> None:
     """Writes one tower; the folder says nothing that DPR cannot do.
 
     Args:
@@ -58,7 +56,7 @@ def write(folder: Path, side: Side, tower: "Tower") -> None:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
 
 
-def _check(side: Side, tower: "Tower") -> None:
+def _check(side: Side, tower: Tower) -> None:
     """Names what DPR's classes do not do."""
     own, shape = tower.settings, tower.shape
     kind = load_json(tower.folder / "config.json").get("model_type")

@@ -2,35 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
+from dpr_jax.export import model_dpr, model_onnx
+from dpr_jax.export.model_tower import Tower
 from dpr_jax.model import description, hf
-from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import Params, Side
-from dpr_jax.model.families import Shape
+from dpr_jax.model.dual_encoder import Side
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 SIDES: tuple[Side, Side] = ("question", "passage")
-
-
-class Tower(NamedTuple):
-    """One side of a retriever's encoder.
-
-    Attributes:
-      folder: where it comes from.
-      settings: how its vectors are made, with the retriever's own settings.
-      shape: its architecture.
-      params: its weights.
-    """
-
-    folder: Path
-    settings: EncoderSettings
-    shape: Shape
-    params: Params
 
 
 def run(workdir: WorkDir, flags: dict[str, str]) -> None:
@@ -54,8 +37,6 @@ def export_model(retriever: RetrieverDir, config: Config, out: Path, form: str) 
     Raises:
       InputError: the form is unknown or cannot hold this encoder, or `out` is there.
     """
-    from dpr_jax.export import model_dpr, model_onnx
-
     forms: dict[str, Callable[[Path, Side, Tower], None]] = {
         "dpr": model_dpr.write,
         "onnx": model_onnx.write,

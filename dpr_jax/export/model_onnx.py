@@ -8,27 +8,25 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
+from dpr_jax.export.model_tower import Tower
 from dpr_jax.model import hf
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.dual_encoder import Side
 from dpr_jax.model.modernbert import ModernBertShape
 from dpr_jax.model.relative import bucket
 
-if TYPE_CHECKING:
-    from dpr_jax.export.model_folder import Tower
-
 OPSET = 17  # the first with LayerNormalization
 UNSEEN = -1e9
 EMBEDDING = "sentence_embedding"  # name of the result, as in sentence-transformers
 
 
-def write(folder: Path, side: Side, tower: "Tower") -> None:
+def write(folder: Path, side: Side, tower: Tower) -> None:
     """Writes model.onnx, the tokenizer's files and encoder.json.
 
     Args:
@@ -118,7 +116,7 @@ def _tensor(helper: Any, types: Any, name: str, value: np.ndarray) -> Any:
     return helper.make_tensor(name, kind, value.shape, value.tobytes(), raw=True)
 
 
-def _encoder(graph: _Graph, tower: "Tower") -> None:
+def _encoder(graph: _Graph, tower: Tower) -> None:
     shape, params = tower.shape, tower.params["bert"]
     length = graph("Gather", graph("Shape", "input_ids"), np.int64(1))
     range_L = graph("Range", np.int64(0), length, np.int64(1))
