@@ -201,10 +201,12 @@ def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
         "question": transformers.DPRQuestionEncoder,
         "passage": transformers.DPRContextEncoder,
     }
-    for side, made in classes.items():
+    for side in classes:
         folder = tmp_path / f"{side}_encoder"
         folder.mkdir()
         model_dpr.write(folder, side, Tower(GOLDEN / "dpr", settings, shape, params))
+    for side, made in classes.items():
+        folder = tmp_path / f"{side}_encoder"
         theirs, loading = made.from_pretrained(folder, output_loading_info=True)
         assert not loading["missing_keys"] and not loading["unexpected_keys"]
         tokens = transformers.AutoTokenizer.from_pretrained(folder)
