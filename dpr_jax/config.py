@@ -150,15 +150,24 @@ class ModelConfig:
     `packaged:all-MiniLM-L6-v2` (needs no network)."""
     shared_towers: bool = False
     """Use one set of weights for questions and passages."""
-    pooling: Literal["cls", "mean"] | None = None
-    """The vector: the last layer's [CLS] state (DPR), or the mean over real tokens."""
+    pooling: (
+        Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None
+    ) = None
+    """The vector: the last layer's [CLS] state (DPR), the mean over real tokens, or another of
+    sentence-transformers' poolings."""
     normalize: bool | None = None
     """Scale vectors to unit length."""
     max_question_tokens: Annotated[int, Bounds(least=4)] | None = None
-    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: at most 64."""
+    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: where the folder says,
+    else at most 64."""
     max_passage_tokens: Annotated[int, Bounds(least=8)] | None = None
     """Passages (title and text) are cut at so many tokens, special tokens included; None: where the
     folder says, else at most 256."""
+    question_prompt: str | None = None
+    """Text before every question, such as "query: ", counted in its tokens; None: as the folder
+    says, or as the encoder is known to want it (docs/encoders.md)."""
+    passage_prompt: str | None = None
+    """Likewise before every passage."""
 
 
 @dataclasses.dataclass(frozen=True)

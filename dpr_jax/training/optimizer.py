@@ -131,7 +131,7 @@ def _level(path: tuple[Any, ...], layers: int) -> int:
     found = re.search(r"\['layer_(\d+)'\]", key)
     if found:
         return int(found[1]) + 1
-    return 0 if "['embeddings']" in key else layers
+    return 0 if "['embeddings']" in key or "['relative_attention_bias']" in key else layers
 
 
 def _scale_temperature(factor: float) -> optax.GradientTransformation:

@@ -19,7 +19,7 @@ from jax import lax
 
 from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder, kernels
-from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
@@ -89,7 +89,7 @@ class StepSettings(NamedTuple):
       distillation_weight: its share of the loss; that of the contrast is the rest.
     """
 
-    encoder: Encoder
+    encoder: Encoder | EncoderPair
     optimizer: optax.GradientTransformation
     temperature: float
     mask_duplicates: bool
@@ -105,7 +105,7 @@ class StepSettings(NamedTuple):
     def of(
         cls,
         train: TrainConfig,
-        encoder: Encoder,
+        encoder: Encoder | EncoderPair,
         optimizer: optax.GradientTransformation,
         *,
         seed: int,
