@@ -122,8 +122,7 @@ def test_on_a_cpu_rows_that_outgrow_the_caches_follow_one_another() -> None:
 
         def loss(x: jax.Array) -> jax.Array:
             mask = jnp.ones((rows, 1, 160), bool)
-            options = {"dropout_rate": 0.1, "dropout_key": key, "platform": platform}
-            return attention(x, x, x, mask, **options).sum()
+            return attention(x, x, x, mask, dropout_rate=0.1, dropout_key=key).sum()
 
         both = [str(jax.make_jaxpr(one)(x)) for one in (loss, jax.grad(loss))]
         return [text.count("= scan[") for text in both]
