@@ -91,7 +91,7 @@ class Killed(Exception):
         ("cpu", {}),
         ("cpu", {"pack_rows": 1}),
         # as on TPUs, with their forms and bits of the device's generator
-        ("tpu", {"shard_optimizer": True, "attention_dropout": 0.2, "dtype": "bfloat16"}),
+        ("tpu", {"shard_optimizer": True, "attention_dropout": 0.2}),
     ],
 )
 def test_a_killed_run_resumes_bit_for_bit(

@@ -19,7 +19,7 @@ class LayerNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the result.
       one_pass: the variance from the sum of squares, where the input has fewer bits than float32:
-        off by 2**-24 of mean^2 / variance, where the input is off by 2**-9.
+        off by 2**-24 of mean^2 / variance, where the input is off by 2**-8.
     """
 
     epsilon: float
