@@ -76,7 +76,7 @@ def test_layer_norm_is_that_of_the_formula(dtype: jnp.dtype) -> None:
     dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     results = []
     for layer in (
-        LayerNorm(1e-12, jnp.float32, one_pass=True),
+        LayerNorm(1e-12, jnp.float32),
         nn.LayerNorm(1e-12, dtype=jnp.float32, use_fast_variance=False),
     ):
         y, backward = jax.vjp(layer.apply, params, x.astype(jnp.float32))

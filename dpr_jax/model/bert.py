@@ -269,10 +269,7 @@ def _layer_norm(
 ) -> nn.LayerNorm | LayerNorm:
     """Mean and variance are taken in float32 whatever `dtype` is."""
     if platform != "cpu":
-        # XLA takes the sums along with the product before: of 768 numbers that is free, of 3,072 it
-        # costs more than a second pass (docs/log.md)
-        one_pass = name == "attention_LayerNorm"
-        return LayerNorm(shape.layer_norm_eps, dtype, one_pass, name=name)
+        return LayerNorm(shape.layer_norm_eps, dtype, name=name)
     # the two-pass variance: the one-pass form loses digits at BERT's large means
     return nn.LayerNorm(
         epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
