@@ -138,7 +138,13 @@ def run(args: list[str]) -> None:
         from dpr_jax.planning import plan
 
         counts = {name: _number(call.flags, name, of) for name, of in plan.COUNTS.items()}
-        plan.run(call.config, call.flags["topology"], **counts, out=call.flags.get("json"))
+        plan.run(
+            call.config,
+            call.flags["topology"],
+            **counts,
+            quick="quick" in call.flags,
+            out=call.flags.get("json"),
+        )
         return
     _dispatch(call)
 
@@ -268,7 +274,7 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
-        elif name in OFF_ON and command != "plan":
+        elif name in OFF_ON and (command, name) != ("plan", "json"):
             found[name] = "yes"
         else:
             value = value if equals else next(arguments, "")

@@ -76,13 +76,13 @@ COMMANDS = {
     "plan": Command(
         "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
         (),
-        ("topology", "json", "passages", "questions"),
+        ("topology", "json", "passages", "questions", "quick"),
         ("", "train", "model", "encode"),
     ),
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes")  # flags without a value
+OFF_ON = ("json", "yes", "quick")  # flags without a value
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
     "retriever": "which retriever, by name",
@@ -93,6 +93,7 @@ FLAG_HELP = {
     "k": "passages to show",
     "json": "ask: print JSON; plan: file to write, with a page beside it",
     "yes": "do not ask",
+    "quick": "plan: foretell by towers of one and two layers, and compile nothing whole",
     "topology": "plan: such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
     "passages": "plan: of the corpus (21,015,324)",
     "questions": "plan: of training, where the config gives epochs (58,880)",

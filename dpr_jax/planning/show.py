@@ -120,8 +120,9 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     host = facts["host"]
     said.append(
         f"host: prepare {size(host['prepare_memory_bytes'])}, building the index"
-        f" {size(host['index_build_memory_bytes'])}, serving {size(host['serving_memory_bytes'])} of"
-        f" memory; {size(sum(host['disk_bytes'].values()))} of disk"
+        f" {size(host['index_build_memory_bytes'])}, serving"
+        f" {size(host['serving_memory_bytes'])} of memory;"
+        f" {size(sum(host['disk_bytes'].values()))} of disk"
     )
     return said
 
