@@ -16,6 +16,7 @@ import numpy as np
 
 from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
+from dpr_jax.model.layer_norm import LayerNorm
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -127,9 +128,10 @@ class Bert(nn.Module):
           float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and
           at empty places are meaningless.
         """
-        x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
-            ids_BL, positions_BL, train=train
+        embeddings = Embeddings(
+            self.shape, self.dropout, self.dtype, self.platform, name="embeddings"
         )
+        x_BLD = embeddings(ids_BL, positions_BL, train=train)
 
         def run(layer: Layer, *inputs: jax.Array | Wanted | None) -> jax.Array:
             return layer(*inputs, train=train)
@@ -157,6 +159,7 @@ class Embeddings(nn.Module):
     shape: BertShape
     dropout: float
     dtype: jnp.dtype
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool) -> jax.Array:
@@ -171,7 +174,7 @@ class Embeddings(nn.Module):
         kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
         x_BLD = word(ids_BL) + position(positions_BL)
         x_BLD += kind(jnp.zeros((), jnp.int32))
-        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
+        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm", self.platform)(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
 
 
@@ -223,16 +226,24 @@ class Layer(nn.Module):
             dropout_key=dropout.key(train=train, rate=rate),
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
-        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))
+        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
         h_BLF = dense(shape.intermediate_size, name="intermediate")(x_BLD)
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
-        return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
+        return _layer_norm(shape, self.dtype, "output_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
 
-def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Flax takes the mean and variance in float32 whatever `dtype` is."""
+def _layer_norm(
+    shape: BertShape, dtype: jnp.dtype, name: str, platform: str = "cpu"
+) -> nn.LayerNorm | LayerNorm:
+    """Mean and variance are taken in float32 whatever `dtype` is."""
+    if platform != "cpu":
+        return LayerNorm(epsilon=shape.layer_norm_eps, dtype=dtype, name=name)
     # the two-pass variance: the one-pass form loses digits at BERT's large means
     return nn.LayerNorm(
         epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name

@@ -8,15 +8,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
+from dpr_jax.model import dual_encoder
 from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import Encoder, Params
+from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
 from dpr_jax.training import optimizer, setup
 from dpr_jax.training.step import LOG_TEMPERATURE, StepSettings, TrainState, train_step
 
@@ -51,13 +53,31 @@ class Program(NamedTuple):
             params = {**params, LOG_TEMPERATURE: start}
         return TrainState(np.zeros((), np.int32), params, self.settings.optimizer.init(params))
 
+    def place(self, state: TrainState) -> Any:
+        """Puts a whole state of host arrays on all devices."""
+        split = self.settings.whole is not None
+        return (self.spmd.scatter if split else self.spmd.replicate)(state)
+
+    def fetch(self, on_devices: Any) -> TrainState:
+        """Returns the whole state as host arrays; all processes call it."""
+        if self.settings.whole is None:
+            return self.spmd.fetch(on_devices)
+        params = self.settings.whole
+        opt_state = jax.eval_shape(self.settings.optimizer.init, params)
+        step = jax.ShapeDtypeStruct((), np.int32)
+        return self.spmd.collect(on_devices, TrainState(step, params, opt_state))
+
+    def shapes(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
+        """Returns what `update` is lowered with, from the shapes of the whole state and batch."""
+        return self.spmd.shapes(state, batch, scattered=self.settings.whole is not None)
+
     def update(self, chunk_size: int | None) -> Callable[[Any, Any], Any]:
         """Returns (state, batch) -> (state, metrics) on all devices; the state's memory is
         reused.
         """
         settings = self.settings._replace(chunk_size=chunk_size)
         step = functools.partial(train_step, settings=settings, axis=parallel.AXIS)
-        return self.spmd.map(step, donate=True)
+        return self.spmd.map(step, donate=True, scattered=settings.whole is not None)
 
 
 def build(
@@ -96,4 +116,17 @@ def build(
     rate, adamw = optimizer.of(train, schedule, layers=shape.num_hidden_layers, frozen=frozen)
     temperature = train.temperature or own.temperature
     settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
+    if train.shard_optimizer:
+        settings = settings._replace(whole=_shapes(encoder, config))
     return Program(settings, rate, spmd, train.learn_temperature)
+
+
+def _shapes(encoder: Encoder, config: Config) -> Params:
+    """The shapes of all params."""
+    one = Tokens(np.ones((1, 1), np.int32), np.ones(1, np.int32))
+    init = functools.partial(encoder.init, train=False)
+    tower = jax.eval_shape(init, jax.random.key(0), one)["params"]
+    params = dual_encoder.dual_params(tower, tower, shared=config.model.shared_towers)
+    if config.train.learn_temperature:
+        params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), np.float32)
+    return params
