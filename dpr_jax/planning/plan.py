@@ -3,6 +3,7 @@
 No figure here is a time on the clock. TPUs: by XLA's cost model. GPUs: a bound from public figures.
 """
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config
+from dpr_jax.config import Config, TrainConfig
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.model.flops import forward_flops
@@ -114,36 +115,32 @@ def _train(
     layers = model.shape.num_hidden_layers
     usable = _usable(target)
 
-    def compile_layers(layers: int, chunk_size: int | None) -> Counts:
-        say(f"plan: compiling the update with {layers} layer(s), chunk_size {chunk_size or 'all'}")
-        lowered = programs.train(
-            config, model.cut(layers), devices, schedule=schedule, chunk_size=chunk_size
-        )
+    def compile_layers(train: TrainConfig, layers: int) -> Counts:
+        changed = dataclasses.replace(config, train=train)
+        how = f"chunk_size {train.chunk_size or 'all'}"
+        how += ", shard_optimizer" if train.shard_optimizer else ""
+        say(f"plan: compiling the update with {layers} layer(s), {how}")
+        lowered = programs.train(changed, model.cut(layers), devices, schedule=schedule)
         return counts.read(lowered, target)
 
-    def foretell(chunk_size: int | None) -> Counts:
+    def foretell(train: TrainConfig) -> Counts:
         if layers <= 2:
-            return compile_layers(layers, chunk_size)
-        one, two = compile_layers(1, chunk_size), compile_layers(2, chunk_size)
-        return one.per_layer(two, layers)
+            return compile_layers(train, layers)
+        return compile_layers(train, 1).per_layer(compile_layers(train, 2), layers)
 
-    chunk_size, advice = config.train.chunk_size, None
-    expected = foretell(chunk_size)
+    best = expected = foretell(config.train)
     fits = expected.fits and expected.peak_bytes <= usable
-    best = expected
+    chosen, advice = config.train, None
     if not fits:
-        texts = config.train.batch_size * (1 + config.train.hard_negatives) // len(devices)
-        advice = _advise(texts, expected, foretell, usable)
-        if advice["chunk_size"]:
-            chunk_size = advice["chunk_size"]
-    compiled_whole = not quick and layers > 2 and (fits or advice["chunk_size"])
+        chosen, advice = _advise(config.train, len(devices), foretell, usable)
+    compiled_whole = layers > 2 and not quick
     if compiled_whole:
-        best = compile_layers(layers, chunk_size)
-    elif not fits and advice["chunk_size"]:
-        best = foretell(chunk_size)
+        best = compile_layers(chosen, layers)
+    elif not fits:
+        best = foretell(chosen)
     holds = best.fits and best.peak_bytes <= usable
     if advice:
-        advice["confirmed"] = bool(compiled_whole and holds)
+        advice["confirmed"] = compiled_whole and holds
 
     found = counts.facts(best, target, len(devices), 3 * _flops(model, config, len(devices)))
     seconds = found["seconds"]
@@ -153,7 +150,8 @@ def _train(
         "foretold_bytes": expected.peak_bytes,
         "foretold_cycles": expected.cycles and expected.cycles.total,
         "extrapolated": layers > 2 and not compiled_whole,
-        "chunk_size": chunk_size,
+        "chunk_size": chosen.chunk_size,
+        "shard_optimizer": chosen.shard_optimizer,
         "advice": advice,
         "steps": schedule.total_steps,
         "hours": None if seconds is None else schedule.total_steps * seconds / 3600,
@@ -163,26 +161,30 @@ def _train(
 
 
 def _advise(
-    texts: int, expected: Counts, foretell: Callable[[int], Counts], usable: float
-) -> dict[str, Any]:
-    """Returns the largest chunk of a device's texts that is foretold to fit, by a line through two
-    chunk sizes; train.remat keeps less too, and sharded state is not built yet.
+    train: TrainConfig, devices: int, foretell: Callable[[TrainConfig], Counts], usable: float
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Finds the largest chunk of a device's texts that is foretold to fit, by a line through two
+    chunk sizes; where none does, with the optimizer's state split over the devices.
+
+    Chunks keep less than `train.remat`, which is therefore not tried.
     """
-    sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0]
-    if not sizes or expected.state_bytes > usable:
-        why = "weights and moments alone do not fit: a smaller encoder, or chips of more memory"
-        return {"chunk_size": None, "why": why}
-    big, small = sizes[0], sizes[min(len(sizes) - 1, 2)]
-    at = {size: foretell(size).peak_bytes for size in {big, small}}
-    per_text = (at[big] - at[small]) / max(big - small, 1)
-    fitting = [size for size in sizes if at[big] - per_text * (big - size) <= usable]
-    if not fitting:
-        return {"chunk_size": None, "why": "not even one text at a time is foretold to fit"}
-    return {
-        "chunk_size": fitting[0],
-        "foretold_bytes": int(at[big] - per_text * (big - fitting[0])),
-        "why": "all texts at once do not fit; these do, for a second forward pass",
-    }
+    texts = train.batch_size * (1 + train.hard_negatives) // devices
+    sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0] or [1]
+    small = sizes[min(len(sizes) - 1, 2)]
+    for sharded in (train.shard_optimizer, True):
+        changed = dataclasses.replace(train, shard_optimizer=sharded)
+        at = {
+            size: foretell(dataclasses.replace(changed, chunk_size=size)).peak_bytes
+            for size in {sizes[0], small}
+        }
+        per_text = (at[sizes[0]] - at[small]) / max(sizes[0] - small, 1)
+        for size in sizes:
+            foretold = int(at[small] + per_text * (size - small))
+            if foretold <= usable:
+                changed = dataclasses.replace(changed, chunk_size=size)
+                what = {"chunk_size": size, "shard_optimizer": sharded}
+                return changed, {**what, "foretold_bytes": foretold}
+    return train, {"chunk_size": None, "shard_optimizer": None, "foretold_bytes": None}
 
 
 def _largest_batch(config: Config, best: Counts, usable: float, devices: int) -> dict[str, Any]:

@@ -99,17 +99,16 @@ def train(
     devices: list[jax.Device],
     *,
     schedule: setup.Schedule,
-    chunk_size: int | None = None,
 ) -> jax.stages.Lowered:
     """Lowers the update that `dpr train` maps over the devices."""
     spmd = parallel.spmd(config.train.spmd, devices)
-    update, shapes = _update(config, model, spmd, schedule, chunk_size)
+    update, shapes = _update(config, model, spmd, schedule)
     return update.lower(*shapes)
 
 
 def trace(config: Config, model: Model, spmd: parallel.Spmd, *, schedule: setup.Schedule) -> str:
     """Returns the text of the update before it is lowered."""
-    update, shapes = _update(config, model, spmd, schedule, None)
+    update, shapes = _update(config, model, spmd, schedule)
     return str(jax.make_jaxpr(update)(*shapes))
 
 
@@ -118,14 +117,13 @@ def _update(
     model: Model,
     spmd: parallel.Spmd,
     schedule: setup.Schedule,
-    chunk_size: int | None,
 ) -> tuple[Any, tuple[Any, Any]]:
     """Returns the mapped update, and the shapes that it takes."""
     planned = program.build(config, model.shape, model.passage, schedule, spmd)
     tower = _params(planned.encoder)
     params = dual_encoder.dual_params(tower, tower, shared=config.model.shared_towers)
     state = jax.eval_shape(planned.initial_state, params)
-    return planned.update(chunk_size), spmd.shapes(state, batch(config, model))
+    return planned.update(config.train.chunk_size), planned.shapes(state, batch(config, model))
 
 
 def batch(config: Config, model: Model) -> Batch:
