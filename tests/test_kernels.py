@@ -76,7 +76,7 @@ def test_layer_norm_is_that_of_the_formula(dtype: jnp.dtype) -> None:
     dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     results = []
     for layer in (
-        LayerNorm(1e-12, jnp.float32),
+        LayerNorm(1e-12, jnp.float32, one_pass=True),
         nn.LayerNorm(1e-12, dtype=jnp.float32, use_fast_variance=False),
     ):
         y, backward = jax.vjp(layer.apply, params, x.astype(jnp.float32))
@@ -177,22 +177,40 @@ def test_attention_dropout_is_apart_from_the_other() -> None:
         assert not np.array_equal(vectors(dropout=0.5, attention_dropout=0.0), vectors(dropout=0.5))
 
 
-def test_cudnn_takes_whole_rows_of_half_precision_without_dropout() -> None:
-    """What reaches cuDNN's fused attention when a step is traced for GPUs."""
+@pytest.mark.parametrize(
+    ("length", "rate", "dtype", "mask_rows", "fused"),
+    [
+        (128, 0.0, jnp.bfloat16, 1, True),
+        (1, 0.0, jnp.bfloat16, 1, False),
+        (128, 0.1, jnp.bfloat16, 1, False),
+        (128, 0.0, jnp.float32, 1, False),
+        (128, 0.0, jnp.bfloat16, 128, False),
+    ],
+)
+def test_cudnn_takes_whole_rows_of_half_precision_without_dropout(
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    rate: float,
+    dtype: jnp.dtype,
+    mask_rows: int,
+    fused: bool,
+) -> None:
+    """A step traced for GPUs; JAX's own form stands for cuDNN's, which needs a GPU."""
+    taken = []
 
-    def traced(length: int, rate: float, dtype: type, mask_rows: int) -> str:
-        q, k = (jnp.zeros((2, n, 2, 64), dtype) for n in (length, 128))
-        mask = jnp.ones((2, mask_rows, 128), bool)
-        run = functools.partial(
-            kernels.attention, platform="gpu", dropout_rate=rate, dropout_key=DEVICE_KEY
-        )
-        return str(jax.make_jaxpr(run)(q, k, k, mask))
+    def on_gpu(*args: jax.Array, implementation: str, **options: jax.Array) -> jax.Array:
+        taken.append(implementation)
+        return own(*args, implementation="xla", **options)
 
-    assert "dot_product_attention" in traced(128, 0.0, jnp.bfloat16, 1)
-    for other in (
-        traced(1, 0.0, jnp.bfloat16, 1),
-        traced(128, 0.1, jnp.bfloat16, 1),
-        traced(128, 0.0, jnp.float32, 1),
-        traced(128, 0.0, jnp.bfloat16, 128),
-    ):
-        assert "dot_product_attention" not in other
+    own = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_gpu)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 2, 64)), dtype) for n in (length, 128, 128))
+    lengths_B = jnp.array([128, 5])
+    mask_BLM = (jnp.arange(128) < lengths_B[:, None])[:, None].repeat(mask_rows, axis=1)
+    options = {"dropout_rate": rate, "dropout_key": DEVICE_KEY}
+    y = kernels.attention(q, k, v, mask_BLM, platform="gpu", **options)
+    assert taken == ["cudnn"] * fused
+    wanted = attention(q, k, v, mask_BLM, **options)
+    bound = 4 * 2**-9 * np.abs(wanted).max()
+    np.testing.assert_allclose(np.float32(y), np.float32(wanted), atol=bound)

@@ -17,6 +17,7 @@ import numpy as np
 from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
 from dpr_jax.model.layer_norm import LayerNorm
+from dpr_jax.model.product import product_precision
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -207,6 +208,9 @@ class Layer(nn.Module):
         drop = functools.partial(dropout, train=train)
 
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
+            to_scores = name != "attention_value" and self.platform == "tpu"
+            if to_scores and wanted is None:
+                return ToScores(shape.num_attention_heads, self.dtype, name=name)(x_BLD)
             y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
 
@@ -238,12 +242,37 @@ class Layer(nn.Module):
         )
 
 
+class ToScores(nn.Module):
+    """A Dense whose result is laid out with the tokens innermost, for queries and keys.
+
+    Heads of 64 are narrower than a TPU's 128 lanes; else XLA copies queries and keys there.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns [B, L, H, K] of `dtype`."""
+        rows, length, width = x_BLD.shape
+        init = nn.initializers.normal(0.02)
+        kernel_DF = self.param("kernel", init, (width, width)).astype(self.dtype)
+        bias_F = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        precision = product_precision(self.dtype)
+        y_BFL = jnp.einsum("bld,df->bfl", x_BLD.astype(self.dtype), kernel_DF, precision=precision)
+        y_BFL += bias_F[:, None]  # before the axes change places, or XLA adds it before a copy
+        return y_BFL.reshape(rows, self.heads, -1, length).transpose(0, 3, 1, 2)
+
+
 def _layer_norm(
     shape: BertShape, dtype: jnp.dtype, name: str, platform: str = "cpu"
 ) -> nn.LayerNorm | LayerNorm:
     """Mean and variance are taken in float32 whatever `dtype` is."""
     if platform != "cpu":
-        return LayerNorm(epsilon=shape.layer_norm_eps, dtype=dtype, name=name)
+        # XLA takes the sums along with the product before: of 768 numbers that is free, of 3,072 it
+        # costs more than a second pass (docs/log.md)
+        one_pass = name == "attention_LayerNorm"
+        return LayerNorm(shape.layer_norm_eps, dtype, one_pass, name=name)
     # the two-pass variance: the one-pass form loses digits at BERT's large means
     return nn.LayerNorm(
         epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
