@@ -283,7 +283,8 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             found[name] = value
     for name in ("workdir", "out", "topology"):
         if name in names and name not in found:
-            raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
+            usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
+            raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
     return found, left
 
 

@@ -122,7 +122,8 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    required = "--topology NAME" if "topology" in about.flags else "--workdir DIR"
+    print(f"{words} {required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{FLAG_HELP[name]}")
     parts = ("", *Config.__annotations__) if whole else about.parts

@@ -105,9 +105,18 @@ def test_without_a_compiler_one_line_says_how_to_get_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_asks_for_a_topology() -> None:
-    with pytest.raises(InputError, match="--topology is missing"):
-        dpr(["plan"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--topology is missing; usage: dpr plan"),
+        (["--topology", "v5e:2x4", "--json", "nowhere/plan.json"], "is no folder"),
+        (["--topology", "v5e:2x4", "--json", "plan.html"], "must end in .json"),
+        (["--topology", "v5e:2x4", "--passages", "many"], "--passages is many"),
+    ],
+)
+def test_what_the_command_line_refuses(given: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        dpr(["plan", *given])
 
 
 @pytest.fixture

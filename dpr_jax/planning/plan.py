@@ -55,6 +55,7 @@ def run(
         cannot share.
     """
     target = machine.parse(topology)
+    _check_output(out)
     model = programs.read_model(config)
     devices = machine.devices(target)
     count = len(devices)
@@ -63,8 +64,6 @@ def run(
             f"train.batch_size is {config.train.batch_size}, which {count} devices cannot share"
             f" evenly; make it a multiple, such as --train.batch-size {16 * count}"
         )
-    if out is not None and Path(out).suffix == ".html":
-        raise InputError(f"--json {out} ends in .html, as the page beside it does; name FILE.json")
     hosts = (
         len({device.process_index for device in devices})
         if target.platform == "tpu"
@@ -97,6 +96,17 @@ def run(
         with artifacts.atomic_file(page) as partial:
             partial.write_text(show.page(facts), encoding="utf-8")
         say(f"plan: {out} and {page}")
+
+
+def _check_output(out: str | None) -> None:
+    """Raises InputError where the plan could not be written, before minutes of compiling."""
+    if out is None:
+        return
+    path = Path(out)
+    if path.suffix != ".json":
+        raise InputError(f"--json {out} must end in .json; the page goes beside it as .html")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"--json {out} cannot be written: {path.absolute().parent} is no folder")
 
 
 # --- the three programs ----------------------------------------------------------
