@@ -123,12 +123,28 @@ def run(args: list[str]) -> None:
         return
     if command == "encode":
         host.use_one_device_per_core()
+    if command == "plan":
+        from dpr_jax.planning import machine
+
+        machine.set_environment()
     console.quiet_libraries()
     call = parse(command, rest)
     if command == "split":
         from dpr_jax.data import beam_split
 
         beam_split.run(call.config, call.flags["out"], beam_options)
+        return
+    if command == "plan":
+        from dpr_jax.planning import plan
+
+        counts = {name: _number(call.flags, name, of) for name, of in plan.COUNTS.items()}
+        plan.run(
+            call.config,
+            call.flags["topology"],
+            **counts,
+            quick="quick" in call.flags,
+            out=call.flags.get("json"),
+        )
         return
     _dispatch(call)
 
@@ -258,16 +274,17 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
-        elif name in OFF_ON:
+        elif name in OFF_ON and (command, name) != ("plan", "json"):
             found[name] = "yes"
         else:
             value = value if equals else next(arguments, "")
             if not value or value.startswith("--"):
                 raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
             found[name] = value
-    for name in ("workdir", "out"):
+    for name in ("workdir", "out", "topology"):
         if name in names and name not in found:
-            raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
+            usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
+            raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
     return found, left
 
 

@@ -73,10 +73,16 @@ COMMANDS = {
     "gc": Command(
         "delete artifacts that nothing uses; shows them and asks", (), ("workdir", "yes")
     ),
+    "plan": Command(
+        "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
+        (),
+        ("topology", "json", "passages", "questions", "quick"),
+        ("", "train", "model", "encode"),
+    ),
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes")  # flags without a value
+OFF_ON = ("json", "yes", "quick")  # flags without a value
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
     "retriever": "which retriever, by name",
@@ -85,8 +91,12 @@ FLAG_HELP = {
     "until": "the stage to end with",
     "out": "folder for the passages, on a file system that Apache Beam knows",
     "k": "passages to show",
-    "json": "print JSON",
+    "json": "ask: print JSON; plan: file to write, with a page beside it",
     "yes": "do not ask",
+    "quick": "plan: foretell by towers of one and two layers, and compile nothing whole",
+    "topology": "plan: such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
+    "passages": "plan: of the corpus (21,015,324)",
+    "questions": "plan: of training, where the config gives epochs (58,880)",
 }
 
 
@@ -112,7 +122,8 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    required = "--topology NAME" if "topology" in about.flags else "--workdir DIR"
+    print(f"{words} {required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{FLAG_HELP[name]}")
     parts = ("", *Config.__annotations__) if whole else about.parts

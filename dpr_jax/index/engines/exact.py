@@ -3,6 +3,7 @@ block.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ExactIndex:
             raise InputError(f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}")
         self.dimension = shards[0].shape[1]
         self.settings: dict[str, Any] = {"recall_target": recall_target}
-        default = BLOCK_ROWS.get(devices[0].platform, BLOCK_ROWS_ACCELERATOR)
+        default = default_block_rows(platform_of(devices))
         self._share_rows = min(block_rows or default, -(-self.count // len(devices)))
         self._shards = shards
         self._block_rows = self._share_rows * len(devices)
@@ -161,6 +162,53 @@ class ExactIndex:
         if self._stays:
             self._blocks[start] = block
         return block
+
+
+def lower(
+    devices: Sequence[jax.Device],
+    *,
+    queries: int,
+    count: int,
+    dimension: int,
+    k: int,
+    recall_target: float = 1.0,
+) -> tuple[jax.stages.Lowered, int]:
+    """Lowers the search of one block of float16 vectors, also over devices that are not here.
+
+    Args:
+      devices: of one platform, that all vectors are split over.
+      queries: asked at once.
+      count: vectors in all.
+      dimension: of a vector.
+      k: hits per query.
+      recall_target: as of `ExactIndex`.
+
+    Returns:
+      The program, and how many blocks a search goes through.
+    """
+    mesh = Mesh(np.array(devices), ("rows",))
+    share = min(default_block_rows(platform_of(devices)), -(-count // len(devices)))
+    block = share * len(devices)
+
+    def placed(dtype: type, spec: PartitionSpec, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+    queries = 1 << (queries - 1).bit_length()
+    lowered = _merge_block.lower(
+        (placed(np.float32, WHOLE, queries, k), placed(np.int32, WHOLE, queries, k)),
+        placed(np.float32, WHOLE, queries, dimension),
+        placed(np.float16, SPLIT, block, dimension),
+        0,
+        count,
+        mesh=mesh,
+        recall_target=recall_target,
+    )
+    return lowered, -(-count // block)
+
+
+def default_block_rows(platform: str) -> int:
+    """Returns a device's share of a block where nobody says otherwise."""
+    return BLOCK_ROWS.get(platform, BLOCK_ROWS_ACCELERATOR)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "recall_target"))

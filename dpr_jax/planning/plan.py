@@ -1,0 +1,314 @@
+"""`dpr plan`: compiles what a config runs on a machine that is not here, and says what it takes.
+
+No figure here is a time on the clock. TPUs: by XLA's cost model. GPUs: a bound from public figures.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpr_jax import artifacts
+from dpr_jax.config import Config, TrainConfig
+from dpr_jax.console import say
+from dpr_jax.errors import InputError
+from dpr_jax.model.flops import forward_flops
+from dpr_jax.planning import counts, machine, needs, programs, show
+from dpr_jax.planning.counts import Counts
+from dpr_jax.planning.machine import Machine
+from dpr_jax.planning.programs import Model
+from dpr_jax.training import setup
+from dpr_jax.training.chunking import RESERVE
+
+# what is planned for, where the command line says nothing: the paper's Wikipedia, and Natural
+# Questions, which matter where a config gives epochs
+COUNTS = {"passages": 21_015_324, "questions": 58_880}
+# of accelerators that reading and tokenizing feed, per process (docs/scaling.md, measured)
+READ_PER_S = 20_000
+
+
+def run(
+    config: Config,
+    topology: str,
+    *,
+    passages: int,
+    questions: int,
+    quick: bool = False,
+    out: str | None = None,
+) -> None:
+    """Compiles the programs of `config` for a topology; prints the plan and writes it.
+
+    Args:
+      config: of a retriever.
+      topology: such as v5e:2x4 or gpu:h100:8.
+      passages: of the corpus.
+      questions: of training, where the config gives epochs.
+      quick: foretell deep towers by one and two layers alone.
+      out: JSON file to write; a page goes beside it. None prints alone.
+
+    Raises:
+      InputError: an unknown topology or encoder, a missing compiler, or a batch that the devices
+        cannot share.
+    """
+    target = machine.parse(topology)
+    _check_output(out)
+    model = programs.read_model(config)
+    devices = machine.devices(target)
+    count = len(devices)
+    if config.train.batch_size % count:
+        raise InputError(
+            f"train.batch_size is {config.train.batch_size}, which {count} devices cannot share"
+            f" evenly; make it a multiple, such as --train.batch-size {16 * count}"
+        )
+    hosts = (
+        len({device.process_index for device in devices})
+        if target.platform == "tpu"
+        else (target.shape[0])
+    )
+    schedule = setup.schedule(config.train, questions)
+    say(f"plan: {count} x {target.chip.name}, {hosts} host(s); compiling takes minutes")
+
+    facts: dict[str, Any] = {
+        "topology": topology,
+        "chip": target.chip._asdict(),
+        "devices": count,
+        "hosts": hosts,
+        "model": model.shape.__dict__,
+        "passages": passages,
+    }
+    with ThreadPoolExecutor(2) as threads:  # XLA compiles beside Python
+        common = (config, model, target, devices)
+        search = threads.submit(_search, *common, passages)
+        encode = threads.submit(_encode, *common, hosts=hosts, passages=passages, quick=quick)
+        facts["train"] = _train(*common, schedule, quick=quick)
+        facts["encode"], facts["search"] = encode.result(), search.result()
+    width = config.index.dimensions or model.shape.hidden_size
+    facts["host"] = needs.of_host(passages, width, config.index.kind)
+    facts["assumptions"] = _assumptions(config, model, facts)
+    show.tables(facts)
+    if out is not None:
+        artifacts.write_json(Path(out), facts)
+        page = Path(out).with_suffix(".html")
+        with artifacts.atomic_file(page) as partial:
+            partial.write_text(show.page(facts), encoding="utf-8")
+        say(f"plan: {out} and {page}")
+
+
+def _check_output(out: str | None) -> None:
+    """Raises InputError where the plan could not be written, before minutes of compiling."""
+    if out is None:
+        return
+    path = Path(out)
+    if path.suffix != ".json":
+        raise InputError(f"--json {out} must end in .json; the page goes beside it as .html")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"--json {out} cannot be written: {path.absolute().parent} is no folder")
+
+
+# --- the three programs ----------------------------------------------------------
+
+
+def _train(
+    config: Config,
+    model: Model,
+    target: Machine,
+    devices: list[jax.Device],
+    schedule: setup.Schedule,
+    *,
+    quick: bool,
+) -> dict[str, Any]:
+    """Plans the update: whether it fits is foretold by one and two layers, then compiled whole."""
+    layers = model.shape.num_hidden_layers
+    usable = _usable(target)
+
+    def compile_layers(train: TrainConfig, layers: int) -> Counts:
+        changed = dataclasses.replace(config, train=train)
+        how = f"chunk_size {train.chunk_size or 'all'}"
+        how += ", shard_optimizer" if train.shard_optimizer else ""
+        say(f"plan: compiling the update with {layers} layer(s), {how}")
+        lowered = programs.train(changed, model.cut(layers), devices, schedule=schedule)
+        return counts.read(lowered, target)
+
+    def foretell(train: TrainConfig) -> Counts:
+        if layers <= 2:
+            return compile_layers(train, layers)
+        return compile_layers(train, 1).per_layer(compile_layers(train, 2), layers)
+
+    best = expected = foretell(config.train)
+    fits = expected.fits and expected.peak_bytes <= usable
+    chosen, advice = config.train, None
+    if not fits:
+        chosen, advice = _advise(config.train, len(devices), foretell, usable)
+    compiled_whole = layers > 2 and not quick
+    if compiled_whole:
+        best = compile_layers(chosen, layers)
+    elif not fits:
+        best = foretell(chosen)
+    holds = best.fits and best.peak_bytes <= usable
+    if advice:
+        advice["confirmed"] = compiled_whole and holds
+
+    found = counts.facts(best, target, len(devices), 3 * _flops(model, config, len(devices)))
+    seconds = found["seconds"]
+    return found | {
+        "fits": fits and holds,
+        "usable_bytes": int(usable),
+        "foretold_bytes": expected.peak_bytes,
+        "foretold_cycles": expected.cycles and expected.cycles.total,
+        "extrapolated": layers > 2 and not compiled_whole,
+        "chunk_size": chosen.chunk_size,
+        "shard_optimizer": chosen.shard_optimizer,
+        "advice": advice,
+        "steps": schedule.total_steps,
+        "hours": None if seconds is None else schedule.total_steps * seconds / 3600,
+        "largest_batch": _largest_batch(config, best, usable, len(devices)),
+        "needless": _needless(found["collectives"]),
+    }
+
+
+def _advise(
+    train: TrainConfig, devices: int, foretell: Callable[[TrainConfig], Counts], usable: float
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Finds the largest chunk of a device's texts that is foretold to fit, by a line through two
+    chunk sizes; where none does, with the optimizer's state split over the devices.
+
+    Chunks keep less than `train.remat`, which is therefore not tried.
+    """
+    texts = train.batch_size * (1 + train.hard_negatives) // devices
+    sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0] or [1]
+    small = sizes[min(len(sizes) - 1, 2)]
+    for sharded in (train.shard_optimizer, True):
+        changed = dataclasses.replace(train, shard_optimizer=sharded)
+        at = {
+            size: foretell(dataclasses.replace(changed, chunk_size=size)).peak_bytes
+            for size in {sizes[0], small}
+        }
+        per_text = (at[sizes[0]] - at[small]) / max(sizes[0] - small, 1)
+        for size in sizes:
+            foretold = int(at[small] + per_text * (size - small))
+            if foretold <= usable:
+                changed = dataclasses.replace(changed, chunk_size=size)
+                what = {"chunk_size": size, "shard_optimizer": sharded}
+                return changed, {**what, "foretold_bytes": foretold}
+    return train, {"chunk_size": None, "shard_optimizer": None, "foretold_bytes": None}
+
+
+def _largest_batch(config: Config, best: Counts, usable: float, devices: int) -> dict[str, Any]:
+    """Returns the largest global batch that fits: activations grow with it in a line."""
+    gradients = best.state_bytes / 3  # as large as the weights, which stand beside two moments
+    per_question = max(best.temporary_bytes - gradients, 1) * devices / config.train.batch_size
+    each = max(0, int((usable - best.state_bytes - gradients) / per_question))
+    return {"questions_per_device": each, "questions": each * devices, "extrapolated": True}
+
+
+def _encode(
+    config: Config,
+    model: Model,
+    target: Machine,
+    devices: list[jax.Device],
+    *,
+    hosts: int,
+    passages: int,
+    quick: bool,
+) -> dict[str, Any]:
+    """Plans encoding the corpus; every host encodes shards of its own."""
+    layers = model.shape.num_hidden_layers
+    here = devices[: len(devices) // hosts]
+    if quick and layers > 2:
+        one, program = (programs.encode(config, model.cut(n), here) for n in (1, 2))
+        best = counts.read(one.lowered, target).per_layer(
+            counts.read(program.lowered, target), layers
+        )
+    else:
+        program = programs.encode(config, model, here)
+        best = counts.read(program.lowered, target)
+    lengths = np.full(program.rows // len(here), program.length)
+    flops = forward_flops(model.shape, lengths, model.passage.pooling)
+    found = counts.facts(best, target, len(here), flops)
+    seconds = found["seconds"]
+    rate = seconds and hosts * program.rows / seconds
+    fed = rate and min(rate, READ_PER_S * hosts)
+    return found | {
+        "fits": best.fits and best.peak_bytes <= _usable(target),
+        "extrapolated": quick and layers > 2,
+        "rows": program.rows,
+        "length": program.length,
+        "passages_per_second": rate,
+        "device_hours": rate and len(devices) * passages / rate / 3600,
+        "hours": fed and passages / fed / 3600,
+        "limited_by": fed and ("the host, which reads" if fed < rate else "the devices"),
+    }
+
+
+def _search(
+    config: Config, model: Model, target: Machine, devices: list[jax.Device], passages: int
+) -> dict[str, Any]:
+    """Plans exact search over the whole corpus."""
+    width = config.index.dimensions or model.shape.hidden_size
+    lowered, blocks = programs.search(config, width, passages, devices)
+    best = counts.read(lowered, target)
+    queries = lowered.args_info[0][1].shape[0]
+    rows = -(-passages // blocks // len(devices))
+    found = counts.facts(best, target, len(devices), 2.0 * queries * rows * width)
+    held = 2 * passages * width // len(devices)
+    stays = held <= target.chip.allocated * target.chip.memory_bytes / 2
+    seconds = found["seconds"]
+    return found | {
+        "state_bytes": held,
+        "peak_bytes": held + best.temporary_bytes,
+        "fits": stays,
+        "blocks": blocks,
+        "queries": queries,
+        "questions_per_second": queries / (seconds * blocks) if stays and seconds else None,
+    }
+
+
+def _usable(target: Machine) -> float:
+    """Returns the memory that `dpr train` would use of a chip."""
+    return (1 - RESERVE) * target.chip.allocated * target.chip.memory_bytes
+
+
+# --- what follows ----------------------------------------------------------------
+
+
+def _needless(found: list[dict[str, Any]]) -> list[str]:
+    """Names collectives of an update that it could do without."""
+    said = []
+    for one in found:
+        if one["kind"] not in ("all-reduce", "all-gather", "reduce-scatter"):
+            said.append(f"{one['count']} {one['kind']} ({', '.join(one['of'])})")
+        elif one["kind"] == "all-gather" and one["count"] > 3:
+            said.append(
+                f"{one['count']} all-gathers, where vectors and text keys need two or three"
+            )
+    return said
+
+
+def _flops(model: Model, config: Config, devices: int) -> float:
+    """Operations of one forward pass of both towers on a device, padding included."""
+    questions = config.train.batch_size // devices
+    passages = questions * (1 + config.train.hard_negatives)
+    return sum(
+        forward_flops(model.shape, np.full(rows, own.max_tokens), own.pooling)
+        for rows, own in ((questions, model.question), (passages, model.passage))
+    )
+
+
+def _assumptions(config: Config, model: Model, facts: dict[str, Any]) -> list[str]:
+    """Returns what the figures take for granted."""
+    limits = model.question.max_tokens, model.passage.max_tokens
+    encoded = facts["encode"]["length"]
+    said = [
+        f"training texts are padded to {limits[0]} and {limits[1]} tokens",
+        f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of {encoded}",
+        f"a process reads {READ_PER_S:,} passages per second",
+        "collectives run beside nothing, at the published rate of the links",
+        f"{1 - RESERVE:.0%} of the memory that JAX takes may be used, as `dpr train` does",
+    ]
+    if config.train.total_steps is None and config.train.epochs is None:
+        said.append("the number of updates is the default")
+    return said
