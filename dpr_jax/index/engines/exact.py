@@ -233,7 +233,7 @@ def _merge_block(
         )
         first = start + jax.lax.axis_index("rows") * rows
         scores_QB = jnp.where(first + jnp.arange(rows) < count, scores_QB, -jnp.inf)
-        top_QK, at_QK = jax.lax.top_k(scores_QB, min(k, rows))
+        top_QK, at_QK = top_k(scores_QB, min(k, rows))
         return top_QK, jnp.where(jnp.isneginf(top_QK), -1, first + at_QK)
 
     columns = PartitionSpec(None, "rows")
