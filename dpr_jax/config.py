@@ -246,6 +246,10 @@ class TrainConfig:
     gather: bool = True
     """Set every question against the passages of all devices; false: against those of its own
     device alone, to see what gathering is worth."""
+    shard_optimizer: bool = False
+    """Split weights and AdamW's moments over the devices, each of which updates its part: for
+    towers whose state does not fit one device. The result is the same to rounding; weights travel
+    to all devices in every update, matrices in `dtype`."""
     spmd: Literal["pmap", "shard_map"] | None = None
     """Mapping of the per-device step over devices; None: pmap, on TPUs shard_map, where pmap lays
     the embedding tables out anew in every update."""

@@ -121,9 +121,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         # --- the mapped step, and its batches --------------------------------
         console.say(
             f"train: {len(questions):,} questions, {total_steps:,} updates on"
-            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {train.spmd}"
+            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {spmd.kind}"
         )
-        on_devices = spmd.replicate(state)
+        on_devices = planned.place(state)
         template = checkpoint.hollow(state)
         del state, saved, params  # the devices have it: no second copy on the host
 
@@ -253,7 +253,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                         " same command goes on from the checkpoint before"
                     )
                 continue
-            state = spmd.fetch(on_devices)
+            state = planned.fetch(on_devices)
             progress = progress._replace(validation={})
             if due_judge:
                 found = judge(step, state.params)
@@ -267,7 +267,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         checkpoints.wait()
 
         # --- the result: weights of the last and the best step, without AdamW's state ---
-        state = spmd.fetch(on_devices)
+        state = planned.fetch(on_devices)
         of_steps = {step: (state, progress)}
         if progress.best_step not in (0, step):
             of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)
