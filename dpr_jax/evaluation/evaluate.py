@@ -16,7 +16,7 @@ from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
-FORMAT = 5  # of metrics/SET/NAME.json and of the page; another one makes them anew
+FORMAT = 6  # of metrics/SET/NAME.json and of the page; another one makes them anew
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -86,11 +86,13 @@ def _evaluate_set(
             f" there is nothing to evaluate; what was found is in {workdir.runs(question_set)}"
         )
         return []
-    questions, corpus, views, ranked, scored, refused = judged
+    questions, corpus, views, ranked, scored, refused, stale = judged
     if not ranked:
         raise next(iter(refused.values()))
     left_out = {name: str(error) for name, error in refused.items()}
     _warn(left_out)
+    for name, why in stale.items():
+        say(f"evaluate: WARNING: run {name} is marked with *: {why}; run `dpr retrieve` again")
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -112,6 +114,7 @@ def _evaluate_set(
             "run": name,
             "questions": len(questions),
             "depth": depth,
+            "stale": stale.get(name, ""),
             "compared_with": others,
         }
         for view in views:
