@@ -155,7 +155,7 @@ class MineConfig:
     passage's, with a gold passage."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
-    cross-encoder's judgement (docs/data.md)."""
+    cross-encoder's judgement (docs/mining.md)."""
     teacher: Teacher | None = None
     """A function of the config file that scores the gold and mined passages of training questions,
     such as a cross-encoder, for `train.distillation`."""

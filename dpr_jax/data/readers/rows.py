@@ -90,8 +90,11 @@ def tsv(
             if is_open:
                 ahead += itertools.islice(source, 1)
                 following = [_plain(one, delimiter) for _, one in ahead]
+                columns = width or len(fields)
                 as_they_stand = (
-                    complete and delimiter == "\t" and all(len(one) == width for one in following)
+                    (complete or not width)
+                    and delimiter == "\t"
+                    and all(len(one) == columns for one in following)
                 )
                 if not as_they_stand:
                     more = itertools.chain(
