@@ -76,7 +76,9 @@ def _evaluate_set(
         if all(map(Path.exists, [*written, page])):
             _warn(left_out)
             say("evaluate: up to date")
-            return [artifacts.read_json(file) for file in written]
+            summaries = [artifacts.read_json(file) for file in written]
+            _warn_of_stale({one["run"]: one["stale"] for one in summaries if one["stale"]})
+            return summaries
 
     # --- what each run found
     judged = judge(workdir, question_set, run_files, settings)
@@ -91,8 +93,7 @@ def _evaluate_set(
         raise next(iter(refused.values()))
     left_out = {name: str(error) for name, error in refused.items()}
     _warn(left_out)
-    for name, why in stale.items():
-        say(f"evaluate: WARNING: run {name} is marked with *: {why}; run `dpr retrieve` again")
+    _warn_of_stale(stale)
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -174,6 +175,12 @@ def _warn(left_out: dict[str, str]) -> None:
     """Names the runs that are not in the table, and why."""
     for name, why in left_out.items():
         say(f"evaluate: WARNING: run {name} is left out: {why}")
+
+
+def _warn_of_stale(stale: dict[str, str]) -> None:
+    """Names the runs that are older than the corpus."""
+    for name, why in stale.items():
+        say(f"evaluate: WARNING: run {name} is marked with *: {why}; run `dpr retrieve` again")
 
 
 def _run_files(workdir: WorkDir, question_set: str) -> dict[str, Path]:
