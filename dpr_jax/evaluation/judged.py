@@ -12,6 +12,7 @@ from dpr_jax.data import changes
 from dpr_jax.data.answers import Match, broken_patterns, is_unspaced
 from dpr_jax.data.raw import comparable
 from dpr_jax.data.store import Corpus, Question, open_questions
+from dpr_jax.data.tally import NOTABLE_SHARE
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
 from dpr_jax.evaluation.trec import read_run
@@ -140,7 +141,7 @@ def _warn_of_answers(questions: list[Question], match: Match) -> None:
             )
     if match == "string":
         unspaced = [one for one in questions if is_unspaced(one.answers)]
-        if unspaced:
+        if len(unspaced) > NOTABLE_SHARE * len(questions):
             say(
                 f"evaluate: WARNING: {len(unspaced):,} of {len(questions):,} questions have answers"
                 f" in scripts without spaces, such as {unspaced[0].answers[0]!r}; DPR's rule finds"
