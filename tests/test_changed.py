@@ -18,7 +18,6 @@ from dpr_jax.config import (
     Config,
     DataConfig,
     EncodeConfig,
-    EvaluateConfig,
     IndexConfig,
     RetrieveConfig,
 )
@@ -48,7 +47,6 @@ CONFIG = Config(
     encode=EncodeConfig(rows_per_shard=2, dtype="float32"),
     index=IndexConfig(kind="faiss", recall_queries=20),
     retrieve=RetrieveConfig(top_k=5, parts=("bm25", "trained"), fusion="rrf"),
-    evaluate=EvaluateConfig(bootstrap_samples=10, examples=1),
 )
 
 

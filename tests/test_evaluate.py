@@ -31,7 +31,7 @@ QUESTIONS = [
     Question("d", "where is the Louvre?", ("Paris",), (3,), (), ()),
 ]
 CONFIG = Config(
-    evaluate=EvaluateConfig(cutoffs=(1, 2, 3), bootstrap_samples=200, examples=4),
+    evaluate=EvaluateConfig(cutoffs=(1, 2, 3)),
 )
 
 
