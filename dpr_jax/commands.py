@@ -126,7 +126,8 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    place = next((f" --{name} DIR" for name in ("workdir", "out") if name in about.flags), "")
+    print(f"{words}{place} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{FLAG_HELP[name]}")
     parts = ("", *Config.__annotations__) if whole else about.parts

@@ -106,7 +106,8 @@ def test_haystack(workdir: WorkDir, url: str, want: list[tuple[str, str, str]], 
     place = {"workdir": str(workdir.root)} if over == "workdir" else {"url": url}
     pipeline = Pipeline()
     pipeline.add_component("retriever", DprTextRetriever(**place, name="trained", top_k=3))
-    pipeline = Pipeline.loads(pipeline.dumps())  # as from its YAML file
+    allowed = ["dpr_jax.adapters.haystack_component"]
+    pipeline = Pipeline.loads(pipeline.dumps(), allowed_modules=allowed)  # as from its YAML file
     found = pipeline.run({"retriever": {"query": QUESTION}})["retriever"]["documents"]
     assert [(one.id, one.meta["title"], one.content) for one in found] == want
     assert found[0].score >= found[1].score

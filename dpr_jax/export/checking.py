@@ -116,7 +116,7 @@ def run(folder: Path, connection: Connection, target: float, *, again: str) -> N
         if all(connection.knobs[name] >= connection.limits[name] for name in asked):
             break
         for name, value in connection.knobs.items():
-            connection.knobs[name] = min(2 * value, connection.limits[name])
+            connection.knobs[name] = max(value, min(2 * value, connection.limits[name]))
     raise InputError(
         f"recall@{k} is {share:.4f}, below {target:g}, with {words(connection.knobs)}: build the"
         f" engine's index with more, as docs/export.md says, or ask for less: {again} --target"

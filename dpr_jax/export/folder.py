@@ -140,6 +140,19 @@ class Passages:
             lines.seek(int(places[at]))
             return Passage(**json.loads(lines.readline()))
 
+    def between(self, positions: range) -> Iterator[Passage]:
+        """Yields the passages at some positions, in order: faster than from the corpus."""
+        at = positions.start
+        while at < positions.stop:
+            number, line = divmod(at, ROWS_PER_FILE)
+            file = self._folder / f"passages-{number:05d}.jsonl"
+            wanted = min(ROWS_PER_FILE - line, positions.stop - at)
+            with file.open("rb") as lines:
+                lines.seek(int(np.load(file.with_suffix(".npy"), mmap_mode="r")[line]))
+                for _ in range(wanted):
+                    yield Passage(**json.loads(lines.readline()))
+            at += wanted
+
     def by_id(self, id_: str) -> Passage:
         """Returns the passage with an id."""
         if not self._positions:
