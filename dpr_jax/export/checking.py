@@ -16,6 +16,7 @@ from dpr_jax.index import sample
 from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.recall import RECALL_AT, ROUNDING
 from dpr_jax.index.removed import search_without
+from dpr_jax.index.sample import Sample
 
 FOLDER = "check"
 TIES = 2  # times k hits are looked at for those that score as much as the k-th
@@ -33,7 +34,7 @@ def write(source: Source, folder: Path) -> None:
         return
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    queries_QD = questions(source)
+    queries_QD = questions(source).certificate_QD
     gone_R, k = source.corpus.removed_R, min(RECALL_AT, source.count)
     exact = ExactIndex(source.shards)
     wide = min(TIES * k, source.count)
@@ -47,8 +48,8 @@ def write(source: Source, folder: Path) -> None:
     artifacts.write_json(target / "answers.json", {"k": k, "right": right})
 
 
-def questions(source: Source) -> np.ndarray:
-    """Returns the vectors of the questions that the index was certified with, float32 [Q, D]."""
+def questions(source: Source) -> Sample:
+    """Returns the questions that the index was certified with, and those it was tuned on."""
     settings, folder = source.config.index, None
     if settings.queries:
         folder = source.retriever.find(f"questions/{settings.queries}")
@@ -59,7 +60,7 @@ def questions(source: Source) -> np.ndarray:
         certificate=settings.recall_queries,
         tuning="tried" in source.index,
         gone_R=source.corpus.removed_R,
-    ).certificate_QD
+    )
 
 
 def load(folder: Path) -> tuple[np.ndarray, int, list[set[str]]]:
