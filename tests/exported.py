@@ -8,7 +8,7 @@ from prepared import prepare, retriever
 
 from dpr_jax import cli
 from dpr_jax.config import Config, IndexConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.index import update
