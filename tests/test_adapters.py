@@ -42,9 +42,11 @@ def url(workdir: WorkDir) -> Iterator[str]:
             self.end_headers()
             answer: dict[str, Any] = {"error": {"message": "no such retriever"}}
             if right:
-                [found] = retriever.search([body["question"]], k=body["k"])
-                passages = [one._asdict() for one in found]
-                results = [{"question": body["question"], "passages": passages}]
+                found = retriever.search(body["questions"], k=body["k"])
+                results = [
+                    {"question": question, "passages": [one._asdict() for one in hits]}
+                    for question, hits in zip(body["questions"], found, strict=True)
+                ]
                 answer = {"retriever": "trained", "results": results}
             self.wfile.write(json.dumps(answer).encode())
 
