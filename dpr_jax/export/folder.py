@@ -57,6 +57,8 @@ def open_export(out: Path, engine: str | None = None) -> dict[str, Any]:
 def begun(out: Path, origin: dict[str, Any]) -> Iterator[Path]:
     """Yields the folder to fill; what a killed run of the same export left is in it.
 
+    It stays where the block is killed, and goes where the block refuses its input.
+
     Raises:
       InputError: something else has the name of that folder.
       Busy: another process is exporting there.
@@ -80,7 +82,11 @@ def begun(out: Path, origin: dict[str, Any]) -> Iterator[Path]:
             file.truncate(0)
             file.write(text)
             file.flush()
-        yield partial
+        try:
+            yield partial
+        except InputError:  # nothing in it serves: what was refused has to change first
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def finish(partial: Path, out: Path, origin: dict[str, Any], **facts: Any) -> None:

@@ -1,5 +1,6 @@
 """Milvus: Parquet files for its bulk import, the collection's schema, and its SCANN index."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -27,11 +28,9 @@ _SCRIPT = Path(__file__).with_name("milvus_load.py")
 
 def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     """Writes part-00000.parquet and so on, milvus.json, and load.py."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError('dpr export milvus needs pyarrow; pip install "dpr_jax[milvus]"') from None
+    import pyarrow
+    import pyarrow.parquet
+
     schema = pyarrow.schema(
         {
             "id": pyarrow.string(),
@@ -166,6 +165,11 @@ class _Collection(Connection):
             raise InputError(f"Milvus refuses: {said}; load the export first") from None
 
 
+def _require(_: Options) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError('dpr export milvus needs pyarrow; pip install "dpr_jax[milvus]"')
+
+
 def _pymilvus() -> Any:
     try:
         import pymilvus
@@ -185,4 +189,4 @@ def _then(out: Path, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Collection, _then)
+ENGINE = Engine(_write, _Collection, _then, require=_require)

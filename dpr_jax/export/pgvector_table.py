@@ -26,6 +26,7 @@ HNSW = {"m": 16, "ef_construction": 128}
 EF_SEARCH, EF_SEARCH_AT_MOST = 200, 1000
 MEMORY_AT_MOST_MB = 8192  # that a build of HNSW is given
 CHUNK_BYTES = 1 << 20
+NUL = "\0"
 
 
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _rows(source: Source, folder: Path, positions: range, kind: str) -> Iterator
     for position, passage, emb_D in zip(positions, passages, emb_BD, strict=True):
         yield struct.pack(">hiq", len(COLUMNS), 8, position)
         for text in passage:
-            if "\0" in text:
+            if NUL in text:
                 raise InputError(
                     f"passage {passage.id!r} holds the character NUL, which PostgreSQL stores in no"
                     " text; take the passage out (`dpr index remove`) and add it without"
@@ -315,4 +316,4 @@ def _then(out: Path, _: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Table, _then, _load)
+ENGINE = Engine(_write, _Table, _then, _load, require=lambda options: options.url and _psycopg())

@@ -37,7 +37,6 @@ FACTS = "scann.json"
 
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """Writes the shards, each certified, and the loader; then certifies what the loader finds."""
-    _require()
     ends = np.linspace(0, source.count, options.shards + 1).astype(int).tolist()
     listed = []
     for number, (first, end) in enumerate(itertools.pairwise(ends)):
@@ -196,4 +195,4 @@ def _then(out: Path, _: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Folder, _then)
+ENGINE = Engine(_write, _Folder, _then, require=lambda _: _require())
