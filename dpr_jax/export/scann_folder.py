@@ -150,21 +150,21 @@ class _Folder(Connection):
         super().__init__(folder, "ScaNN, by the loader of the folder")
         _require()
         self._loader = _loader(folder)
-        shards = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        trees = [one for one in shards if one["leaves"]]
-        if trees:
-            self.knobs = {name: max(one[name] for one in trees) for name in ("search", "reorder")}
-            self.limits = {
-                "search": max(one["leaves"] for one in trees),
-                "reorder": max(one["count"] for one in trees),
-            }
+        self._exported = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if trees := [one for one in self._exported if one["leaves"]]:
+            most = {"search": "leaves", "reorder": "count"}
+            self.knobs = {name: max(one[name] for one in trees) for name in most}
+            self.limits = {name: max(one[of] for one in trees) for name, of in most.items()}
+        self._first = dict(self.knobs)
         self._ids = read_ids(folder)
 
     def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
-        for shard in self._loader.SHARDS:
-            if shard["leaves"]:
-                shard["search"] = min(self.knobs["search"], shard["leaves"])
-                shard["reorder"] = self.knobs["reorder"]
+        """Searches; the knobs are the largest of the shards', and raise all in proportion."""
+        for shard, exported in zip(self._loader.SHARDS, self._exported, strict=True):
+            if exported["leaves"]:
+                for name, value in self.knobs.items():
+                    shard[name] = round(exported[name] * value / self._first[name])
+                shard["search"] = min(shard["search"], exported["leaves"])
         scores_QK, rows_QK = self._loader.find(queries_QD, k)
         return to_hits(scores_QK, np.where(np.isneginf(scores_QK), -1, rows_QK), self._ids)
 
