@@ -266,7 +266,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "encode": _encode,
     "index": _on_main(update.run),
     "index rebalance": _on_main(update.rebalance),
-    "retrieve": _on_main(_retrieve),
+    "retrieve": _retrieve,
     "evaluate": _on_main(evaluate.run),
 }
 

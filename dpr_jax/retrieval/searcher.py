@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpr_jax import artifacts, recipes
+from dpr_jax import artifacts, parallel, recipes
 from dpr_jax.config import Config
 from dpr_jax.data import changes
 from dpr_jax.data.store import Corpus
@@ -32,11 +32,13 @@ class Searcher(NamedTuple):
       find: (queries, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; missing hits
         have score -inf and row -1, at the end.
       facts: what the manifest of a run should say of it.
+      together: whether all processes have to search together, with the same questions.
     """
 
     encode: Callable[[Sequence[str]], Any]
     find: Callable[[Any, int], Ranking]
     facts: dict[str, Any]
+    together: bool = False
 
     def search(self, questions: Sequence[str], k: int) -> Ranking:
         """Returns the k best rows of every question."""
@@ -49,13 +51,14 @@ class Opened(NamedTuple):
     Attributes:
       settings: what its results depend on.
       inputs: fingerprints of what they depend on.
-      start: opens the index and returns the searcher; takes seconds, and memory.
+      start: opens the index and returns the searcher; takes seconds, and memory. With
+        `everywhere=True` exact search uses the devices of all processes.
       parts: of a hybrid, the two that it fuses.
     """
 
     settings: dict[str, Any]
     inputs: dict[str, str]
-    start: Callable[[], Searcher]
+    start: Callable[..., Searcher]
     parts: tuple["Opened", ...] = ()
 
     @property
@@ -93,7 +96,7 @@ def _bm25(retriever: RetrieverDir, corpus: Corpus) -> Opened:
     facts = artifacts.read_json(folder / "manifest.json")["made_from"]
     _check_corpus(retriever, facts["inputs"]["corpus"])
 
-    def start() -> Searcher:
+    def start(*, everywhere: bool = False) -> Searcher:
         return words_searcher(bm25.load(folder), corpus)
 
     return Opened({"kind": "bm25", **facts["settings"]}, facts["inputs"], start)
@@ -117,13 +120,20 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
     embedder = question_tower(retriever, config)
     _check_model(retriever, facts["model"], embedder)
 
-    def start() -> Searcher:
-        index = open_index(folder)
+    def start(*, everywhere: bool = False) -> Searcher:
+        index = open_index(folder, everywhere=everywhere)
         if index.count != len(corpus):
             raise InputError(
                 f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run `dpr"
                 f" encode` and `dpr index --retriever {retriever.name}` again"
             )
+        if everywhere and index.kind == "exact":
+
+            def find(questions: Sequence[str], k: int) -> Ranking:
+                queries_QD = parallel.of_main(embedder.encode(questions))  # alike to the last bit
+                return index.search(queries_QD, k)
+
+            return Searcher(lambda questions: questions, find, {}, together=True)
         if index.on_devices:
             # Both steps run on the accelerators; from two threads they could wait for each other.
             return Searcher(
@@ -152,8 +162,9 @@ def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
         depth = min(max(k, fusion.DEPTH), len(corpus))
         return [one.find(own, depth) for one, own in zip(searchers, queries, strict=True)]
 
-    def start() -> Searcher:
-        searchers = [part.start() for part in parts]
+    def start(*, everywhere: bool = False) -> Searcher:
+        searchers = [part.start(everywhere=everywhere) for part in parts]
+        together = any(searcher.together for searcher in searchers)
 
         def encode(questions: Sequence[str]) -> tuple[Any, ...]:
             return tuple(searcher.encode(questions) for searcher in searchers)
@@ -163,13 +174,14 @@ def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
                 encode,
                 lambda queries, k: fusion.reciprocal_rank(find_both(searchers, queries, k), k=k),
                 {},
+                together,
             )
         weight = settings.fusion_weight or stored_weight(retriever, opened)
 
         def find(queries: tuple[Any, Any], k: int) -> Ranking:
             return fusion.linear(*find_both(searchers, queries, k), weight=weight, k=k)
 
-        return Searcher(encode, find, {"weight": weight})
+        return Searcher(encode, find, {"weight": weight}, together)
 
     names = ("parts", "fusion", "fusion_weight")
     opened = Opened(
