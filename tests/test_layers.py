@@ -21,6 +21,7 @@ COMMON = {
     "pages",
     "parallel",
     "recipes",
+    "remote",
     "workdir",
 }
 

@@ -49,6 +49,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     opened = open_retriever(retriever, corpus, config)
     if retriever.kind == "hybrid" and settings.fusion == "linear" and not settings.fusion_weight:
         parallel.on_main(lambda: weight.tune(retriever, opened, config, rows=len(corpus)))
+        workdir.exchange()
 
     # --- is there anything to do? ---
     folder = workdir.runs(asked.name)
