@@ -34,7 +34,7 @@ Rate = Annotated[float, Bounds(above=0)]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`.
+    """The raw files, plain or packed, read by `dpr prepare`.
 
     docs/data.md lists the layouts that are recognised. Relative paths are relative to the current
     directory.
@@ -61,6 +61,13 @@ class DataConfig:
     on_missing: Literal["error", "drop"] | None = None
     """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
     those of qrels, refuse those that a question's own row names."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What columns of tables are, where their names do not say: {"question": "q", "positive": "3"},
+    by name or by number; `test.question` is for one file, `ignore` leaves columns out
+    (docs/data.md)."""
+    positive_from: Annotated[float, Bounds()] | None = None
+    """Labelled pairs: a passage whose label or score is at least so much is a positive; None: whole
+    labels of 1 or more."""
     split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
     paper)."""
@@ -189,7 +196,10 @@ class TrainConfig:
     """Keep the embeddings and the lowest so many layers as they came; 0 keeps the embeddings alone,
     None trains all."""
     dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
-    """Dropout rate of hidden states and attention weights."""
+    """Dropout rate of hidden states, and of attention weights where the next is None."""
+    attention_dropout: Annotated[float, Bounds(least=0, below=1)] | None = None
+    """Dropout rate of attention weights; with 0 GPUs take cuDNN's fused attention, which has no
+    dropout. None: as `dropout`."""
     temperature: Rate | None = None
     """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
@@ -227,8 +237,9 @@ class TrainConfig:
     gather: bool = True
     """Set every question against the passages of all devices; false: against those of its own
     device alone, to see what gathering is worth."""
-    spmd: Literal["pmap", "shard_map"] = "pmap"
-    """Mapping of the per-device step over devices."""
+    spmd: Literal["pmap", "shard_map"] | None = None
+    """Mapping of the per-device step over devices; None: pmap, on TPUs shard_map, where pmap lays
+    the embedding tables out anew in every update."""
     log_every_steps: Positive = 10
     """Write a line of metrics every so many steps."""
     validate_every_steps: Positive | None = None
@@ -362,6 +373,50 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Limits of the server, its batches and its log."""
+
+    batch: Positive = 32
+    """Questions encoded and searched at once."""
+    batch_wait_ms: Annotated[float, Bounds(least=0, most=5)] = 1.0
+    """Longest wait for more questions while others are being answered, milliseconds."""
+    max_body_bytes: Positive = 1_000_000
+    """Largest body of a request; a larger one gets 413."""
+    max_questions: Positive = 256
+    """Questions or texts in one request; more get 422."""
+    max_question_chars: Positive = 10_000
+    """Longest question, in characters; a longer one gets 422."""
+    max_k: Positive = 1000
+    """Most passages per question, offset included; more get 422."""
+    max_queue: Positive = 1024
+    """Questions that may wait for one retriever; more get 429."""
+    max_connections: Positive = 2000
+    """Open connections; more get 503."""
+    read_timeout_s: Rate = 10.0
+    """A client must have sent its request by then."""
+    request_timeout_s: Rate = 60.0
+    """A request must be answered, and its answer read, by then."""
+    drain_delay_s: Annotated[float, Bounds(least=0)] = 0.0
+    """Seconds between SIGTERM, from when /readyz fails, and the end of new connections."""
+    drain_s: Positive = 30
+    """Longest wait for requests to end after that, seconds."""
+    min_recall: Annotated[float, Bounds(least=0, most=1)] = 0.0
+    """Least recall@100 that the certificate of an index must state."""
+    watch_s: Annotated[float, Bounds(least=0)] = 2.0
+    """Seconds between looks for a new state of the work directory; 0: on POST /v1/admin/reload
+    alone."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the Host header may have; empty: those of this machine where the server is bound
+    to 127.0.0.1, else any."""
+    public_url: str | None = None
+    """Address that links to passages begin with; None: the one that the client asked."""
+    access_log: str = "-"
+    """File that the access log is added to; "-" is stdout, "" none."""
+    log_questions: bool = False
+    """Write the questions into the access log too."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """The settings of one work directory and of the retriever that is trained in it."""
 
@@ -382,3 +437,4 @@ class Config:
     index: IndexConfig = IndexConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()

@@ -78,6 +78,11 @@ def say(message: str) -> None:
         console.print(_shown(message), markup=False)
 
 
+def size_in_words(count: float) -> str:
+    """Returns bytes in words, such as "3.2 GB"; MB below a GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 def complain(line: str) -> None:
     """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
     with contextlib.suppress(OSError, ValueError):

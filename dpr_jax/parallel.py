@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -83,12 +83,23 @@ class Spmd(NamedTuple):
         AXIS -> the function that runs on all devices. The first argument's memory is reused when
         `donate` is set.
       fetch: a replicated tree -> host arrays.
+      shapes: (replicated, sharded) trees of ShapeDtypeStruct, the second with the rows of all
+        processes -> what the mapped function is lowered with where there are no arrays.
+      platform: cpu, gpu or tpu.
     """
 
     replicate: Callable[[Any], Any]
     shard: Callable[[Any], Any]
     map: Callable[..., Callable[[Any, Any], Any]]
     fetch: Callable[[Any], Any]
+    shapes: Callable[[Any, Any], tuple[Any, Any]]
+    platform: str
+
+
+def platform_of(devices: Sequence[jax.Device]) -> str:
+    """Returns cpu, gpu or tpu, of devices that are here or not."""
+    platform = devices[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None) -> Spmd:
@@ -98,12 +109,13 @@ def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = 
       kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map
         sums the gradient of replicated weights once more by itself, which makes it W times too
         large (W devices).
-      devices: all devices of the run, in order; None takes jax.devices().
+      devices: all devices of the run, in order; None takes jax.devices(). Those of a topology that
+        is not here can be mapped over and compiled for, not run.
     """
     devices = slice_by_slice(jax.devices()) if devices is None else devices
     local = [device for device in devices if device.process_index == jax.process_index()]
     mapping = (_pmap if kind == "pmap" else _shard_map)(devices, local)
-    if jax.process_count() > 1 and devices[0].platform == "cpu":
+    if jax.process_count() > 1 and mapping.platform == "cpu":
         _widen(mapping, len(devices), len(local))
     return mapping
 
@@ -160,7 +172,18 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def fetch(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
-    return Spmd(replicate, shard, mapped, fetch)
+    def shapes(replicated: Any, sharded: Any) -> tuple[Any, Any]:
+        count = len(devices)
+        return (
+            jax.tree.map(lambda leaf: _struct(leaf, (count, *leaf.shape)), replicated),
+            jax.tree.map(lambda leaf: _struct(leaf, _split_shape(leaf.shape, count)), sharded),
+        )
+
+    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
+
+
+def _struct(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
 
 def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
@@ -197,17 +220,31 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def fetch(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree))
 
-    return Spmd(replicate, shard, mapped, fetch)
+    def shapes(replicated: Any, sharded: Any) -> tuple[Any, Any]:
+        def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        jax.tree.map(lambda leaf: _split_shape(leaf.shape, len(devices)), sharded)  # the check
+        return (
+            jax.tree.map(lambda leaf: placed(leaf, whole), replicated),
+            jax.tree.map(lambda leaf: placed(leaf, split), sharded),
+        )
+
+    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:
     """Splits [n, ...] into [parts, n / parts, ...]."""
-    if leaf.shape[0] % parts:
+    return leaf.reshape(_split_shape(leaf.shape, parts))
+
+
+def _split_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    if shape[0] % parts:
         raise InputError(
-            f"{leaf.shape[0]} rows cannot be split over {parts} devices; make train.batch_size a"
+            f"{shape[0]} rows cannot be split over {parts} devices; make train.batch_size a"
             " multiple of the device count"
         )
-    return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+    return parts, shape[0] // parts, *shape[1:]
 
 
 def all_processes(values: np.ndarray) -> np.ndarray:

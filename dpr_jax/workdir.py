@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts, console
+from dpr_jax.artifacts import COMMAND
 from dpr_jax.errors import InputError
 from dpr_jax.remote import Remote
 
@@ -24,16 +26,6 @@ HASH_LENGTH = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
 OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
-# the command that makes each artifact
-COMMAND = {
-    "data": "prepare",
-    "mined": "mine",
-    "checkpoints": "train",
-    "model": "train",
-    "embeddings": "encode",
-    "index": "index",
-    "weight": "retrieve",
-}
 
 
 class Pointers:
@@ -57,10 +49,18 @@ class Pointers:
 
     def update(self, **facts: Any) -> None:
         """Changes entries of the JSON file by one rename; equal facts write nothing."""
-        before = self.read()
-        after = {"format": FORMAT} | before | artifacts.plain(facts)
-        if after != before:
-            artifacts.write_json(self.file, after)
+        self._change(lambda _: facts)
+
+    def _change(self, facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Changes entries as a function of what the file holds, one writer at a time.
+
+        Stages of two retrievers run side by side, and both change config.json.
+        """
+        with artifacts.folder_lock(self.home):
+            before = self.read()
+            after = {"format": FORMAT} | before | artifacts.plain(facts_of(before))
+            if after != before:
+                artifacts.write_json(self.file, after)
 
     def place(self, stage: str, origin: dict[str, Any]) -> Path:
         """Returns the folder of the artifact that a stage makes from these settings and inputs."""
@@ -90,10 +90,9 @@ class Pointers:
     def point(self, stage: str, folder: Path) -> None:
         """Makes a finished folder the current one of its stage, and links to it for people."""
         named = folder.relative_to(self.root).as_posix()
-        current = self.read().get("current", {})
-        if current.get(stage) == named:
+        if self.read().get("current", {}).get(stage) == named:
             return
-        self.update(current=current | {stage: named})
+        self._change(lambda held: {"current": held.get("current", {}) | {stage: named}})
         self._link(stage, folder)
 
     def _link(self, stage: str, folder: Path) -> None:
@@ -123,6 +122,11 @@ class WorkDir(Pointers):
 
     root: Path
     remote: Remote | None = None
+
+    @property
+    def address(self) -> str:
+        """What it is opened by: its folder or its URL."""
+        return self.remote.url if self.remote else str(self.root)
 
     def exchange(self) -> None:
         """Shows what process 0 has written to all processes; nothing to do in a shared folder."""

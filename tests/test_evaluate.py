@@ -10,7 +10,7 @@ from prepared import prepare
 
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config, EvaluateConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate

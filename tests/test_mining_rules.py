@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpr_jax.config import Teacher
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.mining import rules

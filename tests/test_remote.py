@@ -360,6 +360,11 @@ def test_two_hosts_without_a_common_disk(
         assert statuses == [0, 0], said
         assert "train: resuming after step 2" in said[0]
         cache = next((tmp_path / "second-cache-0").glob("*/0"))
+        log = tmp_path / "ask.log"
+        elsewhere = environment | {"DPR_CACHE": str(tmp_path / "third-cache")}
+        asks = ("ask", "when was silicon discovered", "--workdir", url)
+        asked = hosts.start(1, DPR, *asks, log=log, **elsewhere)
+        assert asked.wait(120) == 0 and "ask: trained" in log.read_text(), log.read_text()
     finally:
         storage.kill()
         storage.wait()

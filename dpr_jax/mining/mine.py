@@ -14,7 +14,7 @@ from dpr_jax import artifacts, console
 from dpr_jax.config import Config, Teacher
 from dpr_jax.config_file import describe
 from dpr_jax.data import store
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25

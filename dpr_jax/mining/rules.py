@@ -11,7 +11,7 @@ import numpy as np
 
 from dpr_jax.config import Filter, Teacher
 from dpr_jax.data.answers import has_answer
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 

@@ -3,6 +3,7 @@ block.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, hits
+from dpr_jax.parallel import platform_of
 
 # Vectors on a device at once: on a CPU a block's scores should stay in the cache, elsewhere few
 # large steps are best.
@@ -53,7 +55,7 @@ class ExactIndex:
             raise InputError(f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}")
         self.dimension = shards[0].shape[1]
         self.settings: dict[str, Any] = {}
-        default = BLOCK_ROWS.get(devices[0].platform, BLOCK_ROWS_ACCELERATOR)
+        default = default_block_rows(platform_of(devices))
         self._share_rows = min(block_rows or default, -(-self.count // len(devices)))
         self._shards = shards
         self._block_rows = self._share_rows * len(devices)
@@ -156,6 +158,50 @@ class ExactIndex:
         if self._stays:
             self._blocks[start] = block
         return block
+
+
+def lower(
+    devices: Sequence[jax.Device],
+    *,
+    queries: int,
+    count: int,
+    dimension: int,
+    k: int,
+) -> tuple[jax.stages.Lowered, int]:
+    """Lowers the search of one block of float16 vectors, also over devices that are not here.
+
+    Args:
+      devices: of one platform, that all vectors are split over.
+      queries: asked at once.
+      count: vectors in all.
+      dimension: of a vector.
+      k: hits per query.
+
+    Returns:
+      The program, and how many blocks a search goes through.
+    """
+    mesh = Mesh(np.array(devices), ("rows",))
+    share = min(default_block_rows(platform_of(devices)), -(-count // len(devices)))
+    block = share * len(devices)
+
+    def placed(dtype: type, spec: PartitionSpec, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+    queries = 1 << (queries - 1).bit_length()
+    lowered = _merge_block.lower(
+        (placed(np.float32, WHOLE, queries, k), placed(np.int32, WHOLE, queries, k)),
+        placed(np.float32, WHOLE, queries, dimension),
+        placed(np.float16, SPLIT, block, dimension),
+        0,
+        count,
+        mesh=mesh,
+    )
+    return lowered, -(-count // block)
+
+
+def default_block_rows(platform: str) -> int:
+    """Returns a device's share of a block where nobody says otherwise."""
+    return BLOCK_ROWS.get(platform, BLOCK_ROWS_ACCELERATOR)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
