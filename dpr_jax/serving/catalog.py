@@ -30,6 +30,7 @@ from dpr_jax.serving.live import (
 )
 from dpr_jax.serving.metrics import Metrics
 from dpr_jax.serving.passages import PassageIds
+from dpr_jax.serving.shapes import QuestionEncoder
 from dpr_jax.workdir import WorkDir
 
 
@@ -169,11 +170,12 @@ class Catalog:
         served: dict[str, Served] = {}
         refused: dict[str, str] = {}
         opened: dict[str, Opened] = {}
+        encoders: dict[str, QuestionEncoder] = {}
         with artifacts.hash_later():
             corpus = changes.open_corpus(self._workdir, log)
             for name in names:
                 try:
-                    self._open_one(name, corpus, log, opened, served)
+                    self._open_one(name, corpus, log, opened, encoders, served)
                 except InputError as error:
                     kept = self.live.served.get(name) if self.live else None
                     if kept is None and (strict or name == default):
@@ -205,6 +207,7 @@ class Catalog:
         corpus: Corpus,
         log: Log,
         opened: dict[str, Opened],
+        encoders: dict[str, QuestionEncoder],
         served: dict[str, Served],
     ) -> None:
         retriever = self._workdir.retriever(name)
@@ -213,9 +216,10 @@ class Catalog:
         if there is not None and there.state == state:
             served[name] = there
             opened.setdefault(name, there.opened)
+            encoders |= {one: there.encoders[one] for one in there.encoders if one == name}
             return
         found, facts = open_certified(
-            retriever, corpus, opened, min_recall=self._settings.min_recall
+            retriever, corpus, opened, encoders, min_recall=self._settings.min_recall
         )
         facts["passages"] = len(corpus) - len(corpus.removed_R)
         facts["corpus"] = log.fingerprint
@@ -236,6 +240,7 @@ class Catalog:
             name,
             state,
             found,
+            {one: encoders[one] for one in self._with_parts([name]) if one in encoders},
             corpus,
             batcher,
             facts,

@@ -123,7 +123,7 @@ def _background(service: Any, begun_s: float) -> None:
         catalog.check()
         service.checked = True
     try:
-        default.batcher.warm_first(default.warm_questions()[:1])
+        default.warm_first()
     except Exception as error:  # noqa: BLE001 - questions will say it again
         say(f"serve: the first question failed: {error}")
     service.warm = True
