@@ -1,4 +1,4 @@
-"""`dpr`: parses the command line and calls a stage, the pipeline, or one of the small commands."""
+"""`dpr`: parses the command line, and turns errors into one line and an exit status."""
 
 import contextlib
 import difflib
@@ -7,14 +7,15 @@ import os
 import re
 import sys
 import traceback
-from typing import Annotated, NamedTuple, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, console, host, recipes
-from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
+from dpr_jax import artifacts, config_file, console, dispatch, host, recipes
+from dpr_jax.commands import COMMANDS, OFF_ON, USAGE, flag_help, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
+from dpr_jax.dispatch import Call
 from dpr_jax.errors import (
     RUN_AGAIN,
     Busy,
@@ -24,28 +25,10 @@ from dpr_jax.errors import (
     exit_status,
     is_refused_writing,
 )
-from dpr_jax.workdir import WorkDir, open_workdir
+from dpr_jax.workdir import open_workdir
 
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 INTERRUPTED = 130
-
-
-class Call(NamedTuple):
-    """A parsed command line.
-
-    Attributes:
-      command: of one word or two.
-      operands: in order.
-      flags: those that are no settings.
-      config: the settings; stored < CONFIG.py < flags.
-      workdir: None for commands without one.
-    """
-
-    command: str
-    operands: list[str]
-    flags: dict[str, str]
-    config: Config
-    workdir: WorkDir | None
 
 
 def main() -> None:
@@ -60,6 +43,7 @@ def main() -> None:
         sys.stdout.flush()
         if console.is_unread():
             raise BrokenPipeError
+        _part()
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,6 +54,7 @@ def main() -> None:
         _leave(INTERRUPTED)
     except Preempted as error:
         _complain(str(error))
+        _part()
         sys.exit(RUN_AGAIN)
     except (InputError, Busy, OtherProcessFailed) as error:
         _complain(str(error))
@@ -78,22 +63,31 @@ def main() -> None:
         if is_refused_writing(error):
             _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         else:
+            if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+                joining.await_end(error)
+                joining.claim_end()
             traceback.print_exc()
         _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
-    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"dpr: {line}\n")
-        sys.stderr.flush()
+    """Writes why this process ends, unless the end of another process was said already."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.claim_end()
+    console.complain(line)
+
+
+def _part() -> None:
+    """Tells the other processes of this run, if there are any, that this one has done its part."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.part()
 
 
 def _leave(status: int) -> NoReturn:
     """Ends with an error; before a stage has started there is no other process to think of."""
-    parallel = sys.modules.get("dpr_jax.parallel")
-    if parallel is not None:
-        parallel.leave(status)
+    joining = sys.modules.get("dpr_jax.joining")
+    if joining is not None:
+        joining.leave(status)
     sys.exit(status)
 
 
@@ -123,80 +117,12 @@ def run(args: list[str]) -> None:
         return
     if command == "encode":
         host.use_one_device_per_core()
+    if command == "plan":
+        from dpr_jax.planning import machine
+
+        machine.set_environment()
     console.quiet_libraries()
-    call = parse(command, rest)
-    if command == "split":
-        from dpr_jax.data import beam_split
-
-        beam_split.run(call.config, call.flags["out"], beam_options)
-        return
-    _dispatch(call)
-
-
-def _dispatch(call: Call) -> None:
-    """Runs the command; the stages import JAX, which reads the environment: not before here."""
-    from dpr_jax import parallel, pipeline
-
-    command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
-    if command == "ask":
-        from dpr_jax.retrieval import ask
-
-        ask.run(
-            workdir or flags["url"],
-            call.operands[0],
-            name=flags.get("retriever"),
-            k=_number(flags, "k", 5),
-            as_json="json" in flags,
-        )
-        return
-    if command == "serve":
-        from dpr_jax.serving import serve
-
-        serve.run(
-            workdir,
-            config.serve,
-            names=tuple(flags.get("retriever", "").split()),
-            host=flags.get("host", "127.0.0.1"),
-            port=_number(flags, "port", serve.PORT, least=0),
-            keys=flags.get("keys"),
-            verify="verify" in flags,
-            mcp="mcp" in flags,
-        )
-        return
-    parallel.initialize()
-    console.set_quiet(not parallel.is_main())
-    if command in ("gc", "retriever list", "retriever remove"):
-        from dpr_jax import housekeeping
-
-        if command == "gc":
-            housekeeping.collect_garbage(workdir, yes="yes" in flags)
-        elif command == "retriever list":
-            housekeeping.show_retrievers(workdir)
-        else:
-            housekeeping.remove_retriever(workdir, *call.operands, yes="yes" in flags)
-        return
-    if command == "compare":
-        from dpr_jax.evaluation import compare
-
-        compare.run(config, workdir, *call.operands)
-        return
-    if command == "pipeline":
-        first, last = (flags.get(name) for name in ("from", "until"))
-        for name, stage in (("from", first), ("until", last)):
-            if stage not in (None, *pipeline.ORDER):
-                raise InputError(f"--{name} {stage} is no stage; they are {pipeline.ORDER}")
-        order = pipeline.ORDER
-        pipeline.run(config, workdir, first=first or order[0], last=last or order[-1])
-    elif command in ("index add", "index remove"):
-        change = pipeline.add if command == "index add" else pipeline.remove
-        change(config, workdir, *call.operands)
-    elif "retriever" not in COMMANDS[command].flags:
-        pipeline.run_stage(command, config, workdir, None)
-    else:
-        retriever = workdir.retriever(flags.get("retriever", recipes.MAIN))
-        like = workdir.retriever(flags["like"]) if "like" in flags else None
-        source = flags.get("from")
-        pipeline.run_stage(command, config, workdir, retriever, source=source, like=like)
+    dispatch.run(parse(command, rest)._replace(options=beam_options))
 
 
 def parse(command: str, args: list[str]) -> Call:
@@ -212,9 +138,8 @@ def parse(command: str, args: list[str]) -> Call:
     _check_names(args, command)
     workdir = None
     if "workdir" in flags:
-        reads = ("ask", "serve", "compare", "gc", "retriever list", "retriever remove")
-        writes = command not in reads
-        workdir = open_workdir(flags["workdir"], new=writes)
+        reads = ("ask", "serve", "compare", "export", "gc", "retriever list", "retriever remove")
+        workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
     elif workdir is None or command == "serve":  # whose settings no recipe has
@@ -237,7 +162,7 @@ def parse(command: str, args: list[str]) -> Call:
         raise InputError(_one_line(said.getvalue())) from None
     config = recipes.absolute(config)
     validate(config)
-    return Call(command, operands, flags, config, workdir)
+    return Call(command, operands, flags, config, workdir, options=[])
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
@@ -278,26 +203,19 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
-        elif name in OFF_ON:
+        elif name in OFF_ON and command != "plan":
             found[name] = "yes"
         else:
             value = value if equals else next(arguments, "")
             if not value or value.startswith("--"):
-                raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
+                raise InputError(f"--{name} needs a value: {flag_help(command, name)}")
             if command == "serve" and name == "retriever":
                 many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
-    for name in ("workdir", "out"):
-        if name in names and name not in found and "url" not in found:
+    for name in ("workdir", "out", "topology"):
+        if name in names and name not in found and not (command == "ask" and "url" in found):
             raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
     return found, left
-
-
-def _number(flags: dict[str, str], name: str, default: int, *, least: int = 1) -> int:
-    value = flags.get(name, str(default))
-    if not value.isdigit() or int(value) < least:
-        raise InputError(f"--{name} is {value}; it must be a number, {least} or more")
-    return int(value)
 
 
 def _config_file(args: list[str]) -> tuple[str | None, list[str]]:
@@ -326,6 +244,7 @@ def _spelled_out(args: list[str]) -> list[str]:
     """Writes `--x` and `--no-x` of settings that are true, false or None as `--x True`."""
     known = config_file.keys()
     found: list[str] = []
+    args = _pairs(args)
     for at, arg in enumerate(args):
         name, negated = _setting(arg)
         follows = args[at + 1] if at + 1 < len(args) else "--"
@@ -338,6 +257,27 @@ def _spelled_out(args: list[str]) -> list[str]:
                 continue
         found.append(arg)
     return found
+
+
+def _pairs(args: list[str]) -> list[str]:
+    """Writes `--data.columns question=query` with name and value apart, as tyro takes them.
+
+    Raises:
+      InputError: what follows is not ROLE=COLUMN.
+    """
+    flag = "--data.columns"
+    if flag not in (arg.split("=")[0] for arg in args):
+        return args
+    at = next(at for at, arg in enumerate(args) if arg.split("=")[0] == flag)
+    end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
+    given = [args[at].removeprefix(flag).removeprefix("="), *args[at + 1 : end]]
+    pairs = [one for given_one in given for one in given_one.split() if one]
+    if not pairs or not all(re.fullmatch(r"[\w.]+=.+", pair) for pair in pairs):
+        raise InputError(
+            f"{flag} takes ROLE=COLUMN, as in {flag} question=query positive=3; see docs/data.md"
+        )
+    spelled = [part for pair in pairs for part in pair.split("=", 1)]
+    return [*args[:at], flag, *spelled, *args[end:]]
 
 
 def _setting(arg: str) -> tuple[str, bool]:

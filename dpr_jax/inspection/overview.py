@@ -19,7 +19,8 @@ UNCUT_TOKENS = 1_000_000
 
 
 def run(config: Config, workdir: WorkDir) -> None:
-    """workdir.data -> inspection/inspection.json and inspection.html, and tables on stdout.
+    """Writes inspection/inspection.json and inspection.html of the prepared data, and tables to
+    stdout.
 
     Raises:
       InputError: the prepared data are missing or damaged, or the encoder's tokenizer cannot be

@@ -1,10 +1,9 @@
 """Attention over the tokens of each row (Vaswani et al., 2017, arXiv 1706.03762) that keeps no
-attention weights for the backward pass.
+attention weights for the backward pass: the form for CPUs.
 
 The backward pass computes them again from the queries, the keys, and each softmax's maximum and
-sum, as FlashAttention does (Dao et al., 2022, arXiv 2205.14135). On a CPU one row follows another
-where the attention weights of all would not stay in the caches; otherwise all rows are computed at
-once.
+sum, as FlashAttention does (Dao et al., 2022, arXiv 2205.14135). One row follows another where the
+attention weights of all would not stay in the caches; otherwise all rows are computed at once.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -21,7 +20,7 @@ from jax import lax
 from dpr_jax.model import dropout
 
 UNSEEN = -1e30  # score of a token that is not seen
-# of a CPU: what is computed at once of all rows' attention weights, measured (docs/log.md)
+# what is computed at once of all rows' attention weights, measured (docs/log.md)
 CACHED_BYTES = 26e6
 
 Inputs = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
@@ -129,7 +128,7 @@ def _each_row(
     (rows, length, heads, _), seen = inputs[0].shape, inputs[1].shape[1]
     given = (jnp.arange(rows, dtype=np.uint32), mask_BLM, inputs, *more)
     size = arrays * rows * heads * length * seen * np.dtype(np.float32).itemsize
-    if jax.default_backend() == "cpu" and size > CACHED_BYTES:
+    if size > CACHED_BYTES:
         return lax.map(lambda one: row(*one), given)
     return jax.vmap(row)(*given)
 

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpr_jax.model.attention import attention
+from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
-from dpr_jax.model.product import times_weights
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -57,11 +56,25 @@ class Wanted(NamedTuple):
 
     Attributes:
       pick_BSL: bool, a single True at the token that each of the S is; none at an empty place.
+        None takes the first token of each row.
       mask_BSL: bool, which tokens each of the S sees.
     """
 
-    pick_BSL: jax.Array
+    pick_BSL: jax.Array | None
     mask_BSL: jax.Array
+
+    def states(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns the states [B, S, D] of the wanted tokens."""
+        if self.pick_BSL is None:
+            return x_BLD[:, :1]
+        # a product, not a gather: its gradient is the same sum in every run on every device
+        return jnp.einsum(
+            "bsl,bld->bsd",
+            self.pick_BSL.astype(x_BLD.dtype),
+            x_BLD,
+            precision="highest",
+            preferred_element_type=x_BLD.dtype,
+        )
 
 
 class Bert(nn.Module):
@@ -71,12 +84,14 @@ class Bert(nn.Module):
 
     Attributes:
       shape: the architecture.
-      dropout: rate for hidden states and attention weights.
+      dropout: rate for hidden states.
       dtype: compute precision of matrix products; weights are float32, LayerNorm and softmax are
         computed in float32.
       frozen: levels from below without a gradient, which is then not computed: 1 is the embeddings,
         1 + n the first n layers too.
       remat: keep only each layer's input for the backward pass, which computes the layer again.
+      attention_dropout: rate for attention weights; None: as `dropout`.
+      platform: cpu, gpu or tpu: that of the devices which it is mapped over.
     """
 
     shape: BertShape
@@ -84,6 +99,8 @@ class Bert(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    attention_dropout: float | None = None
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -122,7 +139,14 @@ class Bert(nn.Module):
         for i in range(count):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
-            layer = Layer(self.shape, self.dropout, self.dtype, name=f"layer_{i}")
+            layer = Layer(
+                self.shape,
+                self.dropout,
+                self.dtype,
+                self.attention_dropout,
+                self.platform,
+                name=f"layer_{i}",
+            )
             x_BLD = run(layer, x_BLD, mask_BLL, wanted if i + 1 == count else None)
         return x_BLD
 
@@ -157,6 +181,8 @@ class Layer(nn.Module):
     shape: BertShape
     dropout: float
     dtype: jnp.dtype
+    attention_dropout: float | None = None
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(
@@ -172,7 +198,7 @@ class Layer(nn.Module):
             nn.Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
-            dot_general=times_weights,
+            dot_general=kernels.times_weights(self.platform),
         )
         dropout = Dropout(self.dropout)
         drop = functools.partial(dropout, train=train)
@@ -184,22 +210,17 @@ class Layer(nn.Module):
         k_BLHK = heads(x_BLD, "attention_key")
         v_BLHK = heads(x_BLD, "attention_value")
         if wanted is not None:  # from here on L is the number of wanted tokens
-            pick_BSL, mask_BLL = wanted
-            # a product, not a gather: its gradient is the same sum in every run on every device
-            x_BLD = jnp.einsum(
-                "bsl,bld->bsd",
-                pick_BSL.astype(x_BLD.dtype),
-                x_BLD,
-                precision="highest",
-                preferred_element_type=x_BLD.dtype,
-            )
-        y_BLHK = attention(
+            mask_BLL = wanted.mask_BSL
+            x_BLD = wanted.states(x_BLD)
+        rate = self.dropout if self.attention_dropout is None else self.attention_dropout
+        y_BLHK = kernels.attention(
             heads(x_BLD, "attention_query"),
             k_BLHK,
             v_BLHK,
             mask_BLL,
-            dropout_rate=self.dropout,
-            dropout_key=dropout.key(train=train),
+            platform=self.platform,
+            dropout_rate=rate,
+            dropout_key=dropout.key(train=train, rate=rate),
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
         x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))

@@ -74,10 +74,13 @@ class Encoder(nn.Module):
       pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
         the mean over real tokens.
       normalize: scale to unit length.
-      dropout: rate, used when training.
+      dropout: rate for hidden states, used when training.
       dtype: compute precision of BERT; pooling and the vectors are float32.
       frozen: levels of BERT from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
+      attention_dropout: rate for attention weights; None: as `dropout`.
+      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
+        is mapped over, which may be others than the process has.
     """
 
     shape: BertShape
@@ -87,6 +90,13 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
+    attention_dropout: float | None = None
+    platform: str = "cpu"
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0 or (self.attention_dropout or 0) > 0
 
     @nn.compact
     def __call__(self, tokens: Tokens | Rows, *, train: bool) -> jax.Array:
@@ -99,6 +109,8 @@ class Encoder(nn.Module):
             self.dtype,
             frozen=self.frozen,
             remat=self.remat,
+            attention_dropout=self.attention_dropout,
+            platform=self.platform,
             name="bert",
         )
         if isinstance(tokens, Rows):
@@ -111,7 +123,10 @@ class Encoder(nn.Module):
             mask_BLL = place_BSL = (position_BL < tokens.lengths_B[:, None])[:, None]
 
         if self.pooling == "cls":
-            wanted = Wanted(place_BSL & (position_BL[:, None] == 0), place_BSL)
+            pick_BSL = place_BSL & (position_BL[:, None] == 0)
+            if self.platform != "cpu" and not isinstance(tokens, Rows):
+                pick_BSL = None  # a slice: a product costs a TPU as much as a tenth of a layer
+            wanted = Wanted(pick_BSL, place_BSL)
             emb_BSD = bert(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
             emb_BSD = emb_BSD.astype(jnp.float32)
         else:

@@ -3,14 +3,14 @@
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax import artifacts, host
+from dpr_jax import artifacts, host, parallel
 from dpr_jax import config as settings_of
 from dpr_jax.errors import InputError
 from dpr_jax.model import description, hf, tokenizer
@@ -70,7 +70,7 @@ class Embedder:
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._apply = functools.partial(_apply, encoder, mesh)
         self.tokenize = tokens.rows
-        default = BATCH_TOKENS.get(devices[0].platform, BATCH_TOKENS_ACCELERATOR)
+        default = default_batch_tokens(encoder.platform)
         self._batch_tokens = (batch_tokens or default) * len(devices)
         self._device_count = len(devices)
         self.shape, self.pooling = encoder.shape, encoder.pooling
@@ -136,6 +136,46 @@ class Embedder:
             done += rows
 
 
+def default_batch_tokens(platform: str) -> int:
+    """Returns the tokens that a device computes at once, padding included."""
+    return BATCH_TOKENS.get(platform, BATCH_TOKENS_ACCELERATOR)
+
+
+def lower(
+    encoder: Encoder,
+    params: Params,
+    devices: Sequence[jax.Device],
+    length: int,
+    *,
+    batch_tokens: int | None = None,
+) -> tuple[jax.stages.Lowered, int]:
+    """Lowers the program of a full batch as `Embedder` maps it over the devices of a process, also
+    over devices that are not here.
+
+    Args:
+      encoder: the tower, with the platform of the devices.
+      params: its weights, or their shapes.
+      devices: of one process.
+      length: tokens of each row.
+      batch_tokens: tokens on a device at once; None chooses by platform.
+
+    Returns:
+      The program, and the rows of its batch.
+    """
+    mesh = Mesh(np.array(devices), ("rows",))
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        at = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+
+    per_device = batch_tokens or default_batch_tokens(encoder.platform)
+    rows = _round_up(max(1, per_device * len(devices) // length), len(devices))
+    tokens = Tokens(*(jax.ShapeDtypeStruct(s, np.int32) for s in ((rows, length), (rows,))))
+    params = jax.eval_shape(lambda tree: _in_compute_dtype(tree, encoder.dtype), params)
+    whole, split = PartitionSpec(), PartitionSpec("rows")
+    return _apply.lower(encoder, mesh, placed(params, whole), placed(tokens, split)), rows
+
+
 def padded_length(tokens: int, texts: int) -> int:
     """Returns the length in tokens that the longest of a batch is padded to.
 
@@ -182,6 +222,7 @@ def load_embedder(
         pooling=own[side].pooling,
         normalize=own[side].normalize,
         dtype=jnp.dtype(compute_dtype(dtype)),
+        platform=parallel.platform_of(jax.local_devices()),
     )
     tokens = tokenizer.load(folders[side], own[side].max_tokens)
     hf.check_tokens(folders[side], shape, tokens.vocabulary)
@@ -219,7 +260,7 @@ def compute_dtype(dtype: str) -> str:
     """Returns what `auto` is here: bfloat16, or float32 on a CPU that cannot multiply that."""
     if dtype != "auto":
         return dtype
-    slow = jax.default_backend() == "cpu" and not _cpu_multiplies_bfloat16()
+    slow = parallel.platform_of(jax.local_devices()) == "cpu" and not _cpu_multiplies_bfloat16()
     return "float32" if slow else "bfloat16"
 
 

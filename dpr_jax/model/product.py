@@ -1,5 +1,5 @@
-"""Products of hidden states and weight matrices, in the forms that XLA computes fastest on a CPU
-(docs/log.md).
+"""Products of hidden states and weight matrices: on a CPU in the forms that XLA computes fastest
+there (docs/log.md).
 """
 
 import functools
@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def times_weights(
-    x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None
-) -> jax.Array:
+def on_cpu(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
     """x @ kernel, for `dot_general` of a flax.linen.Dense.
 
     Args:
@@ -22,13 +20,24 @@ def times_weights(
       precision: as in jax.lax.dot_general; a CPU has one.
 
     Returns:
-      [..., F] of the dtype of x, on a CPU of float32: XLA multiplies bfloat16 in the processor's
-      own instructions only where the result is asked for in float32.
+      float32 [..., F]: XLA multiplies bfloat16 in the processor's own instructions only where the
+      result is asked for in float32.
     """
-    if jax.default_backend() == "cpu":
-        assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
-        return _on_cpu(x, kernel)
-    return lax.dot_general(x, kernel, dimensions, precision)
+    assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
+    return _on_cpu(x, kernel)
+
+
+def on_device(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+    """x @ kernel on a TPU or GPU, of the dtype of x; see `on_cpu`."""
+    return lax.dot_general(x, kernel, dimensions, product_precision(x.dtype))
+
+
+def product_precision(dtype: jnp.dtype) -> lax.Precision | None:
+    """Returns the precision of products of this dtype: float32 is what it says.
+
+    TPUs and GPUs multiply float32 in fewer bits unless told otherwise.
+    """
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 @jax.custom_vjp

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Corpus
 from dpr_jax.retrieval.searcher import Searcher
 from dpr_jax.serving.metrics import Metrics

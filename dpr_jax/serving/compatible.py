@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.serving.app import json_response, log, refusals
 from dpr_jax.serving.schemas import (
     EmbeddingsRequest,

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dpr_jax.data.formats import Passage
 from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
 
 MOST_CHARS = 50_000_000

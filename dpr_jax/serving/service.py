@@ -9,7 +9,7 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.config import ServeConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.serving.batches import Answer, Full, Hit, Workers
 from dpr_jax.serving.catalog import Catalog, Table

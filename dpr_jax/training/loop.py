@@ -9,37 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax import artifacts, console, parallel
-from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
-from dpr_jax.model.dual_encoder import Encoder
 from dpr_jax.model.pace import Pace, clock, in_words
 from dpr_jax.training import (
     batches,
     checkpoint,
     chunking,
     divergence,
-    optimizer,
     order,
+    program,
     setup,
     validation,
 )
 from dpr_jax.training.export import SIDES, Towers, export, write_towers
 from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
-from dpr_jax.training.step import (
-    LOG_TEMPERATURE,
-    Batch,
-    StepSettings,
-    TrainState,
-    temperature_of,
-    train_step,
-)
+from dpr_jax.training.step import Batch, temperature_of
 from dpr_jax.training.trace import Trace
 from dpr_jax.workdir import RetrieverDir
 
@@ -65,9 +56,11 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
-    folder = retriever.place("checkpoints", origin.checkpoints)
-    model = retriever.place("model", origin.model)
-    if artifacts.is_fresh(model / "manifest.json", origin.model):
+    inputs = origin["inputs"]
+    parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
+    folder = retriever.place("checkpoints", origin)
+    model = retriever.place("model", origin)
+    if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
             parallel.on_main(lambda: checkpoint.drop_steps(folder))
@@ -75,7 +68,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         return
     train = config.train
     if finished := checkpoint.finished(folder):
-        parallel.on_main(lambda: _export(finished, folder, model, origin.model, retriever, train))
+        parallel.on_main(lambda: _export(finished, folder, model, origin, retriever))
         parallel.on_main(lambda: checkpoint.drop_steps(folder))
         return
     setup.check_division(train.batch_size)
@@ -97,31 +90,17 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
     # --- model ---------------------------------------------------------------
     shape = hf.read_shape(folders["question"])
-    frozen = setup.frozen_levels(train, shape.num_hidden_layers)
-    setup.check_widths(train.matryoshka_widths, shape.hidden_size)
+    spmd = parallel.spmd(train.spmd)
+    planned = program.build(config, shape, side_settings["passage"], schedule, spmd)
+    encoder, temperature = planned.encoder, planned.settings.temperature
     for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
         hf.check_tokens(folders[side], shape, tokens.vocabulary)
-    encoder = Encoder(
-        shape,
-        pooling=side_settings["passage"].pooling,
-        normalize=side_settings["passage"].normalize,
-        dropout=train.dropout,
-        dtype=jnp.dtype(train.dtype),
-        frozen=frozen,
-        remat=train.remat,
-    )
     params = dual_encoder.dual_params(
         hf.read_params(folders["question"], shape),
         hf.read_params(folders["passage"], shape),
         shared=config.model.shared_towers,
     )
-    learning_rate, adamw = optimizer.of(
-        train, schedule, layers=shape.num_hidden_layers, frozen=frozen
-    )
-    temperature = train.temperature or side_settings["passage"].temperature
-    if train.learn_temperature:
-        params[LOG_TEMPERATURE] = np.array(math.log(temperature), np.float32)
-    state = TrainState(np.zeros((), np.int32), params, jax.device_get(adamw.init(params)))
+    state = jax.device_get(planned.initial_state(params))
 
     # --- where a killed run was ----------------------------------------------
     with contextlib.ExitStack() as stack:
@@ -139,16 +118,12 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             f"train: {len(questions):,} questions, {total_steps:,} updates on"
             f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {train.spmd}"
         )
-        spmd = parallel.spmd(train.spmd)
-        settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
         on_devices = spmd.replicate(state)
         template = checkpoint.hollow(state)
         del state, saved, params  # the devices have it: no second copy on the host
 
         def compiled(chunk_size: int | None) -> chunking.Candidate:
-            step_settings = settings._replace(chunk_size=chunk_size)
-            step = functools.partial(train_step, settings=step_settings, axis=parallel.AXIS)
-            update = spmd.map(step, donate=True)
+            mapped = planned.update(chunk_size)
             stream = batches.stream(
                 questions,
                 *texts,
@@ -159,10 +134,10 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                 devices=jax.local_device_count(),
             )
             first = next(stream)
-            program = update.lower(on_devices, spmd.shard(first)).compile()
+            executable = mapped.lower(on_devices, spmd.shard(first)).compile()
             rows = len(jax.tree.leaves(first.passages)[0]) // jax.local_device_count()
             stream = itertools.chain([first], stream)
-            return chunking.Candidate(chunk_size, update, program, stream, rows)
+            return chunking.Candidate(chunk_size, mapped, executable, stream, rows)
 
         if first_step < total_steps:
             chosen = chunking.choose(
@@ -175,7 +150,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         # --- all input is sound: the folder is this run's --------------------
         if parallel.is_main():
-            artifacts.write_json(folder / "settings.json", origin.checkpoints)
+            artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
         record = Record(folder, first_step=first_step)
@@ -199,7 +174,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             values = {name: float(value) for name, value in spmd.fetch(metrics).items()}
             if not all(map(math.isfinite, values.values())):
                 raise lost(step, f"it gave {values}")
-            values["learning_rate"] = float(learning_rate(step - 1))
+            values["learning_rate"] = float(planned.learning_rate(step - 1))
             tokens = (batch.question, batch.passages)
             lengths = np.concatenate([side.lengths_B for side in tokens])
             pace.add(lengths, sum(side.slots for side in tokens), examples=len(batch.weight_B))
@@ -293,10 +268,10 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             for number, (of_step, known) in of_steps.items():
                 facts = {"step": number, "validation": known.validation}
                 out = folder / f"weights-{number}"
-                write_towers(out, of_step.params, towers, origin.checkpoints, **facts)
+                write_towers(out, of_step.params, towers, origin, **facts)
             finished = {"last": step, "best": progress.best_step or step}
             artifacts.write_json(folder / checkpoint.FINISHED, finished)
-            _export(finished, folder, model, origin.model, retriever, train)
+            _export(finished, folder, model, origin, retriever)
     parallel.barrier("model exported")
     if parallel.is_main():
         checkpoint.drop_steps(folder)
@@ -308,14 +283,14 @@ def _export(
     model: Path,
     origin: dict[str, Any],
     retriever: RetrieverDir,
-    train: TrainConfig,
 ) -> None:
-    """Makes the model of a finished run out of its best or last weights."""
-    export(folder / f"weights-{finished[train.export]}", model, origin)
+    """Makes the model of a finished run out of its best weights."""
+    export(folder / f"weights-{finished['best']}", model, origin)
     retriever.point("checkpoints", folder)
     retriever.point("model", model)
 
 
 def _is_due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps (None: never) happens after this one."""
+    """Returns whether something that happens every so many steps (None: never) happens after this
+    one."""
     return every is not None and step % every == 0

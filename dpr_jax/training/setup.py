@@ -15,25 +15,13 @@ from dpr_jax.model.description import EncoderSettings
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # settings that do not change what is in the checkpoints
-INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps", "export")
+INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps")
 DEFAULT_EPOCHS, DEFAULT_STEPS = 10, 1000  # the fewer updates of the two
 FORM = 3  # since the last layer of a [CLS] tower draws dropout for [CLS] alone
 
 
-class Origin(NamedTuple):
-    """What was made from what, as artifacts.made_from says it.
-
-    Attributes:
-      checkpoints: settings and inputs that decide the weights of every step.
-      model: likewise of the exported model, which also depends on which step is exported.
-    """
-
-    checkpoints: dict[str, Any]
-    model: dict[str, Any]
-
-
-def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> Origin:
-    """The settings and inputs of a run.
+def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> dict[str, Any]:
+    """Returns the settings and inputs that decide the weights of every step of a run.
 
     Args:
       config: of the retriever.
@@ -53,11 +41,7 @@ def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> 
     model = to_dict(config.model)
     del model["init"]  # known by its content: a folder may have moved
     settings = {"train": train, "model": model, "seed": config.seed}
-    exported = {**settings, "train": {**train, "export": config.train.export}}
-    return Origin(
-        artifacts.made_from("train", settings, inputs, form=FORM),
-        artifacts.made_from("train", exported, inputs, form=FORM),
-    )
+    return artifacts.made_from("train", settings, inputs, form=FORM)
 
 
 def check_trained_here(retriever: RetrieverDir) -> None:
@@ -140,17 +124,17 @@ def check_widths(widths: tuple[int, ...], whole: int) -> None:
 
 
 def frozen_levels(train: TrainConfig, layers: int) -> int:
-    """Levels of a tower, from below, that keep their weights: 1 is the embeddings, 1 + n the first
-    n layers too.
+    """Returns how many levels of a tower, from below, keep their weights: 1 is the embeddings, 1 +
+    n the first n layers too.
 
     Raises:
       InputError: no layer is left to train.
     """
+    if train.freeze_layers is None:
+        return 0
     if train.freeze_layers >= layers:
         raise InputError(
             f"train.freeze_layers is {train.freeze_layers}, but the model has {layers} layers;"
             " leave at least one to train"
         )
-    if train.freeze_layers:
-        return 1 + train.freeze_layers
-    return int(train.freeze_embeddings)
+    return 1 + train.freeze_layers

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from dpr_jax.config import TrainConfig
-from dpr_jax.model import dual_encoder
+from dpr_jax.model import dual_encoder, kernels
 from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss
 
@@ -87,7 +87,6 @@ class StepSettings(NamedTuple):
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
       distillation_weight: its share of the loss; that of the contrast is the rest.
-      teacher_temperature: the teacher's scores are divided by it.
     """
 
     encoder: Encoder
@@ -101,7 +100,6 @@ class StepSettings(NamedTuple):
     gather: bool = True
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     distillation_weight: float = 0.0
-    teacher_temperature: float = 1.0
 
     @classmethod
     def of(
@@ -199,7 +197,7 @@ def _distillation(
     distances = [
         distance[settings.distillation](
             jnp.take_along_axis(scores_BP, own_BG, axis=1),
-            teacher_BG / settings.teacher_temperature,
+            teacher_BG,
             scored_BG,
         )
         for scores_BP in scores
@@ -320,11 +318,12 @@ def train_step(
       The new state and {"loss", "accuracy", "grad_norm"} (before clipping), and "temperature" where
       it is learned; the same on every device.
     """
-    # the generator of model/dropout, whichever is JAX's default
-    key = jax.random.key(settings.seed, impl="threefry2x32")
+    # whichever is JAX's default
+    generator = kernels.generator(settings.encoder.platform)
+    key = jax.random.key(settings.seed, impl=generator)
     key = jax.random.fold_in(key, state.step)
     key = jax.random.fold_in(key, lax.axis_index(axis))
-    dropout_key = key if settings.encoder.dropout > 0 else None
+    dropout_key = key if settings.encoder.drops else None
     grads, metrics = global_gradient(state.params, batch, settings, dropout_key, axis)
     updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -3,6 +3,7 @@ block.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, hits
+from dpr_jax.parallel import platform_of
 
 # Vectors on a device at once: on a CPU a block's scores should stay in the cache, elsewhere few
 # large steps are best.
@@ -40,24 +42,20 @@ class ExactIndex:
         *,
         devices: list[jax.Device] | None = None,
         block_rows: int = 0,
-        recall_target: float = 1.0,
     ) -> None:
         """Takes float16 or float32 shards [rows, D].
 
         Args:
           devices: None takes those of this process; `jax.devices()` those of all processes.
           block_rows: a device's share of a block; 0 chooses by platform.
-          recall_target: below 1 each TPU finds its best k of a block by `jax.lax.approx_max_k`,
-            which returns this share of them on average (Chern et al., 2022, arXiv 2206.14286); CPUs
-            and GPUs find all of them all the same.
         """
         devices = jax.local_devices() if devices is None else devices
         self.count = sum(len(shard) for shard in shards)
         if not 0 < self.count < 2**31:
             raise InputError(f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}")
         self.dimension = shards[0].shape[1]
-        self.settings: dict[str, Any] = {"recall_target": recall_target}
-        default = BLOCK_ROWS.get(devices[0].platform, BLOCK_ROWS_ACCELERATOR)
+        self.settings: dict[str, Any] = {}
+        default = default_block_rows(platform_of(devices))
         self._share_rows = min(block_rows or default, -(-self.count // len(devices)))
         self._shards = shards
         self._block_rows = self._share_rows * len(devices)
@@ -74,7 +72,7 @@ class ExactIndex:
         """
         for _ in embeddings.checked_blocks(shards):
             pass
-        return cls(shards, recall_target=config.exact_recall)
+        return cls(shards)
 
     def save(self, folder: Path) -> None:
         """Copies the vectors into `folder`."""
@@ -85,7 +83,7 @@ class ExactIndex:
     def load(cls, folder: Path, settings: dict[str, Any]) -> "ExactIndex":
         """Memory-maps what `save` wrote."""
         files = sorted(folder.glob("vectors-*.npy"))
-        return cls([np.load(file, mmap_mode="r") for file in files], **settings)
+        return cls([np.load(file, mmap_mode="r") for file in files])
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k vectors of largest inner product; of equal ones the lower row is first.
@@ -161,7 +159,51 @@ class ExactIndex:
         return block
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "recall_target"))
+def lower(
+    devices: Sequence[jax.Device],
+    *,
+    queries: int,
+    count: int,
+    dimension: int,
+    k: int,
+) -> tuple[jax.stages.Lowered, int]:
+    """Lowers the search of one block of float16 vectors, also over devices that are not here.
+
+    Args:
+      devices: of one platform, that all vectors are split over.
+      queries: asked at once.
+      count: vectors in all.
+      dimension: of a vector.
+      k: hits per query.
+
+    Returns:
+      The program, and how many blocks a search goes through.
+    """
+    mesh = Mesh(np.array(devices), ("rows",))
+    share = min(default_block_rows(platform_of(devices)), -(-count // len(devices)))
+    block = share * len(devices)
+
+    def placed(dtype: type, spec: PartitionSpec, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+    queries = 1 << (queries - 1).bit_length()
+    lowered = _merge_block.lower(
+        (placed(np.float32, WHOLE, queries, k), placed(np.int32, WHOLE, queries, k)),
+        placed(np.float32, WHOLE, queries, dimension),
+        placed(np.float16, SPLIT, block, dimension),
+        0,
+        count,
+        mesh=mesh,
+    )
+    return lowered, -(-count // block)
+
+
+def default_block_rows(platform: str) -> int:
+    """Returns a device's share of a block where nobody says otherwise."""
+    return BLOCK_ROWS.get(platform, BLOCK_ROWS_ACCELERATOR)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
 def _merge_block(
     best: tuple[jax.Array, jax.Array],
     queries_QD: jax.Array,
@@ -170,7 +212,6 @@ def _merge_block(
     count: int,
     *,
     mesh: Mesh,
-    recall_target: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Merges the best k of earlier rows with the block that begins at row `start`.
 
@@ -178,9 +219,6 @@ def _merge_block(
     rows, so ties need no more care.
     """
     k = best[0].shape[1]
-    top_k = jax.lax.top_k
-    if recall_target < 1:
-        top_k = functools.partial(jax.lax.approx_max_k, recall_target=recall_target)
 
     def top_of_share(queries_QD: jax.Array, share_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = share_BD.shape[0]
@@ -192,7 +230,7 @@ def _merge_block(
         )
         first = start + jax.lax.axis_index("rows") * rows
         scores_QB = jnp.where(first + jnp.arange(rows) < count, scores_QB, -jnp.inf)
-        top_QK, at_QK = top_k(scores_QB, min(k, rows))
+        top_QK, at_QK = jax.lax.top_k(scores_QB, min(k, rows))
         return top_QK, jnp.where(jnp.isneginf(top_QK), -1, first + at_QK)
 
     columns = PartitionSpec(None, "rows")

@@ -1,22 +1,17 @@
-"""Rows of text files, plain, .gz or .bz2, streamed: lines, separated values, the objects of a JSON
+"""Rows of text files, plain or packed, streamed: lines, separated values, the objects of a JSON
 list. Errors name file and line.
 """
 
-import bz2
-import contextlib
 import csv
-import gzip
 import io
 import itertools
 import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dpr_jax.data.readers.opened import OnRead, opened
 from dpr_jax.errors import InputError
-
-OnRead = Callable[[int], None]  # told how many bytes were just read from disk
 
 HEAD_BYTES = 1 << 16
 CHUNK_CHARS = 1 << 20
@@ -34,13 +29,14 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
       InputError: the file cannot be read, its lines end in CR alone, or one is not UTF-8 or holds a
         NUL byte.
     """
-    with _opened(path, on_read) as file:
+    with opened(path, on_read) as file:
         for number, raw in enumerate(file, 1):
             while raw.startswith(BYTE_ORDER_MARK):
                 raw = raw[len(BYTE_ORDER_MARK) :]
             if number == 1 and not raw.endswith(b"\n") and b"\r" in raw.strip():
                 raise InputError(
-                    f"{path}:1: the lines end in CR alone; they must end in LF or CRLF"
+                    f"{path}:1: the lines end in CR alone; they must end in LF or CRLF: convert the"
+                    f" file with: tr '\\r' '\\n' < {path.name} > NEW"
                 )
             if b"\0" in raw:
                 raise InputError(
@@ -60,7 +56,7 @@ def head(path: Path) -> str:
     Raises:
       InputError: the file cannot be read.
     """
-    with _opened(path, None) as file:
+    with opened(path, None) as file:
         return file.read(HEAD_BYTES).decode(errors="replace").lstrip("\ufeff")
 
 
@@ -100,7 +96,7 @@ def tsv(
                         [text], (ahead.pop()[1] for _ in [*ahead]), _texts(source)
                     )
                     fields = _spanning(more, delimiter, f"{path}:{line}")
-            elif quoted:
+            elif quoted and (len(quoted) == width or not complete):
                 fields = quoted
             elif complete or not width:
                 as_they_stand = True
@@ -166,7 +162,7 @@ def json_objects(
     Raises:
       InputError: the file cannot be read, is not such a list, or ends before the list does.
     """
-    with _opened(path, on_read) as file:
+    with opened(path, on_read) as file:
         text = _JsonText(path, file)
         if within:
             text.enter(within)
@@ -282,56 +278,3 @@ class _JsonText:
     def _refuse(self, found: str, rule: str) -> None:
         what = f"found {found!r}" if found else "the file ends; it is empty or truncated"
         raise InputError(f"{self._path}:{self.line}: {rule}, but {what}")
-
-
-@contextlib.contextmanager
-def readable(path: Path | str) -> Iterator[None]:
-    """Turns what the system refuses of a path into an InputError of one line.
-
-    Raises:
-      InputError: it did.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _opened(path: Path, on_read: OnRead | None) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in .gz or .bz2."""
-    try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(io.BufferedReader(_Counted(path, on_read)))
-            if path.suffix == ".gz":
-                file = stack.enter_context(gzip.GzipFile(fileobj=file))
-                file = stack.enter_context(io.BufferedReader(file))
-            if path.suffix == ".bz2":
-                file = stack.enter_context(bz2.BZ2File(file))
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: truncated or damaged {path.suffix} ({error}); copy or download it again"
-        ) from None
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        if error.errno is None:  # what bz2 raises for bytes that it did not write
-            raise InputError(
-                f"{path}: truncated or damaged {path.suffix} ({error}); copy or download it again"
-            ) from None
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-class _Counted(io.FileIO):
-    """A file that says how many bytes are read of it."""
-
-    def __init__(self, path: Path, on_read: OnRead | None) -> None:
-        super().__init__(path)
-        self._on_read = on_read
-
-    def readinto(self, buffer: Any) -> int | None:
-        count = super().readinto(buffer)
-        if self._on_read is not None and count:
-            self._on_read(count)
-        return count

@@ -14,8 +14,8 @@ import tensorflow_datasets as tfds
 from dpr_jax.console import console, say
 from dpr_jax.data import raw
 from dpr_jax.data.raw import RawQuestion, answer_texts, question_text, short
-from dpr_jax.data.recognise import Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.errors import InputError
 
 PREFIX = "tfds:"

@@ -9,23 +9,26 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from dpr_jax.data import recognise, rows, tables
 from dpr_jax.data.raw import Passage, one_word
-from dpr_jax.data.recognise import Reader, Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import detect, rows, tables
+from dpr_jax.data.readers.columns import Chosen
+from dpr_jax.data.readers.detect import Reader, Source
+from dpr_jax.data.readers.opened import OnRead, inner_name
 from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
 NOT_TEXT = "files passed over: not text"
+_ARCHIVE = re.compile(r".*\.(zip|tgz|tar(\.\w+)?)")
 _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
 
-def recognised(path: Path, count: Counter[str]) -> Source:
+def recognised(path: Path, count: Counter[str], chosen: Chosen | None = None) -> Source:
     """Returns the documents of a file, or of all text files below a folder.
 
     Args:
       path: the file or folder.
       count: gets the number of files that are passed over: pictures and other binary files.
+      chosen: what data.columns says of tables.
 
     Raises:
       InputError: a file cannot be read, is empty, or is of no known layout; or none holds text.
@@ -37,24 +40,28 @@ def recognised(path: Path, count: Counter[str]) -> Source:
         count[NOT_TEXT] += there - len(files)
         if not files:
             raise InputError(f"{path}: none of its {there:,} files is text; documents are expected")
-    found = [recognised_file(file, name_of(file, path)) for file in files]
-    layouts, readers = zip(*found, strict=True)
+    found = [recognised_file(file, name_of(file, path), chosen) for file in files]
+    layouts, readers, columns = zip(*found, strict=True)
 
     def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
         for file, reader in zip(files, readers, strict=True):
             yield from reader(file, on_read)
 
-    return Source(" and ".join(dict.fromkeys(layouts)), files, read)
+    layout = " and ".join(dict.fromkeys(layouts))
+    used = "; ".join(filter(None, dict.fromkeys(columns)))
+    return Source(layout, files, read, used, lambda: next(read(None), None))
 
 
 def is_binary(file: Path) -> bool:
-    """Returns whether a file is a picture, a PDF or the like, by its content and its name.
+    """Returns whether a file is a picture, a PDF, an archive or the like, by content and name.
 
     A file whose name says that it is text is never one: if it is not UTF-8, that is an error.
 
     Raises:
       InputError: the file cannot be read.
     """
+    if _ARCHIVE.fullmatch(file.name.lower()):
+        return True
     if tables.ending(file) in (*PLAIN_ENDINGS, ".parquet"):
         return False
     head = rows.head(file)
@@ -83,22 +90,23 @@ def name_of(file: PurePath, folder: PurePath) -> str:
     return "_".join(name.split())
 
 
-def recognised_file(file: Path, name: str) -> tuple[str, Reader]:
-    """The layout of one file, and the reader for it.
+def recognised_file(file: Path, name: str, chosen: Chosen | None) -> tuple[str, Reader, str]:
+    """The layout of one file, the reader for it, and what its columns are used for.
 
     Args:
       file: where it lies.
       name: the id of its document, where it is plain text.
+      chosen: what data.columns says of a table.
 
     Raises:
       InputError: it cannot be read, is empty, or is of no known layout.
     """
     if rows.head(file).lstrip().startswith("<doc "):
-        return "WikiExtractor documents", read_wiki
+        return "WikiExtractor documents", read_wiki, ""
     if tables.ending(file) in PLAIN_ENDINGS:
-        return "plain text documents", functools.partial(read_plain, id_=name)
-    source = recognise.passages(file)
-    return source.layout, lambda _, on_read: source.read(on_read)
+        return "plain text documents", functools.partial(read_plain, id_=name), ""
+    source = detect.passages(file, chosen)
+    return source.layout, lambda _, on_read: source.read(on_read), source.columns
 
 
 def read_plain(
@@ -111,8 +119,7 @@ def read_plain(
       InputError: the file cannot be read as UTF-8 text.
     """
     text = "".join(line for _, line in rows.lines(path, on_read))
-    title = path.name.removesuffix(".gz").removesuffix(".bz2")
-    yield str(path), Passage(id_, title.rpartition(".")[0], text)
+    yield str(path), Passage(id_, inner_name(path).rpartition(".")[0], text)
 
 
 def read_wiki(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:

@@ -1,17 +1,15 @@
-"""Readers of files whose rows carry the texts of their passages: Tevatron, sentence-transformers,
-MS MARCO's triples, SQuAD.
+"""Readers of files that carry the texts of their passages, without names of columns: MS MARCO's
+triples, SQuAD.
 
 The passages of such files make the corpus where no corpus file is named. Those without an id are
 known by their content, so that the same text is one passage wherever it stands.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpr_jax.data import raw, rows, tables, teacher
-from dpr_jax.data.formats import QUESTION_ID_KEYS, QUESTION_KEYS, question_id
+from dpr_jax.data import raw
 from dpr_jax.data.raw import (
     Passage,
     RawQuestion,
@@ -21,72 +19,9 @@ from dpr_jax.data.raw import (
     question_text,
     short,
 )
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import rows
+from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.errors import InputError
-
-POSITIVE_KEYS = ("positive", "pos", "answer", "passage")
-_NEGATIVE = re.compile(r"neg(ative)?s?(_\d+)?")
-
-
-def read_tevatron(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """Tevatron's {query_id, query, positive_passages, negative_passages}, whose passages are
-    {docid, title, text}.
-
-    `pos_scores` and `neg_scores` beside them are a teacher's.
-
-    Raises:
-      InputError: the file cannot be read, or a row lacks its id or question, a passage its text, or
-        some passages a teacher's score.
-    """
-    for where, row in tables.read(path, on_read):
-        positives = _objects(row, "positive_passages", where)
-        negatives = _objects(row, "negative_passages", where)
-        yield _carrying(
-            id_=one_word(raw.first_of(row, QUESTION_ID_KEYS), "query_id", where),
-            question=raw.first_of(row, QUESTION_KEYS),
-            answers=answer_texts(row.get("answers") or [], where),
-            positives=positives,
-            negatives=negatives,
-            where=where,
-            teacher_scores=teacher.beside_passages(
-                row, teacher.ids_of(positives), teacher.ids_of(negatives), where
-            ),
-        )
-
-
-def read_pairs(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
-    """Reads (anchor, positive, negative, negative_2, ...), as of sentence-transformers and
-    FlagEmbedding.
-
-    The question is named anchor, query or question; the positive positive, pos, answer or passage;
-    every column whose name begins with neg is a negative. A value is a text or a list of texts;
-    empty ones are no passages. The id of a question is its own, else its 0-based row. A pair that
-    is labelled 0 has no positive. A teacher's scores are read as data/teacher says.
-
-    Raises:
-      InputError: the file cannot be read, a row has no question, a value is neither text nor list
-        of texts, or scores do not fit.
-    """
-    for number, (where, row) in enumerate(tables.read(path, on_read)):
-        names = [key for key in row if _NEGATIVE.fullmatch(key)]
-        positives = _texts(raw.first_of(row, POSITIVE_KEYS), "positive", where)
-        negatives = [one for key in names for one in _texts(row[key], key, where)]
-        unusable = ""
-        if not negatives and _is_zero(row.get("label")):
-            positives, negatives, unusable = [], positives, "labelled 0"
-        to_score = row, teacher.ids_of(positives), teacher.ids_of(negatives), where
-        question = _carrying(
-            id_=question_id(row, number, where),
-            question=raw.first_of(row, QUESTION_KEYS),
-            answers=(),
-            positives=positives,
-            negatives=negatives,
-            where=where,
-            teacher_scores=()
-            if unusable
-            else teacher.beside_passages(*to_score) or teacher.of_row(*to_score),
-        )
-        yield question._replace(unusable=unusable)
 
 
 def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:
@@ -199,7 +134,6 @@ def _carrying(
     positives: Sequence[Passage | None],
     negatives: Sequence[Passage | None],
     where: str,
-    teacher_scores: teacher.Scored = (),
 ) -> RawQuestion:
     positives, negatives = list(filter(None, positives)), list(filter(None, negatives))
     return RawQuestion(
@@ -211,16 +145,7 @@ def _carrying(
         negatives=(),
         where=where,
         passages=(*positives, *negatives),
-        teacher_scores=teacher_scores,
     )
-
-
-def _is_zero(label: Any) -> bool:
-    """Tells whether the label of a pair says that its passage is irrelevant."""
-    try:
-        return label is not None and float(label) == 0
-    except (TypeError, ValueError):
-        return False
 
 
 def _texts(value: Any, what: str, where: str) -> list[Passage | None]:
@@ -236,11 +161,6 @@ def _texts(value: Any, what: str, where: str) -> list[Passage | None]:
             raw.by_content("", encodable(text.strip(), where)) if text and text.strip() else None
         )
     return passages
-
-
-def _objects(row: dict[str, Any], key: str, where: str) -> list[Passage]:
-    objects = _dicts(row, key, where)
-    return [raw.passage(value, f"{key}[{number}]", where) for number, value in enumerate(objects)]
 
 
 def _dicts(row: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:

@@ -1,0 +1,101 @@
+"""Attention over the tokens of each row for TPUs and GPUs, which compute all rows at once.
+
+XLA fuses the softmax with the products around it, so the attention weights are written once, in the
+dtype of the products, and read in the backward pass: cheaper on a TPU, by XLA's cost model, than to
+compute them again.
+
+Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dpr_jax.model import dropout
+from dpr_jax.model.attention import UNSEEN, Inputs
+from dpr_jax.model.product import product_precision
+
+
+def attention(
+    q_BLHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    mask_BLM: jax.Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v, in each head; arguments as those of `kernels.attention`."""
+    rate, keep_BHLM = 0.0, None
+    if dropout_key is not None and dropout_rate:
+        rate = dropout.rounded(dropout_key, dropout_rate)
+        rows, length, heads, _ = q_BLHK.shape
+        # XLA lays the weights out with L last on a TPU; bits drawn so need not be moved
+        drawn = rows, heads, k_BMHK.shape[1], length
+        keep_BHLM = dropout.keep(dropout_key, drawn, rate=dropout_rate).swapaxes(2, 3)
+    return _attention(rate, keep_BHLM, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    rate: float, keep_BHLM: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
+) -> jax.Array:
+    return _forward(rate, keep_BHLM, mask_BLM, inputs)[0]
+
+
+def _forward(
+    rate: float, keep_BHLM: jax.Array | None, mask_BLM: jax.Array, inputs: Inputs
+) -> tuple[jax.Array, tuple]:
+    """The result, and what the backward pass needs."""
+    q_BLHK, k_BMHK, v_BMHK = inputs
+    scores_BHLM = _product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * _scale(q_BLHK)
+    scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, UNSEEN)
+    exp_BHLM = jnp.exp(scores_BHLM - scores_BHLM.max(axis=-1, keepdims=True))
+    # times the inverse: a division per weight costs a TPU more
+    weights_BHLM = exp_BHLM * (1 / exp_BHLM.sum(axis=-1, keepdims=True))
+    weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
+    dropped_BHLM = _dropped(weights_BHLM, keep_BHLM)
+    y_BLHK = _product("bhlm,bmhk->blhk", dropped_BHLM, v_BMHK) * (1 / (1 - rate))
+    y_BLHK = y_BLHK.astype(v_BMHK.dtype)
+    return y_BLHK, (keep_BHLM, inputs, weights_BHLM, y_BLHK)
+
+
+def _backward(rate: float, kept: tuple, dy_BLHK: jax.Array) -> tuple[None, None, Inputs]:
+    """The gradients of queries, keys and values."""
+    keep_BHLM, (q_BLHK, k_BMHK, v_BMHK), weights_BHLM, y_BLHK = kept
+    grown, dtype = 1 / (1 - rate), q_BLHK.dtype
+    # of the softmax: w (dw - sum of w dw), and that sum is y dy, also with dropout
+    shift_BHL = _product("blhk,blhk->bhl", *(x.astype(jnp.float32) for x in (y_BLHK, dy_BLHK)))
+    dweights_BHLM = _dropped(_product("blhk,bmhk->bhlm", dy_BLHK, v_BMHK) * grown, keep_BHLM)
+    dscores_BHLM = weights_BHLM * (dweights_BHLM - shift_BHL[..., None]) * _scale(q_BLHK)
+    dscores_BHLM = dscores_BHLM.astype(dtype)
+    dv_BMHK = _product("bhlm,blhk->bmhk", _dropped(weights_BHLM, keep_BHLM), dy_BLHK) * grown
+    gradients = (
+        _product("bhlm,bmhk->blhk", dscores_BHLM, k_BMHK),
+        _product("bhlm,blhk->bmhk", dscores_BHLM, q_BLHK),
+        dv_BMHK,
+    )
+    return None, None, tuple(g.astype(dtype) for g in gradients)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _dropped(x_BHLM: jax.Array, keep_BHLM: jax.Array | None) -> jax.Array:
+    return x_BHLM if keep_BHLM is None else jnp.where(keep_BHLM, x_BHLM, 0)
+
+
+def _scale(q_BLHK: jax.Array) -> float:
+    return q_BLHK.shape[-1] ** -0.5
+
+
+def _product(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """A product of the inputs' own precision, in float32."""
+    return jnp.einsum(
+        formula,
+        left,
+        right,
+        precision=product_precision(left.dtype),
+        preferred_element_type=jnp.float32,
+    )
