@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -196,6 +198,23 @@ def test_schemathesis_finds_no_bug(server: Running) -> None:
 def test_schemathesis_finds_no_bug_in_many(server: Running) -> None:
     pytest.importorskip("schemathesis")
     fuzz(server, 300)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
+def test_a_link_shows_two_retrievers_in_a_real_browser(server: Running, tmp_path: Path) -> None:
+    link = f"{server.url}/?q=the+highest+mountain+of+the+Alps&left=bm25&right=trained&k=5"
+    args = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000"]
+    args += [f"--user-data-dir={tmp_path}", "--dump-dom", link]
+    done = subprocess.run(
+        [CHROMIUM, *args], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "<mark>Alps</mark>" in done.stdout
+    assert 'aria-label="Passages of bm25"' in done.stdout
+    assert 'aria-label="Passages of trained"' in done.stdout
+    assert "Answered in" in done.stdout and "trained: " in done.stdout
 
 
 @pytest.mark.parametrize("file", ["index.html", "page.js", "page.css", "docs.html"])

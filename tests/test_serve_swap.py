@@ -15,7 +15,7 @@ import pytest
 from served import Running, make_workdir, serve
 
 from dpr_jax import recipes
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.readers.formats import Passage
 from dpr_jax.index import update
 from dpr_jax.workdir import WorkDir, open_workdir
 
