@@ -437,6 +437,9 @@ class ServeConfig:
     to 127.0.0.1, else any."""
     public_url: str | None = None
     """Address that links to passages begin with; None: the one that the client asked."""
+    open_admin: bool = False
+    """Clients on this machine may call /v1/admin without a key. Not behind a proxy, whose clients
+    all look like this machine."""
     access_log: str = "-"
     """File that the access log is added to; "-" is stdout, "" none."""
     log_questions: bool = False
