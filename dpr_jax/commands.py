@@ -175,9 +175,7 @@ def show_help(command: str, *, whole: bool) -> None:
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
     needs = {"topology": "NAME", "workdir": "DIR", "out": "DIR"}
     required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
-    print(f"{words}{required} [--part.setting VALUE ...]
-{about.purpose}
-")
+    print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts
