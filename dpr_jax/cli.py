@@ -204,7 +204,7 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
-        elif name in OFF_ON and command != "plan":
+        elif name in OFF_ON and (command, name) != ("plan", "json"):
             found[name] = "yes"
         else:
             value = value if equals else next(arguments, "")
@@ -215,7 +215,8 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             found[name] = value
     for name in ("workdir", "out", "topology", "repo"):
         if name in names and name not in found and not (command == "ask" and "url" in found):
-            raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
+            usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
+            raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
     return found, left
 
 

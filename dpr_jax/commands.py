@@ -102,13 +102,13 @@ COMMANDS = {
     "plan": Command(
         "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
         (),
-        ("topology", "json", "passages", "questions"),
+        ("topology", "json", "passages", "questions", "quick"),
         ("", "train", "model", "encode"),
     ),
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes", "dry-run", "verify", "mcp")  # flags without a value
+OFF_ON = ("json", "yes", "quick", "dry-run", "verify", "mcp")  # flags without a value
 # by flag, or by command and flag where one name means another thing there
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
@@ -138,6 +138,7 @@ FLAG_HELP = {
     "verify": "be ready only once every file was hashed",
     "mcp": "speak the Model Context Protocol on stdin and stdout, without HTTP",
     "yes": "do not ask",
+    "quick": "foretell by towers of one and two layers, and compile nothing whole",
     "topology": "such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
     "passages": "of the corpus (21,015,324)",
     "questions": "of training, where the config gives epochs (58,880)",
@@ -172,7 +173,9 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    needs = {"topology": "NAME", "workdir": "DIR", "out": "DIR"}
+    required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
+    print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts

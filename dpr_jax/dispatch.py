@@ -99,7 +99,13 @@ def _plan(call: Call) -> None:
     from dpr_jax.planning import plan
 
     counts = {name: number(call.flags, name, of) for name, of in plan.COUNTS.items()}
-    plan.run(call.config, call.flags["topology"], **counts, out=call.flags.get("json"))
+    plan.run(
+        call.config,
+        call.flags["topology"],
+        **counts,
+        quick="quick" in call.flags,
+        out=call.flags.get("json"),
+    )
 
 
 def _export(call: Call) -> None:

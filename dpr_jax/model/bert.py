@@ -17,6 +17,8 @@ import numpy as np
 
 from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
+from dpr_jax.model.layer_norm import LayerNorm
+from dpr_jax.model.product import product_precision
 from dpr_jax.model.relative import BUCKETS, bias, biased_attention
 
 
@@ -147,9 +149,10 @@ class Bert(nn.Module):
           float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and
           at empty places are meaningless.
         """
-        x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
-            ids_BL, positions_BL, train=train
+        embeddings = Embeddings(
+            self.shape, self.dropout, self.dtype, self.platform, name="embeddings"
         )
+        x_BLD = embeddings(ids_BL, positions_BL, train=train)
 
         def run(layer: Layer, *inputs: jax.Array | Wanted | None) -> jax.Array:
             return layer(*inputs, train=train)
@@ -187,6 +190,7 @@ class Embeddings(nn.Module):
     shape: BertShape
     dropout: float
     dtype: jnp.dtype
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool) -> jax.Array:
@@ -204,7 +208,7 @@ class Embeddings(nn.Module):
         if shape.type_vocab_size:
             kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
             x_BLD += kind(jnp.zeros((1,), jnp.int32))
-        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
+        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm", self.platform)(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
 
 
@@ -250,6 +254,9 @@ class Layer(nn.Module):
         drop = functools.partial(dropout, train=train)
 
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
+            to_scores = name != "attention_value" and self.platform == "tpu"
+            if to_scores and wanted is None:
+                return ToScores(shape.num_attention_heads, self.dtype, name=name)(x_BLD)
             y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
 
@@ -271,16 +278,46 @@ class Layer(nn.Module):
             dropout_key=dropout.key(train=train, rate=rate),
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
-        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))
+        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
         h_BLF = dense(shape.intermediate_size, name="intermediate")(x_BLD)
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
-        return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
+        return _layer_norm(shape, self.dtype, "output_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
 
-def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Flax takes the mean and variance in float32 whatever `dtype` is."""
+class ToScores(nn.Module):
+    """A Dense whose result is laid out with the tokens innermost, for queries and keys.
+
+    Heads of 64 are narrower than a TPU's 128 lanes; else XLA copies queries and keys there.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns [B, L, H, K] of `dtype`."""
+        rows, length, width = x_BLD.shape
+        init = nn.initializers.normal(0.02)
+        kernel_DF = self.param("kernel", init, (width, width)).astype(self.dtype)
+        bias_F = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        precision = product_precision(self.dtype)
+        y_BFL = jnp.einsum("bld,df->bfl", x_BLD.astype(self.dtype), kernel_DF, precision=precision)
+        y_BFL += bias_F[:, None]  # before the axes change places, or XLA adds it before a copy
+        return y_BFL.reshape(rows, self.heads, -1, length).transpose(0, 3, 1, 2)
+
+
+def _layer_norm(
+    shape: BertShape, dtype: jnp.dtype, name: str, platform: str = "cpu"
+) -> nn.LayerNorm | LayerNorm:
+    """Mean and variance are taken in float32 whatever `dtype` is."""
+    if platform != "cpu":
+        return LayerNorm(shape.layer_norm_eps, dtype, name=name)
     # the two-pass variance: the one-pass form loses digits at BERT's large means
     return nn.LayerNorm(
         epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name

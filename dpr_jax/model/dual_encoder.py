@@ -188,6 +188,11 @@ class EncoderPair(NamedTuple):
         """That of the devices which both are mapped over."""
         return self.passage.platform
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Compute precision of both."""
+        return self.passage.dtype
+
     def without_dropout(self) -> "EncoderPair":
         """Returns both as they are used outside of training."""
         off = {"dropout": 0.0, "attention_dropout": 0.0}

@@ -98,17 +98,33 @@ def train(
     devices: list[jax.Device],
     *,
     schedule: setup.Schedule,
-    chunk_size: int | None = None,
 ) -> jax.stages.Lowered:
     """Lowers the update that `dpr train` maps over the devices."""
+    spmd = parallel.spmd(config.train.spmd, devices)
+    update, shapes = _update(config, model, spmd, schedule)
+    return update.lower(*shapes)
+
+
+def trace(config: Config, model: Model, spmd: parallel.Spmd, *, schedule: setup.Schedule) -> str:
+    """Returns the text of the update before it is lowered."""
+    update, shapes = _update(config, model, spmd, schedule)
+    return str(jax.make_jaxpr(update)(*shapes))
+
+
+def _update(
+    config: Config,
+    model: Model,
+    spmd: parallel.Spmd,
+    schedule: setup.Schedule,
+) -> tuple[Any, tuple[Any, Any]]:
+    """Returns the mapped update, and the shapes that it takes."""
     shapes = {"question": model.shape, "passage": model.shape}
     own = {"question": model.question, "passage": model.passage}
-    spmd = parallel.spmd(config.train.spmd, devices)
     planned = program.build(config, shapes, own, schedule, spmd)
     towers = map(_params, planned.encoder)
     params = dual_encoder.dual_params(*towers, shared=config.model.shared_towers)
     state = jax.eval_shape(planned.initial_state, params)
-    return planned.update(chunk_size).lower(*planned.spmd.shapes(state, batch(config, model)))
+    return planned.update(config.train.chunk_size), planned.shapes(state, batch(config, model))
 
 
 def batch(config: Config, model: Model) -> Batch:
@@ -155,20 +171,21 @@ class Encoding(NamedTuple):
     length: int
 
 
-def encode(config: Config, model: Model, devices: list[jax.Device], hosts: int) -> Encoding:
-    """Lowers one batch of passages of mean length as `dpr encode` maps it on every host."""
-    here = devices[: len(devices) // hosts]  # each process encodes shards of its own
+def encode(config: Config, model: Model, devices: list[jax.Device]) -> Encoding:
+    """Lowers one batch of passages of mean length as `dpr encode` maps it over the devices of a
+    host.
+    """
     dtype = config.encode.dtype
     encoder = hf.encoder_of_shape(
         model.shape,
         model.passage,
         dtype=jnp.dtype("bfloat16" if dtype == "auto" else dtype),
-        platform=parallel.platform_of(here),
+        platform=parallel.platform_of(devices),
     )
     tokens = min(MEAN_TOKENS, model.passage.max_tokens)
     length = min(embed.padded_length(tokens, embed.FEW_TEXTS + 1), model.passage.max_tokens)
     lowered, rows = embed.lower(
-        encoder, _params(encoder), here, length, batch_tokens=config.encode.batch_tokens
+        encoder, _params(encoder), devices, length, batch_tokens=config.encode.batch_tokens
     )
     return Encoding(lowered, rows, length)
 

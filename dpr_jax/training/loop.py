@@ -58,6 +58,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
     folder = retriever.place("checkpoints", origin)
     model = retriever.place("model", origin)
+    checkpoint.share(folder, retriever.remote)
     if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
@@ -121,9 +122,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         # --- the mapped step, and its batches --------------------------------
         console.say(
             f"train: {len(questions):,} questions, {total_steps:,} updates on"
-            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {train.spmd}"
+            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {spmd.kind}"
         )
-        on_devices = spmd.replicate(state)
+        on_devices = planned.place(state)
         template = checkpoint.hollow(state)
         del state, saved, params  # the devices have it: no second copy on the host
 
@@ -160,6 +161,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
+        if retriever.remote and parallel.is_main():
+            stack.enter_context(retriever.remote.kept_up(folder))
         record = Record(folder, first_step=first_step)
         stack.callback(record.close)
 
@@ -253,7 +256,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                         " same command goes on from the checkpoint before"
                     )
                 continue
-            state = spmd.fetch(on_devices)
+            state = planned.fetch(on_devices)
             progress = progress._replace(validation={})
             if due_judge:
                 found = judge(step, state.params)
@@ -267,7 +270,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         checkpoints.wait()
 
         # --- the result: weights of the last and the best step, without AdamW's state ---
-        state = spmd.fetch(on_devices)
+        state = planned.fetch(on_devices)
         of_steps = {step: (state, progress)}
         if progress.best_step not in (0, step):
             of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)

@@ -8,15 +8,16 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
-from dpr_jax.model import hf
+from dpr_jax.model import dual_encoder, hf
 from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import EncoderPair, Params, Side
+from dpr_jax.model.dual_encoder import EncoderPair, Params, Side, Tokens
 from dpr_jax.model.families import Shape
 from dpr_jax.training import optimizer, setup
 from dpr_jax.training.step import LOG_TEMPERATURE, StepSettings, TrainState, train_step
@@ -52,13 +53,31 @@ class Program(NamedTuple):
             params = {**params, LOG_TEMPERATURE: start}
         return TrainState(np.zeros((), np.int32), params, self.settings.optimizer.init(params))
 
+    def place(self, state: TrainState) -> Any:
+        """Puts a whole state of host arrays on all devices."""
+        split = self.settings.whole is not None
+        return (self.spmd.scatter if split else self.spmd.replicate)(state)
+
+    def fetch(self, on_devices: Any) -> TrainState:
+        """Returns the whole state as host arrays; all processes call it."""
+        if self.settings.whole is None:
+            return self.spmd.fetch(on_devices)
+        params = self.settings.whole
+        opt_state = jax.eval_shape(self.settings.optimizer.init, params)
+        step = jax.ShapeDtypeStruct((), np.int32)
+        return self.spmd.collect(on_devices, TrainState(step, params, opt_state))
+
+    def shapes(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
+        """Returns what `update` is lowered with, from the shapes of the whole state and batch."""
+        return self.spmd.shapes(state, batch, scattered=self.settings.whole is not None)
+
     def update(self, chunk_size: int | None) -> Callable[[Any, Any], Any]:
         """Returns (state, batch) -> (state, metrics) on all devices; the state's memory is
         reused.
         """
         settings = self.settings._replace(chunk_size=chunk_size)
         step = functools.partial(train_step, settings=settings, axis=parallel.AXIS)
-        return self.spmd.map(step, donate=True)
+        return self.spmd.map(step, donate=True, scattered=settings.whole is not None)
 
 
 def build(
@@ -103,4 +122,20 @@ def build(
     rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=frozen)
     temperature = train.temperature or own["passage"].temperature
     settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
+    if train.shard_optimizer:
+        settings = settings._replace(whole=_shapes(encoder, config))
     return Program(settings, rate, spmd, train.learn_temperature)
+
+
+def _shapes(towers: EncoderPair, config: Config) -> Params:
+    """The shapes of all params."""
+    one = Tokens(np.ones((1, 1), np.int32), np.ones(1, np.int32))
+    key = jax.random.key(0)
+    trees = [
+        jax.eval_shape(functools.partial(tower.init, train=False), key, one)["params"]
+        for tower in towers
+    ]
+    params = dual_encoder.dual_params(*trees, shared=config.model.shared_towers)
+    if config.train.learn_temperature:
+        params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), np.float32)
+    return params
