@@ -58,7 +58,7 @@ test: install ## the test suite: CPU, no network in two processes (ARGS="-k loss
 lint: install ## ruff check, ruff format, shellcheck
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
-	"$(VENV)/bin/shellcheck" launch/*.sh .ci/run
+	"$(VENV)/bin/shellcheck" launch/*.sh launch/*/*.sh .ci/run
 
 constraints: ## renew constraints.txt (needs uv); then run the tests on Python 3.11 and 3.12
 	{ sed -n '/^#/p' constraints.txt; \

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpr_jax.data import formats
 from dpr_jax.data.answers import has_answer
+from dpr_jax.data.readers import formats, judgements
 from dpr_jax.index import bm25
 from dpr_jax.workdir import open_workdir
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     passages = [row for _, row in formats.read_passages(find(folder, "passages.tsv"))]
     name = next(name for name in READERS if find(folder, name).exists())
     questions = list(READERS[name](find(folder, name), None))
-    gold = formats.read_qrels(folder / "test.qrels").positives
+    gold = judgements.read_qrels(folder / "test.qrels").positives
     print(f"{folder.name}: {len(passages):,} passages, {len(questions):,} questions")
 
     for k1, b in SETTINGS:

@@ -28,7 +28,7 @@ import torch
 
 from dpr_jax import host
 from dpr_jax.config import ModelConfig
-from dpr_jax.data.formats import read_passages
+from dpr_jax.data.readers.formats import read_passages
 from dpr_jax.model import hf
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.tokenizer import Text

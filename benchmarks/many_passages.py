@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpr_jax.data import formats
 from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers import detect, formats
 
 SEED = 13
 REPLACED = 0.5
@@ -62,7 +62,7 @@ def write_questions(path: Path, folders: list[Path]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for folder in folders:
-            for row in formats.read_dpr_json(folder / "train.json"):
+            for row in detect.questions(folder / "train.json").read(None):
                 gold = [{"passage_id": f"{folder.name}-{id_}"} for id_ in row.positives]
                 line = {
                     "question": row.question,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpr_jax.data import formats
+from dpr_jax.data.readers import formats
 
 WORDS = 1000
 FILES = 8

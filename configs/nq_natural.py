@@ -45,8 +45,7 @@ config = Config(
         temperature=0.05,
         log_every_steps=1,
         checkpoint_every_steps=10,
-        validation_hard_negatives=2,
-        validation_negatives=0,
+        validation_negatives=2,
     ),
     encode=EncodeConfig(rows_per_shard=4096),
 )

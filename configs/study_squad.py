@@ -51,11 +51,10 @@ config = Config(
         warmup=5 / 50,
         temperature=0.05,
         dropout=0.0,
-        freeze_embeddings=True,
+        freeze_layers=0,
         log_every_steps=1,
         checkpoint_every_steps=25,
-        validation_hard_negatives=1,
-        validation_negatives=0,
+        validation_negatives=1,
     ),
     index=IndexConfig(kind="exact"),
 )

@@ -7,6 +7,8 @@ name.
 """
 
 import contextlib
+import contextvars
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from dpr_jax.errors import InputError
+
+# The command that makes each artifact
+COMMAND = {
+    "data": "prepare",
+    "mined": "mine",
+    "checkpoints": "train",
+    "model": "train",
+    "embeddings": "encode",
+    "index": "index",
+    "weight": "retrieve",
+    "bm25": "index --retriever bm25",
+}
 
 # --- JSON, checksums, atomic writes
 
@@ -37,11 +51,41 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run the stage that writes it first") from None
+        raise InputError(f"{path} does not exist; run {_command_for(path)} first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} is damaged ({error}); delete its folder and run its stage again"
+            f"{path} is damaged ({error}); delete its folder and run {_command_for(path)} again"
         ) from None
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this host out of the same block, for the moment of a small change.
+
+    Without a lock where the file system has none, or nothing can be written anyway.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)  # which also unlocks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _command_for(path: Path) -> str:
+    """Returns the command that makes the artifact in whose folder a file lies."""
+    for folder in path.parents:
+        stage, owner = folder.name.rpartition("-")[0], folder.parent
+        if owner.name == "questions":
+            command, owner = f"encode --encode.questions {stage}", owner.parent
+        elif stage in COMMAND:
+            command = COMMAND[stage]
+        else:
+            continue
+        if owner.parent.name == "retrievers":
+            return f"`dpr {command} --retriever {owner.name} --workdir {owner.parent.parent}`"
+        return f"`dpr {command} --workdir {owner}`"
+    return "its stage"
 
 
 @contextlib.contextmanager
@@ -90,7 +134,7 @@ def replace_dir(finished: Path, path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file, hexadecimal.
+    """Returns the sha256 of a file, hexadecimal.
 
     Raises:
       InputError: the file is missing or cannot be read.
@@ -121,7 +165,7 @@ def made_from(
 
 
 def form_of(facts: dict[str, Any]) -> int:
-    """Of an artifact, from its manifest."""
+    """Returns the form of an artifact, from its manifest."""
     return facts["made_from"].get("form", 1)
 
 
@@ -160,12 +204,13 @@ def restate(manifest: Path, **facts: Any) -> None:
 
 
 def _checksum_of_value(value: dict[str, Any]) -> str:
-    """sha256 of a JSON value, however it is laid out; a float comes back from a file as it was."""
+    """Returns the sha256 of a JSON value, however it is laid out; floats survive the way to a file
+    and back."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(manifest: Path, within: str = "") -> str:
-    """One hash for the content of an artifact: of its files' names and checksums.
+    """Returns one hash of the content of an artifact: of its files' names and checksums.
 
     Args:
       manifest: the artifact's manifest.
@@ -177,13 +222,37 @@ def fingerprint(manifest: Path, within: str = "") -> str:
     listed = read_json(manifest).get("files", {})
     files = {name: listed[name] for name in listed if name.startswith(within)}
     if not files:
-        raise InputError(f"{manifest} lists no files; delete its folder and run its stage again")
+        raise InputError(
+            f"{manifest} lists no files; delete its folder and run {_command_for(manifest)} again"
+        )
     lines = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+_hash_later: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar(
+    "hash_later", default=None
+)
+
+
+@contextlib.contextmanager
+def hash_later() -> Iterator[list[Path]]:
+    """Within the block `verify` compares sizes alone, so that a server starts fast.
+
+    Yields:
+      The manifests whose files are still to be hashed, by `verify` outside of the block.
+    """
+    manifests: list[Path] = []
+    token = _hash_later.set(manifests)
+    try:
+        yield manifests
+    finally:
+        _hash_later.reset(token)
+
+
 def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
     """Checks every file of an artifact against its manifest, and returns the manifest.
+
+    Within `hash_later` only sizes are compared.
 
     Args:
       manifest: the artifact's manifest.
@@ -193,7 +262,7 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
       InputError: a file is missing or differs, by name, or the manifest is none.
     """
     facts = read_json(manifest)
-    remedy = remedy or f"delete {manifest} and run its stage again"
+    remedy = remedy or f"delete {manifest} and run {_command_for(manifest)} again"
     if not _is_manifest(facts):
         raise InputError(
             f"{manifest} is damaged: it does not list files with their checksums; {remedy}"
@@ -201,11 +270,15 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
     wanted = facts.pop("checksum", None)  # older manifests have none
     if wanted not in (None, _checksum_of_value(facts)):
         raise InputError(f"{manifest} is damaged: its checksum is another; {remedy}")
+    later = _hash_later.get()
+    if later is not None:
+        later.append(manifest)
     for name, entry in facts["files"].items():
         path = manifest.parent / name
         if not path.exists():
             raise InputError(f"{path} is missing, though {manifest.name} lists it; {remedy}")
-        if path.stat().st_size != entry["bytes"] or checksum(path) != entry["sha256"]:
+        sized = path.stat().st_size == entry["bytes"]
+        if not sized or (later is None and checksum(path) != entry["sha256"]):
             raise InputError(
                 f"{path} is damaged: its checksum is not the one in {manifest.name}; {remedy}"
             )

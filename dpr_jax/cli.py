@@ -1,4 +1,4 @@
-"""`dpr`: parses the command line and calls a stage, the pipeline, or one of the small commands."""
+"""`dpr`: parses the command line, and turns errors into one line and an exit status."""
 
 import contextlib
 import difflib
@@ -7,14 +7,15 @@ import os
 import re
 import sys
 import traceback
-from typing import Annotated, NamedTuple, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
-from dpr_jax import artifacts, config_file, console, host, recipes
-from dpr_jax.commands import COMMANDS, FLAG_HELP, OFF_ON, USAGE, overview, show_help
+from dpr_jax import artifacts, config_file, console, dispatch, host, recipes
+from dpr_jax.commands import COMMANDS, OFF_ON, USAGE, flag_help, overview, show_help
 from dpr_jax.config import Config
 from dpr_jax.config_rules import validate
+from dpr_jax.dispatch import Call
 from dpr_jax.errors import (
     RUN_AGAIN,
     Busy,
@@ -24,28 +25,10 @@ from dpr_jax.errors import (
     exit_status,
     is_refused_writing,
 )
-from dpr_jax.workdir import WorkDir, open_workdir
+from dpr_jax.workdir import open_workdir
 
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 INTERRUPTED = 130
-
-
-class Call(NamedTuple):
-    """A parsed command line.
-
-    Attributes:
-      command: of one word or two.
-      operands: in order.
-      flags: those that are no settings.
-      config: the settings; stored < CONFIG.py < flags.
-      workdir: None for commands without one.
-    """
-
-    command: str
-    operands: list[str]
-    flags: dict[str, str]
-    config: Config
-    workdir: WorkDir | None
 
 
 def main() -> None:
@@ -60,6 +43,7 @@ def main() -> None:
         sys.stdout.flush()
         if console.is_unread():
             raise BrokenPipeError
+        _part()
     except BrokenPipeError:  # `dpr train --help | head`
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,6 +54,7 @@ def main() -> None:
         _leave(INTERRUPTED)
     except Preempted as error:
         _complain(str(error))
+        _part()
         sys.exit(RUN_AGAIN)
     except (InputError, Busy, OtherProcessFailed) as error:
         _complain(str(error))
@@ -78,22 +63,31 @@ def main() -> None:
         if is_refused_writing(error):
             _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         else:
+            if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+                joining.await_end(error)
+                joining.claim_end()
             traceback.print_exc()
         _leave(exit_status(error))
 
 
 def _complain(line: str) -> None:
-    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"dpr: {line}\n")
-        sys.stderr.flush()
+    """Writes why this process ends, unless the end of another process was said already."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.claim_end()
+    console.complain(line)
+
+
+def _part() -> None:
+    """Tells the other processes of this run, if there are any, that this one has done its part."""
+    if (joining := sys.modules.get("dpr_jax.joining")) is not None:
+        joining.part()
 
 
 def _leave(status: int) -> NoReturn:
     """Ends with an error; before a stage has started there is no other process to think of."""
-    parallel = sys.modules.get("dpr_jax.parallel")
-    if parallel is not None:
-        parallel.leave(status)
+    joining = sys.modules.get("dpr_jax.joining")
+    if joining is not None:
+        joining.leave(status)
     sys.exit(status)
 
 
@@ -131,77 +125,7 @@ def run(args: list[str]) -> None:
     else:
         host.skip_absent_tpu()
     console.quiet_libraries()
-    call = parse(command, rest)
-    if command == "split":
-        from dpr_jax.data import beam_split
-
-        beam_split.run(call.config, call.flags["out"], beam_options)
-        return
-    if command == "plan":
-        from dpr_jax.planning import plan
-
-        counts = {name: _number(call.flags, name, of) for name, of in plan.COUNTS.items()}
-        plan.run(
-            call.config,
-            call.flags["topology"],
-            **counts,
-            quick="quick" in call.flags,
-            out=call.flags.get("json"),
-        )
-        return
-    _dispatch(call)
-
-
-def _dispatch(call: Call) -> None:
-    """Runs the command; the stages import JAX, which reads the environment: not before here."""
-    from dpr_jax import parallel, pipeline
-
-    command, config, workdir, flags = call.command, call.config, call.workdir, call.flags
-    if command == "ask":
-        from dpr_jax.retrieval import ask
-
-        ask.run(
-            workdir,
-            call.operands[0],
-            name=flags.get("retriever"),
-            k=_number(flags, "k", 5),
-            as_json="json" in flags,
-        )
-        return
-    parallel.initialize()
-    console.set_quiet(not parallel.is_main())
-    if command in ("gc", "retriever list", "retriever remove"):
-        from dpr_jax import housekeeping
-
-        if command == "gc":
-            housekeeping.collect_garbage(workdir, yes="yes" in flags)
-        elif command == "retriever list":
-            housekeeping.show_retrievers(workdir)
-        else:
-            housekeeping.remove_retriever(workdir, *call.operands, yes="yes" in flags)
-        return
-    if command == "compare":
-        from dpr_jax.evaluation import compare
-
-        compare.run(config, workdir, *call.operands)
-        return
-    if command == "pipeline":
-        first, last = (flags.get(name) for name in ("from", "until"))
-        for name, stage in (("from", first), ("until", last)):
-            if stage not in (None, *pipeline.ORDER):
-                raise InputError(f"--{name} {stage} is no stage; they are {pipeline.ORDER}")
-        order = pipeline.ORDER
-        pipeline.run(config, workdir, first=first or order[0], last=last or order[-1])
-    elif command in ("index add", "index remove"):
-        change = pipeline.add if command == "index add" else pipeline.remove
-        change(config, workdir, *call.operands)
-    elif "retriever" not in COMMANDS[command].flags:
-        pipeline.run_stage(command, config, workdir, None)
-    else:
-        retriever = workdir.retriever(flags.get("retriever", recipes.MAIN))
-        like = workdir.retriever(flags["like"]) if "like" in flags else None
-        source = flags.get("from")
-        pipeline.run_stage(command, config, workdir, retriever, source=source, like=like)
+    dispatch.run(parse(command, rest)._replace(options=beam_options))
 
 
 def parse(command: str, args: list[str]) -> Call:
@@ -216,12 +140,12 @@ def parse(command: str, args: list[str]) -> Call:
     file, args = _config_file(args)
     _check_names(args, command)
     workdir = None
-    if "workdir" in COMMANDS[command].flags:
-        writes = command not in ("ask", "compare", "gc", "retriever list", "retriever remove")
-        workdir = open_workdir(flags["workdir"], new=writes)
+    if "workdir" in flags:
+        reads = ("ask", "serve", "compare", "export", "gc", "retriever list", "retriever remove")
+        workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
-    elif workdir is None:
+    elif workdir is None or command == "serve":  # whose settings no recipe has
         base = Config()
     else:
         name = flags.get("retriever", recipes.MAIN)
@@ -241,7 +165,7 @@ def parse(command: str, args: list[str]) -> Call:
         raise InputError(_one_line(said.getvalue())) from None
     config = recipes.absolute(config)
     validate(config)
-    return Call(command, operands, flags, config, workdir)
+    return Call(command, operands, flags, config, workdir, options=[])
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
@@ -273,7 +197,12 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
     left: list[str] = []
     names = COMMANDS[command].flags
     arguments = iter(args)
+    many = ""  # the flag that takes what follows, up to the next flag
     for arg in arguments:
+        if many and not arg.startswith("--"):
+            found[many] += f" {arg}"
+            continue
+        many = ""
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
@@ -282,20 +211,15 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         else:
             value = value if equals else next(arguments, "")
             if not value or value.startswith("--"):
-                raise InputError(f"--{name} needs a value: {FLAG_HELP[name]}")
+                raise InputError(f"--{name} needs a value: {flag_help(command, name)}")
+            if command == "serve" and name == "retriever":
+                many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
     for name in ("workdir", "out", "topology"):
-        if name in names and name not in found:
+        if name in names and name not in found and not (command == "ask" and "url" in found):
             usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
             raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
     return found, left
-
-
-def _number(flags: dict[str, str], name: str, default: int) -> int:
-    value = flags.get(name, str(default))
-    if not value.isdigit() or int(value) < 1:
-        raise InputError(f"--{name} is {value}; it must be a number, 1 or more")
-    return int(value)
 
 
 def _config_file(args: list[str]) -> tuple[str | None, list[str]]:
@@ -324,6 +248,7 @@ def _spelled_out(args: list[str]) -> list[str]:
     """Writes `--x` and `--no-x` of settings that are true, false or None as `--x True`."""
     known = config_file.keys()
     found: list[str] = []
+    args = _pairs(args)
     for at, arg in enumerate(args):
         name, negated = _setting(arg)
         follows = args[at + 1] if at + 1 < len(args) else "--"
@@ -336,6 +261,27 @@ def _spelled_out(args: list[str]) -> list[str]:
                 continue
         found.append(arg)
     return found
+
+
+def _pairs(args: list[str]) -> list[str]:
+    """Writes `--data.columns question=query` with name and value apart, as tyro takes them.
+
+    Raises:
+      InputError: what follows is not ROLE=COLUMN.
+    """
+    flag = "--data.columns"
+    if flag not in (arg.split("=")[0] for arg in args):
+        return args
+    at = next(at for at, arg in enumerate(args) if arg.split("=")[0] == flag)
+    end = next((n for n in range(at + 1, len(args)) if args[n].startswith("--")), len(args))
+    given = [args[at].removeprefix(flag).removeprefix("="), *args[at + 1 : end]]
+    pairs = [one for given_one in given for one in given_one.split() if one]
+    if not pairs or not all(re.fullmatch(r"[\w.]+=.+", pair) for pair in pairs):
+        raise InputError(
+            f"{flag} takes ROLE=COLUMN, as in {flag} question=query positive=3; see docs/data.md"
+        )
+    spelled = [part for pair in pairs for part in pair.split("=", 1)]
+    return [*args[:at], flag, *spelled, *args[end:]]
 
 
 def _setting(arg: str) -> tuple[str, bool]:

@@ -35,7 +35,11 @@ COMMANDS = {
         flags=("workdir", "from", "until"),
         parts=("", "data", "mine", "model", "train"),
     ),
-    "prepare": Command("raw files -> the prepared corpus and questions", parts=("data",)),
+    "prepare": Command(
+        "raw files -> the prepared corpus and questions",
+        flags=("workdir", "dry-run"),
+        parts=("data",),
+    ),
     "split": Command(
         "documents -> passages on Apache Beam, for `prepare`; Beam's own options stand after --",
         flags=("out",),
@@ -66,7 +70,23 @@ COMMANDS = {
     "ask": Command(
         "the passages that answer a question; --k N, --json for programs",
         ("QUESTION",),
-        ("workdir", "retriever", "k", "json"),
+        ("workdir", "url", "retriever", "k", "json"),
+    ),
+    "serve": Command(
+        "retrievers over HTTP and MCP, with a page; --retriever NAME ... (the best on dev)",
+        (),
+        ("workdir", "retriever", "host", "port", "keys", "verify", "mcp"),
+        ("serve",),
+    ),
+    "export": Command(
+        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex",
+        ("ENGINE",),
+        ("workdir", "retriever", "out", "shards", "url", "table"),
+    ),
+    "export check": Command(
+        "ask a live engine the questions of an export: recall, latency, what to raise",
+        ("ENGINE",),
+        ("out", "url", "table", "target"),
     ),
     "retriever list": Command("retrievers with kind, size, dev figure and state"),
     "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
@@ -82,22 +102,42 @@ COMMANDS = {
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes", "quick")  # flags without a value
+OFF_ON = ("json", "yes", "quick", "dry-run", "verify", "mcp")  # flags without a value
+# by flag, or by command and flag where one name means another thing there
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
     "retriever": "which retriever, by name",
     "like": "a new retriever starts with the recipe and artifacts of this one",
-    "from": "pipeline: the stage to begin with; encode: an encoder by hub id or folder",
+    "from": "an encoder, by hub id or folder",
+    "pipeline from": "the stage to begin with",
     "until": "the stage to end with",
-    "out": "folder for the passages, on a file system that Apache Beam knows",
+    "out": "folder to write",
+    "split out": "folder for the passages, on a file system that Apache Beam knows",
+    "shards": "scann: indexes to split the corpus over, for as many hosts; 1 if not given",
+    "url": "where the engine answers; `dpr export pgvector` also loads the files there",
+    "table": "pgvector, milvus: name of the table or collection; passages if not given",
+    "target": "recall@100 that is wanted; as index.target-recall, else 0.95",
     "k": "passages to show",
-    "json": "ask: print JSON; plan: file to write, with a page beside it",
+    "json": "print JSON",
+    "plan json": "file to write, with a page beside it",
+    "ask url": "ask a running `dpr serve` there, without --workdir; DPR_API_KEY is its key",
+    "host": "address to bind to [127.0.0.1]",
+    "port": "port to bind to; 0 takes a free one [8080]",
+    "keys": "file of API keys, a line each: NAME KEY, or NAME KEY admin",
+    "verify": "be ready only once every file was hashed",
+    "mcp": "speak the Model Context Protocol on stdin and stdout, without HTTP",
     "yes": "do not ask",
-    "quick": "plan: foretell by towers of one and two layers, and compile nothing whole",
-    "topology": "plan: such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
-    "passages": "plan: of the corpus (21,015,324)",
-    "questions": "plan: of training, where the config gives epochs (58,880)",
+    "quick": "foretell by towers of one and two layers, and compile nothing whole",
+    "topology": "such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
+    "passages": "of the corpus (21,015,324)",
+    "questions": "of training, where the config gives epochs (58,880)",
+    "dry-run": "print what is recognised in each file, and write nothing",
 }
+
+
+def flag_help(command: str, name: str) -> str:
+    """Returns what a flag of a command means; a few mean another thing for one of them."""
+    return FLAG_HELP.get(f"{command} {name}", FLAG_HELP[name])
 
 
 def overview() -> str:
@@ -125,7 +165,7 @@ def show_help(command: str, *, whole: bool) -> None:
     required = "--topology NAME" if "topology" in about.flags else "--workdir DIR"
     print(f"{words} {required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
-        print(f"  --{name:<32}{FLAG_HELP[name]}")
+        print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts
     for part in parts:
         settings = getattr(Config(), part) if part else Config()
@@ -141,7 +181,7 @@ def show_help(command: str, *, whole: bool) -> None:
             text = texts[field.name]
             if not whole:
                 text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
-            shown = "" if value in (None, ()) else f" [{_shown(value)}]"
+            shown = "" if value in (None, (), {}) else f" [{_shown(value)}]"
             text = text if whole else textwrap.shorten(text, 64 - len(shown), placeholder=" ...")
             print(f"  {flag.replace('_', '-'):<34}{text}{shown}")
     if not whole:

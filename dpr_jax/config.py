@@ -34,7 +34,7 @@ Rate = Annotated[float, Bounds(above=0)]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files (plain or .gz), read by `dpr prepare`.
+    """The raw files, plain or packed, read by `dpr prepare`.
 
     docs/data.md lists the layouts that are recognised. Relative paths are relative to the current
     directory.
@@ -61,6 +61,13 @@ class DataConfig:
     on_missing: Literal["error", "drop"] | None = None
     """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
     those of qrels, refuse those that a question's own row names."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What columns of tables are, where their names do not say: {"question": "q", "positive": "3"},
+    by name or by number; `test.question` is for one file, `ignore` leaves columns out
+    (docs/data.md)."""
+    positive_from: Annotated[float, Bounds()] | None = None
+    """Labelled pairs: a passage whose label or score is at least so much is a positive; None: whole
+    labels of 1 or more."""
     split_words: Positive | None = None
     """data.passages holds documents: split them into disjoint passages of so many words (100 in the
     paper)."""
@@ -114,8 +121,6 @@ class MineConfig:
     """Retrievers whose rankings are mined, by name; of several, each one's best in turn. bm25 is
     always there; a dense one must be encoded and indexed first (the pipeline does that for those in
     `compare`)."""
-    later_sources: tuple[str, ...] = ("previous",)
-    """`sources` of the rounds after the first; previous is the retriever of the round before."""
     depth: Positive = 8
     """Hard negatives to keep per question."""
     skip: Count = 0
@@ -125,15 +130,9 @@ class MineConfig:
     """Top passages of a source to look through, `skip` included."""
     sample: bool = False
     """Draw from the whole window, all passages alike; otherwise the best are taken."""
-    absolute_margin: Annotated[float, Bounds(least=0)] | None = None
-    """Keep only what scores at least so much below the first gold passage, in units of the source's
-    score."""
     relative_margin: Annotated[float, Bounds(least=0)] | None = None
     """Keep only what scores at least this share of its score below the first gold passage: 0.05
     asks for at most 95 %."""
-    near_duplicate: Share = 0.6
-    """Pass over a passage that shares this part or more of its 5-word runs, or of the gold
-    passage's, with a gold passage."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
     cross-encoder's judgement (docs/data.md)."""
@@ -151,15 +150,24 @@ class ModelConfig:
     `packaged:all-MiniLM-L6-v2` (needs no network)."""
     shared_towers: bool = False
     """Use one set of weights for questions and passages."""
-    pooling: Literal["cls", "mean"] | None = None
-    """The vector: the last layer's [CLS] state (DPR), or the mean over real tokens."""
+    pooling: (
+        Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None
+    ) = None
+    """The vector: the last layer's [CLS] state (DPR), the mean over real tokens, or another of
+    sentence-transformers' poolings."""
     normalize: bool | None = None
     """Scale vectors to unit length."""
     max_question_tokens: Annotated[int, Bounds(least=4)] | None = None
-    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: at most 64."""
+    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: where the folder says,
+    else at most 64."""
     max_passage_tokens: Annotated[int, Bounds(least=8)] | None = None
     """Passages (title and text) are cut at so many tokens, special tokens included; None: where the
     folder says, else at most 256."""
+    question_prompt: str | None = None
+    """Text before every question, such as "query: ", counted in its tokens; None: as the folder
+    says, or as the encoder is known to want it (docs/encoders.md)."""
+    passage_prompt: str | None = None
+    """Likewise before every passage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +194,6 @@ class TrainConfig:
     warmup: Annotated[float, Bounds(least=0, below=1)] = 0.1
     """Share of the updates in which the rate rises linearly to its peak, before it decays to
     zero."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """Form of the decay."""
     weight_decay: Annotated[float, Bounds(least=0)] = 0.0
     """Decoupled weight decay, not applied to biases and LayerNorm."""
     clip_norm: Rate | None = 2.0
@@ -195,13 +201,9 @@ class TrainConfig:
     dpr_parity: bool = False
     """As the original code on its 8 GPUs: clip_norm and AdamW's epsilon act on an eighth of the
     gradient, and the first update has rate 0."""
-    layer_decay: Share = 1.0
-    """Learning rate of a layer as a share of that of the layer above it; the embeddings are the
-    lowest. 1: the same for all."""
-    freeze_embeddings: bool = False
-    """Keep the embeddings as they came."""
-    freeze_layers: Count = 0
-    """Keep the lowest so many layers as they came, and with them the embeddings."""
+    freeze_layers: Count | None = None
+    """Keep the embeddings and the lowest so many layers as they came; 0 keeps the embeddings alone,
+    None trains all."""
     dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
     """Dropout rate of hidden states, and of attention weights where the next is None."""
     attention_dropout: Annotated[float, Bounds(least=0, below=1)] | None = None
@@ -210,10 +212,8 @@ class TrainConfig:
     temperature: Rate | None = None
     """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
-    """Train the logarithm of the temperature along with the towers, starting from `temperature`."""
-    temperature_rate: Rate = 1.0
-    """Learning rate of the learned temperature in multiples of `learning_rate`; with 1 it moves by
-    1 % in 1,000 updates at 2e-5 (docs/training.md)."""
+    """Train the logarithm of the temperature along with the towers, starting from `temperature`, at
+    100 times their rate."""
     symmetric: bool = False
     """Half of the loss is that of positive passages which look for their question among all
     questions of the batch."""
@@ -225,8 +225,6 @@ class TrainConfig:
     distribution over them, or its margins."""
     distillation_weight: Share = 0.5
     """Share of the distillation in the loss; the rest is the negative log likelihood."""
-    teacher_temperature: Rate = 1.0
-    """The teacher's scores are divided by it."""
     mask_duplicates: bool = True
     """Mask passages of other questions whose text is that of a positive of this one."""
     mask_answers: Literal["off", "string", "regex"] = "off"
@@ -261,21 +259,16 @@ class TrainConfig:
     """Validate on the dev set every so many steps, and save a checkpoint; None: only after the last
     step."""
     best_metric: Literal["nll", "accuracy", "average_rank", "recall_at_1", "recall_at_20"] = "nll"
-    """Validation metric that chooses the best checkpoint, which is kept besides the last two."""
-    export: Literal["best", "last"] = "best"
-    """Checkpoint that becomes the model; without a validation in between the last is the best."""
+    """Validation metric that chooses the best checkpoint, which becomes the model; without a
+    validation in between that is the last."""
     patience: Positive | None = None
     """Stop after so many validations in a row without a better best_metric; None never stops
     early."""
     checkpoint_every_steps: Positive = 500
     """Save a checkpoint every so many steps (and always after the last)."""
-    validation_hard_negatives: Count = 30
-    """Hard negatives per dev question in the average-rank pool (30 in DPR)."""
     validation_negatives: Count = 30
-    """Other negatives per dev question in the average-rank pool (30 in DPR)."""
-    validation_passages: Count = 0
-    """Passages from all over the corpus that the average-rank pool holds besides (0 in DPR):
-    retrieval from a sub-corpus."""
+    """Hard negatives, and as many other negatives, per dev question in the average-rank pool (30 of
+    each in DPR)."""
     profile_steps: Positive | None = None
     """Write a trace of so many updates, from the third after a start on, to the profile folder of
     the checkpoints."""
@@ -349,10 +342,6 @@ class IndexConfig:
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and
     scores are rounded.
     """
-    exact_recall: Share = 1.0
-    """Exact: share of its best k that a TPU should find in a block; below 1 it takes approx_max_k,
-    which is faster. CPUs and GPUs find all.
-    """
     recall_queries: Positive = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned
     on.
@@ -374,14 +363,10 @@ class RetrieveConfig:
     """A file of questions in any layout that data.test may have, TREC topics too."""
     top_k: Positive = 100
     """Passages per question."""
-    batch_size: Positive = 256
-    """Questions searched at once."""
     fusion: Literal["linear", "rrf"] = "linear"
     """hybrid: BM25 + fusion_weight * similarity (the DPR paper), or reciprocal rank fusion."""
     fusion_weight: Annotated[float, Bounds(above=0)] | None = None
     """Weight of the similarity (the paper's lambda); None: the best one on the dev questions."""
-    fusion_depth: Positive = 1000
-    """Passages per question that each of the two brings in (at least top_k)."""
     json_run: bool = True
     """Write the run in DPR's JSON form too, with the passages' texts."""
 
@@ -398,10 +383,50 @@ class EvaluateConfig:
     """
     baseline: str = "bm25"
     """Every run is compared with this one."""
-    bootstrap_samples: Positive = 2000
-    """Resamplings of the questions for the 95 % intervals."""
-    examples: Count = 10
-    """Questions with their top passages side by side in the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Limits of the server, its batches and its log."""
+
+    batch: Positive = 32
+    """Questions encoded and searched at once."""
+    batch_wait_ms: Annotated[float, Bounds(least=0, most=5)] = 1.0
+    """Longest wait for more questions while others are being answered, milliseconds."""
+    max_body_bytes: Positive = 1_000_000
+    """Largest body of a request; a larger one gets 413."""
+    max_questions: Positive = 256
+    """Questions or texts in one request; more get 422."""
+    max_question_chars: Positive = 10_000
+    """Longest question, in characters; a longer one gets 422."""
+    max_k: Positive = 1000
+    """Most passages per question, offset included; more get 422."""
+    max_queue: Positive = 1024
+    """Questions that may wait for one retriever; more get 429."""
+    max_connections: Positive = 2000
+    """Open connections; more get 503."""
+    read_timeout_s: Rate = 10.0
+    """A client must have sent its request by then."""
+    request_timeout_s: Rate = 60.0
+    """A request must be answered, and its answer read, by then."""
+    drain_delay_s: Annotated[float, Bounds(least=0)] = 0.0
+    """Seconds between SIGTERM, from when /readyz fails, and the end of new connections."""
+    drain_s: Positive = 30
+    """Longest wait for requests to end after that, seconds."""
+    min_recall: Annotated[float, Bounds(least=0, most=1)] = 0.0
+    """Least recall@100 that the certificate of an index must state."""
+    watch_s: Annotated[float, Bounds(least=0)] = 2.0
+    """Seconds between looks for a new state of the work directory; 0: on POST /v1/admin/reload
+    alone."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the Host header may have; empty: those of this machine where the server is bound
+    to 127.0.0.1, else any."""
+    public_url: str | None = None
+    """Address that links to passages begin with; None: the one that the client asked."""
+    access_log: str = "-"
+    """File that the access log is added to; "-" is stdout, "" none."""
+    log_questions: bool = False
+    """Write the questions into the access log too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,3 +450,4 @@ class Config:
     index: IndexConfig = IndexConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()

@@ -19,9 +19,8 @@ def validate(config: Config) -> None:
     mine, train, data = config.mine, config.train, config.data
     if mine.window < mine.skip + mine.depth:
         _refuse("mine.window", mine.window, "mine.skip + mine.depth or more")
-    for key, sources in (("sources", mine.sources), ("later_sources", mine.later_sources)):
-        if not sources or len({*sources}) < len(sources):
-            _refuse(f"mine.{key}", sources, "one or more retrievers, each once")
+    if not mine.sources or len({*mine.sources}) < len(mine.sources):
+        _refuse("mine.sources", mine.sources, "one or more retrievers, each once")
     if mine.enabled is False and config.rounds > 1:
         rule = "1 when mine.enabled is false: a further round trains on what it mined"
         _refuse("rounds", config.rounds, rule)

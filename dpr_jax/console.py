@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -61,9 +62,21 @@ def quiet_libraries() -> None:
 
 
 def say(message: str) -> None:
-    """One line to the user, on stderr; stdout is for results."""
+    """Writes one line for the user to stderr; stdout is for results."""
     if not _quiet:
         console.print(message, markup=False)
+
+
+def size_in_words(count: float) -> str:
+    """Returns bytes in words, such as "3.2 GB"; MB below a GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def complain(line: str) -> None:
+    """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"dpr: {line}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -33,14 +33,16 @@ class Busy(Exception):
 
 
 class OtherProcessFailed(Exception):
-    """Process 0 of this run ended with an error, which its log names.
+    """Another process of this run, by default process 0, ended with an error or did not come.
 
     Attributes:
-      status: the exit status of process 0, with which this process ends too.
+      status: the exit status of the other process, with which this process ends too.
     """
 
-    def __init__(self, status: int) -> None:
-        super().__init__("process 0 ended with an error, which its log names")
+    def __init__(
+        self, status: int, line: str = "process 0 ended with an error, which its log names"
+    ) -> None:
+        super().__init__(line)
         self.status = status
 
 

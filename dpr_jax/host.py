@@ -3,7 +3,7 @@
 import ctypes
 import importlib.util
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
@@ -67,8 +67,7 @@ def give_back_memory() -> None:
 
 
 def processor_features(source: Path = _PROCESSOR) -> frozenset[str]:
-    """The instructions that the processor has, in the words of Linux, such as avx2; none where it
-    is not Linux that says so.
+    """Returns the processor's instructions in Linux's words, such as avx2; none on other systems.
 
     Args:
       source: what the system says of its processors.
@@ -78,3 +77,29 @@ def processor_features(source: Path = _PROCESSOR) -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+def available_bytes(root: Path = Path("/")) -> Iterator[int]:
+    """Yields the memory that the host says is available, and what a container's limit leaves."""
+    meminfo = root / "proc" / "meminfo"
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                yield int(line.split()[1]) * 1024
+    cgroup = root / "sys" / "fs" / "cgroup"
+    for folder, limit, used, cache in (
+        (cgroup, "memory.max", "memory.current", "inactive_file"),
+        (
+            cgroup / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        if all((folder / name).exists() for name in (limit, used, "memory.stat")):
+            bounds = [(folder / name).read_text("utf-8").strip() for name in (limit, used)]
+            words = (folder / "memory.stat").read_text("utf-8").split()
+            stat = dict(zip(words[::2], words[1::2], strict=True))
+            if all(text.isdigit() for text in bounds):  # not "max"
+                # file pages that nobody used lately are dropped before memory runs out
+                yield int(bounds[0]) - int(bounds[1]) + int(stat.get(cache, 0))

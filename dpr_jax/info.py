@@ -5,14 +5,14 @@ import platform
 
 import jax
 
-from dpr_jax import artifacts, parallel
+from dpr_jax import artifacts, joining
 
 BACKENDS = {"scann": "scann", "faiss": "faiss-cpu"}
 
 
 def describe() -> str:
-    """Versions, devices and working index backends, a fact a line."""
-    parallel.initialize()
+    """Returns versions, devices and working index engines, one fact per line."""
+    joining.initialize()
     versions = artifacts.versions()
     lines = [f"python      {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name:<12}{version}" for name, version in versions.items()]

@@ -6,15 +6,12 @@ written for one device and names one axis, `AXIS`.
 """
 
 import contextlib
-import os
-import re
 import signal
-import sys
 import threading
-import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,119 +20,14 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpr_jax import console
 from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
-SILENT_S = 10  # of waiting for other processes, before that is said
-FAREWELL_S = 3  # for which process 0 stays after an error
 # by each device when CPU processes first meet, half of it in one message: Linux' usual upper limits
 # of a send buffer are 0.2 and 4 MB
 FIRST_SENT_BYTES = 1 << 23
 
 T = TypeVar("T")
-
-
-def initialize() -> None:
-    """Joins the other processes of this run, where the environment says that there are any.
-
-    DPR_COORDINATOR (host:port of process 0), DPR_NUM_PROCESSES and DPR_PROCESS_ID name them by hand
-    (most scripts in launch/ set them). DPR_COORDINATOR=auto leaves it to JAX, which asks the
-    machine it is on (launch/tpu_vm.sh sets it), as do Slurm, Open MPI and Kubernetes jobs of
-    several tasks without being told. Otherwise one process. Named by hand, each process drives all
-    accelerators it sees; left to JAX, those of Slurm and Open MPI drive one GPU each.
-
-    Raises:
-      InputError: some of the three variables are set and some are not, or one is not a number in
-        range.
-    """
-    names = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
-    values = [os.environ.get(name, "") for name in names]
-    if values[0] == "auto" or (not any(values) and _in_cluster()):
-        _join_found()
-    elif any(values):
-        missing = [name for name, value in zip(names, values, strict=True) if not value]
-        if missing:
-            raise InputError(
-                f"{' and '.join(missing)} not set; a run of several processes needs all of"
-                f" {', '.join(names)}"
-            )
-        try:
-            count, index = int(values[1]), int(values[2])
-        except ValueError:
-            raise InputError(
-                f"DPR_NUM_PROCESSES={values[1]!r}, DPR_PROCESS_ID={values[2]!r}: both must be"
-                " numbers"
-            ) from None
-        if not 0 <= index < count:
-            raise InputError(
-                f"DPR_PROCESS_ID is {index}; with DPR_NUM_PROCESSES={count} it must be in"
-                f" 0..{count - 1}"
-            )
-        if not re.fullmatch(r".+:\d+", values[0]):
-            raise InputError(f"DPR_COORDINATOR is {values[0]!r}; it must be HOST:PORT or auto")
-        # where JAX looks around by itself, it takes one GPU for a process that Slurm or Open MPI
-        # started, named by hand or not
-        whom = f"{count} processes at {values[0]}, of which it is number {index}"
-        with _saying_whom_it_waits_for(whom):
-            jax.distributed.initialize(
-                coordinator_address=values[0],
-                num_processes=count,
-                process_id=index,
-                cluster_detection_method="deactivate",
-            )
-
-
-def _join_found() -> None:
-    """Joins processes that JAX finds by itself."""
-    try:
-        with _saying_whom_it_waits_for("the other processes of this job"):
-            jax.distributed.initialize()
-    except (KeyError, TypeError, ValueError) as error:  # from what JAX reads of the environment
-        raise InputError(
-            "the environment says that this is one of several processes, and JAX cannot find the"
-            f" others ({type(error).__name__}: {error}); name them with DPR_COORDINATOR=HOST:PORT,"
-            " DPR_NUM_PROCESSES and DPR_PROCESS_ID"
-        ) from error
-
-
-@contextlib.contextmanager
-def _saying_whom_it_waits_for(whom: str) -> Iterator[None]:
-    """Prints after ten seconds what this process waits for, which may be a mistake in a script."""
-    line = f"dpr: this process waits for {whom}; all of them have to be started"
-    timer = threading.Timer(SILENT_S, console.say, [line])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _in_cluster() -> bool:
-    """Returns whether JAX can join the other processes by itself, and the environment says there
-    are any.
-
-    An allocation of several tasks is not enough: its shell is one process. Slurm's srun numbers
-    the tasks of its step, mpirun its ranks.
-    """
-    workers = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
-    slices = _number("MEGASCALE_NUM_SLICES")
-    return (
-        0 <= _number("SLURM_PROCID") < _number("SLURM_STEP_NUM_TASKS") > 1
-        or 0 <= _number("OMPI_COMM_WORLD_RANK") < _number("OMPI_COMM_WORLD_SIZE") > 1
-        or 0 <= _number("TPU_WORKER_ID") < workers > 1
-        or 0 <= _number("MEGASCALE_SLICE_ID") < slices > 1
-        or (
-            _number("JOB_COMPLETION_INDEX") >= 0 and bool(os.environ.get("JAX_COORDINATOR_ADDRESS"))
-        )
-    )
-
-
-def _number(name: str) -> int:
-    """Returns a number of the environment; -1 for none, and for what is no number from 0."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else -1
 
 
 def is_main() -> bool:
@@ -168,28 +60,8 @@ def on_main(work: Callable[[], None]) -> None:
         raise OtherProcessFailed(status)
 
 
-def leave(status: int) -> NoReturn:
-    """Ends this process; one of several without JAX's shutdown, which waits up to five minutes for
-    the others.
-
-    They end when they next need it, and where that is not noticed, after JAX's hundred seconds
-    without a sign of life.
-    """
-    if not jax.distributed.is_initialized():
-        sys.exit(status)
-    try:
-        if (
-            is_main()
-        ):  # JAX ends the others with it: where they found the same error, let them say so
-            time.sleep(FAREWELL_S)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:  # whatever is broken: devices that do not start, output that nobody reads
-        os._exit(status)
-
-
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each one made in a thread of its own while the one before is used."""
+    """Yields the items; a thread of its own makes the next while one is used."""
     end = object()
     source = iter(items)
     with ThreadPoolExecutor(1) as thread:
@@ -242,7 +114,7 @@ def platform_of(devices: Sequence[jax.Device]) -> str:
 def spmd(
     kind: Literal["pmap", "shard_map"] | None, devices: list[jax.Device] | None = None
 ) -> Spmd:
-    """The mapping named by `train.spmd`.
+    """Returns the mapping named by `train.spmd`.
 
     Args:
       kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map
@@ -253,7 +125,7 @@ def spmd(
       devices: all devices of the run, in order; None takes jax.devices(). Those of a topology that
         is not here can be mapped over and compiled for, not run.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = slice_by_slice(jax.devices()) if devices is None else devices
     local = [device for device in devices if device.process_index == jax.process_index()]
     if kind is None:
         kind = "shard_map" if platform_of(devices) == "tpu" else "pmap"
@@ -261,6 +133,14 @@ def spmd(
     if jax.process_count() > 1 and mapping.platform == "cpu":
         _widen(mapping, len(devices), len(local))
     return mapping
+
+
+def slice_by_slice(devices: list[jax.Device]) -> list[jax.Device]:
+    """Sorts devices so that those of a TPU slice follow each other, in their order.
+
+    So what neighbours exchange stays within a slice, and one part crosses the network between two.
+    """
+    return sorted(devices, key=lambda device: getattr(device, "slice_index", None) or 0)
 
 
 def _widen(mapping: Spmd, devices: int, local: int) -> None:
@@ -455,7 +335,7 @@ def _rounded_up(value: int, step: int) -> int:
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:
-    """[n, ...] -> [parts, n / parts, ...]."""
+    """Splits [n, ...] into [parts, n / parts, ...]."""
     return leaf.reshape(_split_shape(leaf.shape, parts))
 
 
@@ -475,6 +355,28 @@ def all_processes(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return np.asarray(multihost_utils.process_allgather(jnp.asarray(values), tiled=True))
+
+
+def agree(inputs: dict[str, str]) -> None:
+    """Checks that all processes start from the same inputs.
+
+    Args:
+      inputs: name -> fingerprint; all processes give the same names.
+
+    Raises:
+      InputError: on all processes, naming the first one that differs, and in what.
+    """
+    if jax.process_count() == 1:
+        return
+    own_N = np.array([zlib.crc32(value.encode()) for value in inputs.values()], np.uint32)
+    differs_PN = (found_PN := all_processes(own_N[None])) != found_PN[0]
+    if differs_PN.any():
+        number = int(differs_PN.any(axis=1).argmax())
+        names = [name for name, other in zip(inputs, differs_PN[number], strict=True) if other]
+        raise InputError(
+            f"process {number} has another {' and '.join(names)} than process 0; give all"
+            " processes the same work directory and the same encoders"
+        )
 
 
 def of_main(values: np.ndarray) -> np.ndarray:

@@ -2,20 +2,22 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dpr_jax import host, lease, parallel, recipes
+from dpr_jax import artifacts, console, host, lease, needs, parallel, recipes
 from dpr_jax.config import Config
 from dpr_jax.console import say
 from dpr_jax.data import prepare, store
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
-from dpr_jax.index import update
+from dpr_jax.index import build, update
 from dpr_jax.inspection import overview
 from dpr_jax.mining import mine
+from dpr_jax.model import hf
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
 from dpr_jax.workdir import RetrieverDir, WorkDir, kind_by_name
@@ -59,7 +61,11 @@ def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = 
     if begin > end:
         raise InputError(f"--from {first} comes after --until {last}; the order is {ORDER}")
     wanted = [step for step in plan(config, workdir) if begin <= ORDER.index(step.stage) <= end]
+    told = False
     for number, step in enumerate(wanted, 1):
+        if not told and step.stage != "prepare":
+            parallel.on_main(lambda: _say_needs(config, workdir, wanted))
+            told = True
         of = f" {step.retriever.name}" if step.retriever else ""
         say(f"stage {number} of {len(wanted)}: {step.stage}{of}")
         run_stage(step.stage, step.config, workdir, step.retriever, source=step.source)
@@ -190,11 +196,9 @@ def later_round(config: Config, *, before: str) -> Config:
 
     ANCE, Xiong et al., 2020, arXiv 2007.00808.
     """
-    later = config.mine.later_sources
-    sources = tuple(before if name == "previous" else name for name in later)
     return replace(
         config,
-        mine={"sources": sources, "enabled": True},
+        mine={"sources": (before,), "enabled": True},
         model={"init": f"retriever:{before}"},
     )
 
@@ -223,7 +227,7 @@ def _search(config: Config, retriever: RetrieverDir, source: str | None) -> list
 
 
 def _on_main(stage: Callable[..., None]) -> Callable[..., None]:
-    """Runs a stage on one process while the others wait for what it leaves on disk."""
+    """Runs a stage on one process while the others wait for its files."""
     return lambda *args: parallel.on_main(lambda: stage(*args))
 
 
@@ -271,6 +275,59 @@ STAGES: dict[str, Callable[..., None]] = {
     "retrieve": _on_main(_retrieve),
     "evaluate": _on_main(evaluate.run),
 }
+
+
+def _say_needs(config: Config, workdir: WorkDir, steps: list[Step]) -> None:
+    """Says what disk and memory the steps take, beside what is free; warns where it is too little.
+
+    Vectors and weights are taken to be as large as those of `model.init`.
+    """
+    data = workdir.data
+    facts = artifacts.read_json(data / "manifest.json")
+    passages, answered = facts["passages"], {"dev", *facts["test_sets"]}
+    named = {
+        stage: {s.retriever.name for s in steps if s.stage == stage and s.retriever}
+        for stage in ("train", "encode", "retrieve")
+    }
+    width, tower_bytes = 0, 0
+    if named["encode"]:
+        try:
+            folder = hf.resolve(workdir.model_source(config.model.init), "passage")
+            width = hf.read_shape(folder).hidden_size
+            tower_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        except (InputError, OSError):
+            return  # the stage that needs the encoder says it better
+    found = needs.estimate(
+        data_bytes=sum(file.stat().st_size for file in data.rglob("*") if file.is_file()),
+        passages=passages,
+        questions=sum(count for name, count in facts["questions"].items() if name in answered),
+        top_k=config.retrieve.top_k,
+        json_runs=config.retrieve.json_run,
+        engine=build.choose_kind(config.index.kind, passages)[0],
+        width=config.index.dimensions or width,
+        dense=len(named["encode"]),
+        runs=len(named["retrieve"]),
+        tower_bytes=tower_bytes,
+        trained=len(named["train"]),
+        towers=1 if config.model.shared_towers else 2,
+        weights_kept=2 if config.train.validate_every_steps else 1,
+    )
+    there = sum(file.stat().st_size for file in workdir.root.rglob("*") if file.is_file())
+    disk, free = sum(found.disk.values()), shutil.disk_usage(workdir.root).free
+    size = console.size_in_words
+    more = f" (and up to {size(found.passing)} while training)" if found.passing else ""
+    say(
+        f"pipeline: {passages:,} passages take about {size(disk)} of disk{more}, of which"
+        f" {size(there)} are there; {size(free)} are free"
+    )
+    memory, available = found.memory, min([*host.available_bytes(), 2**62])
+    if memory:
+        say(f"pipeline: an index takes about {size(memory)} of memory; {size(available)} are free")
+    if disk + found.passing - there > free or memory > available:
+        say(
+            "WARNING: that is more than is free: give --workdir on a larger disk, a larger machine,"
+            " or --index.dimensions (narrower vectors)"
+        )
 
 
 def _say_what_is_next(config: Config, workdir: WorkDir) -> None:

@@ -6,6 +6,9 @@ the retriever that is named.
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ OF_WORKDIR = ("seed", "compare", "rounds", "data", "bm25", "evaluate")
 OF_RETRIEVER = ("seed", "bm25", "mine", "model", "train", "encode", "index", "retrieve")
 # settings that name a question set for one command; they are not part of a recipe
 OF_ONE_COMMAND = {"encode": ("questions",), "retrieve": ("split", "questions")}
+DATA_FILES = ("passages", "train", "dev", "test", "train_qrels", "dev_qrels", "test_qrels")
 MAIN = "trained"  # the retriever that the pipeline trains
 
 
@@ -117,16 +121,32 @@ def absolute(config: Config) -> Config:
 
     `~` is the home folder. What does not exist here (a hub id, `tfds:NAME`) stays as it is.
     """
-    data = {
-        name: _absolute(getattr(config.data, name))
-        for name in ("passages", "train", "dev", "test", "train_qrels", "dev_qrels", "test_qrels")
-    }
+    data = {name: _absolute(getattr(config.data, name)) for name in DATA_FILES}
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, **data),
         model=dataclasses.replace(config.model, init=_absolute(config.model.init)),
         compare=_absolute(config.compare),
     )
+
+
+def alike(command: str, operands: list[str], config: Config) -> dict[str, str]:
+    """Returns what has to be equal on all processes of a run, by name.
+
+    Not the files of `data`, which process 0 alone reads.
+    """
+    code = hashlib.sha256()
+    package = Path(__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        code.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    own = {key: json.dumps(value) for key, value in flat(to_dict(config)).items()}
+    files = {f"data.{name}" for name in DATA_FILES}
+    return {
+        "version of dpr_jax": code.hexdigest(),
+        "command": " ".join((command, *operands)),
+        "set of packages": json.dumps([platform.python_version(), artifacts.versions()]),
+        **{key: value for key, value in own.items() if key not in files},
+    }
 
 
 def _absolute(value: Any) -> Any:

@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpr_jax import artifacts
+from dpr_jax.artifacts import COMMAND
 from dpr_jax.errors import InputError
 
 FORMAT = 2  # of config.json and retriever.json
@@ -23,16 +25,6 @@ HASH_LENGTH = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
 OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
-# the command that makes each artifact
-COMMAND = {
-    "data": "prepare",
-    "mined": "mine",
-    "checkpoints": "train",
-    "model": "train",
-    "embeddings": "encode",
-    "index": "index",
-    "weight": "retrieve",
-}
 
 
 class Pointers:
@@ -54,10 +46,18 @@ class Pointers:
 
     def update(self, **facts: Any) -> None:
         """Changes entries of the JSON file by one rename; equal facts write nothing."""
-        before = self.read()
-        after = {"format": FORMAT} | before | artifacts.plain(facts)
-        if after != before:
-            artifacts.write_json(self.file, after)
+        self._change(lambda _: facts)
+
+    def _change(self, facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Changes entries as a function of what the file holds, one writer at a time.
+
+        Stages of two retrievers run side by side, and both change config.json.
+        """
+        with artifacts.folder_lock(self.home):
+            before = self.read()
+            after = {"format": FORMAT} | before | artifacts.plain(facts_of(before))
+            if after != before:
+                artifacts.write_json(self.file, after)
 
     def place(self, stage: str, origin: dict[str, Any]) -> Path:
         """Returns the folder of the artifact that a stage makes from these settings and inputs."""
@@ -82,10 +82,9 @@ class Pointers:
     def point(self, stage: str, folder: Path) -> None:
         """Makes a finished folder the current one of its stage, and links to it for people."""
         named = folder.relative_to(self.root).as_posix()
-        current = self.read().get("current", {})
-        if current.get(stage) == named:
+        if self.read().get("current", {}).get(stage) == named:
             return
-        self.update(current=current | {stage: named})
+        self._change(lambda held: {"current": held.get("current", {}) | {stage: named}})
         self._link(stage, folder)
 
     def _link(self, stage: str, folder: Path) -> None:
@@ -124,7 +123,7 @@ class WorkDir(Pointers):
 
     @property
     def data(self) -> Path:
-        """The prepared corpus and questions."""
+        """Returns the folder of the prepared corpus and questions."""
         return self.current("data")
 
     @property
@@ -137,11 +136,12 @@ class WorkDir(Pointers):
         return self.root / "metrics"
 
     def runs(self, question_set: str) -> Path:
-        """The runs over one set of questions: `RETRIEVER.trec` and what belongs to it."""
+        """Returns the folder of the runs over one set of questions: `RETRIEVER.trec` and its
+        companions."""
         return self.root / "runs" / question_set
 
     def imported_runs(self, question_set: str) -> Path:
-        """Runs of other tools over the same questions, `NAME.trec`."""
+        """Returns the runs of other tools over the same questions, `NAME.trec`."""
         return self.runs(question_set) / "imported"
 
     def retriever(self, name: str) -> "RetrieverDir":
@@ -205,17 +205,17 @@ class RetrieverDir(Pointers):
 
     @property
     def kind(self) -> str:
-        """dense, bm25 or hybrid."""
+        """Returns dense, bm25 or hybrid."""
         return self.read().get("kind") or kind_by_name(self.name)
 
     @property
     def source(self) -> str | None:
-        """The encoder that is used as it comes; None where the retriever is trained here."""
+        """Returns the encoder that is used as it comes; None where the retriever trains its own."""
         return self.read().get("source")
 
     @property
     def encoder(self) -> str:
-        """The encoder of this retriever, as `load_embedder` takes it.
+        """Returns the encoder of this retriever, as `load_embedder` takes it.
 
         Raises:
           InputError: it is trained here, and was not yet.

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Google Kubernetes Engine, on a TPU slice or on GPU nodes: run a dpr command as one Indexed Job, one pod per host.
+# Google Kubernetes Engine, on TPU slices or on GPU nodes: run a dpr command as one Indexed Job, one pod per host; on several
+# slices or GPU nodes as one JobSet.
 #
 # Run it from your own machine, with kubectl on the cluster. Before: an image with dpr on its PATH (this repository installed
-# with the extra tpu or gpu), and a claim of storage that all pods may write (ReadWriteMany, such as Filestore). Cost: the nodes
-# while the job runs, and longer where the node pool does not shrink by itself.
+# with the extra tpu or gpu; launch/docker/), and a claim of storage that all pods may write (ReadWriteMany, such as Filestore).
+# A JobSet needs its controller on the cluster (https://jobset.sigs.k8s.io). Cost: the nodes while the job runs, and longer where
+# the node pool does not shrink by itself.
 set -euo pipefail
 
 usage() {
@@ -18,6 +20,7 @@ launch/gke.sh --name NAME --image IMAGE --claim CLAIM --gpu TYPE --gpus G [--hos
   --tpu TYPE         label gke-tpu-accelerator of the nodes, such as tpu-v5-lite-podslice or tpu-v6e-slice
   --topology TxT     of the slice in chips, such as 4x4 or 2x2x4
   --chips C          chips of each host (default: 4)
+  --slices S         number of such slices, each a node pool of its own (default: 1); between them goes the data center's network
   --gpu TYPE         label gke-accelerator of the nodes, such as nvidia-h100-80gb
   --gpus G           GPUs of each host
   --hosts N          number of hosts with GPUs (default: 1)
@@ -33,15 +36,16 @@ What happens when a pod ends:
     on, and nothing is counted. Only training listens. Spot VMs may give 15 seconds, whatever --grace says.
   - With 2 (bad input; on several hosts also an error of process 0 while the others wait for it), the job fails at once, and its
     other pods are stopped.
-  - When one crashes or its node is lost, the others cannot go on: JAX ends them within minutes. All are replaced, wait until all
-    can be found, and go on from the last checkpoint. Kubernetes counts pods, not crashes, and a replacement may come while the
-    others still end, and crash too. So a job of N > 1 hosts fails after more than 2 x N x R crashed pods, of 1 host after R.
+  - When one crashes or its node is lost, the others notice at once and end with 75. All are replaced, wait until all can be
+    found, and go on from the last checkpoint. After more than R crashed pods (of a slice) the job fails.
   - A host that crashes after others have ended well waits for them in vain. Delete the job and start it again: dpr finds what is
-    done. So too after any failure; `kubectl delete job NAME` also stops a running job, after a save.
+    done. So too after any failure; `kubectl delete job NAME` (or jobset) also stops a running job, after a save.
 
 Example, a v5e slice of 16 chips (4 hosts):
   launch/gke.sh --name nq --image IMAGE --claim shared --tpu tpu-v5-lite-podslice --topology 4x4 -- \
     dpr pipeline --workdir runs/nq --from train --until encode
+Another way to the same: xpk workload create --command "dpr ..." (https://github.com/AI-Hypercomputer/xpk), which makes
+clusters too; it does not know that 75 means again and 2 never.
 Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
 with --until mine and after with --from index (docs/scaling.md).
 END
@@ -52,10 +56,10 @@ need_count() { [[ $2 =~ ^[1-9][0-9]{0,4}$ ]] || die "$1: '$2' is not a positive 
 
 # --- arguments
 
-name="" image="" claim="" mount=/mnt/shared tpu="" topology="" chips="" gpu="" gpus="" hosts="" pool="" namespace="" grace_s=120 retries=3 dry_run=""
+name="" image="" claim="" mount=/mnt/shared tpu="" topology="" chips="" slices=1 gpu="" gpus="" hosts="" pool="" namespace="" grace_s=120 retries=3 dry_run=""
 while (($#)); do
   case $1 in
-    --name | --image | --claim | --mount | --tpu | --topology | --chips | --gpu | --gpus | --hosts | --node-pool | --namespace | --grace | --retries)
+    --name | --image | --claim | --mount | --tpu | --topology | --chips | --slices | --gpu | --gpus | --hosts | --node-pool | --namespace | --grace | --retries)
       [[ $# -ge 2 && $2 != -* && -n $2 ]] || die "$1 needs a value (see --help)" ;;&
     --name) name=$2; shift 2 ;;
     --image) image=$2; shift 2 ;;
@@ -64,6 +68,7 @@ while (($#)); do
     --tpu) tpu=$2; shift 2 ;;
     --topology) topology=$2; shift 2 ;;
     --chips) chips=$2; shift 2 ;;
+    --slices) slices=$2; shift 2 ;;
     --gpu) gpu=$2; shift 2 ;;
     --gpus) gpus=$2; shift 2 ;;
     --hosts) hosts=$2; shift 2 ;;
@@ -84,6 +89,7 @@ done
 [[ -n $claim ]] || die "--claim is missing (see --help)"
 [[ $mount == /?* ]] || die "--mount: '$mount' is no absolute path"
 need_count --grace "$grace_s"
+need_count --slices "$slices"
 [[ $retries == 0 ]] || need_count --retries "$retries"
 (($#)) || die "no command after -- (see --help)"
 
@@ -94,7 +100,7 @@ if [[ -n $tpu && -z $gpu$gpus$hosts ]]; then
   ((total % chips == 0)) || die "--chips: $total chips of topology $topology cannot be split over hosts of $chips"
   hosts=$((total / chips)) platform=tpu resource="google.com/tpu" count=$chips
   selector=("cloud.google.com/gke-tpu-accelerator" "$tpu" "cloud.google.com/gke-tpu-topology" "$topology")
-elif [[ -n $gpu && -z $tpu$topology$chips ]]; then
+elif [[ -n $gpu && -z $tpu$topology$chips && $slices == 1 ]]; then
   need_count --gpus "$gpus"
   need_count --hosts "${hosts:=1}"
   platform=cuda resource="nvidia.com/gpu" count=$gpus
@@ -102,6 +108,11 @@ elif [[ -n $gpu && -z $tpu$topology$chips ]]; then
 else
   die "name either --tpu TYPE --topology TxT [--chips C] or --gpu TYPE --gpus G [--hosts N]"
 fi
+# processes of the run, and how it is made: a JobSet has a network for its pods, and places each slice in one node pool
+all=$((slices * hosts)) kind=job
+if ((slices > 1)) || [[ -n $gpu && $hosts -gt 1 ]]; then kind=jobset; fi
+((${#name} <= 40)) || [[ $kind == job ]] || die "--name: '$name' has to be at most 40 long where it names a JobSet"
+((slices == 1)) || [[ -z $pool ]] || die "--node-pool: $slices slices lie in as many node pools"
 if [[ -n $pool ]]; then selector+=("cloud.google.com/gke-nodepool" "$pool"); fi
 
 # --- the manifest
@@ -112,12 +123,120 @@ quoted() { # TEXT as a string of YAML
   printf '"%s"' "$text"
 }
 
-variable() { printf '            - {name: %s, value: %s}\n' "$1" "$(quoted "$2")"; }
+variable() { printf '          - {name: %s, value: %s}\n' "$1" "$(quoted "$2")"; }
 
-manifest() {
-  local i word crashes=$retries
+indented() { sed "s/^./$(printf '%*s' "$1" '')&/"; } # SPACES: lines of stdin, the empty ones as they are
+
+pods_of_slice() { # NAME of pod 0, without its number; JobSet and Job name them so
+  if [[ $kind == jobset ]]; then echo "$name-slice-$1"; else echo "$name"; fi
+}
+
+from_annotation() { printf "          - {name: %s, valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['%s']\"}}}\n" "$1" "$2"; }
+
+job_spec() { # COMMAND: of an Indexed Job, one pod per host
+  local i word names
+  cat <<END
+completionMode: Indexed
+completions: $hosts
+parallelism: $hosts
+backoffLimit: $retries # of crashed pods
+podReplacementPolicy: Failed # never two pods with one number
+podFailurePolicy:
+  rules: # the first that fits; what fits none counts towards backoffLimit
+    - action: FailJob # bad input stays bad
+      onExitCodes: {containerName: dpr, operator: In, values: [2]}
+    - action: Ignore # stopped by SIGTERM, and saved; or another process is lost
+      onExitCodes: {containerName: dpr, operator: In, values: [75]}
+    - action: Ignore # evicted, preempted, or its node is gone
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
+template:
+  spec:
+    restartPolicy: Never # podFailurePolicy asks for it
+    terminationGracePeriodSeconds: $grace_s
+END
+  if [[ $kind == job ]] && ((hosts > 1)); then echo "    subdomain: $name"; fi
+  if ((slices > 1)); then # GKE's advice for several slices
+    printf '    hostNetwork: true\n    dnsPolicy: ClusterFirstWithHostNet\n'
+  fi
+  echo '    nodeSelector:'
+  for ((i = 0; i < ${#selector[@]}; i += 2)); do
+    printf '      %s: %s\n' "${selector[i]}" "$(quoted "${selector[i + 1]}")"
+  done
+  if ((all > 1)); then
+    names=""
+    for ((i = 0; i < slices; i++)); do names+=" $(pods_of_slice $i)"; done
+    # nodes and images of some may take longer than processes wait for each other
+    cat <<END
+    initContainers:
+      - name: wait-for-all
+        image: $(quoted "$image")
+        command: [sh, -c, "trap 'exit 1' TERM; for n in$names; do for i in \$\$(seq 0 $((hosts - 1))); do until getent hosts \$\$n-\$\$i.$name; do sleep 2; done; done; done"]
+END
+  fi
+  cat <<END
+    containers:
+      - name: dpr
+        image: $(quoted "$image")
+        workingDir: $(quoted "$mount")
+        command:
+END
+  if ((slices > 1)); then # its number in the run, from those of slice and host
+    set -- sh -c "DPR_PROCESS_ID=\$((MEGASCALE_SLICE_ID * $hosts + DPR_HOST)) exec \"\$@\"" sh "$@"
+  fi
+  for word; do # Kubernetes replaces $(NAME), and takes $$ for $
+    printf '          - %s\n' "$(quoted "${word//\$/\$\$}")"
+  done
+  echo '        env:'
+  # JAX would run on the CPU, slowly and with no more than a warning, where the accelerator does not start.
+  variable JAX_PLATFORMS "$platform,cpu"
+  if [[ -n $gpu ]]; then variable LD_LIBRARY_PATH /usr/local/nvidia/lib64; fi # where GKE puts the driver
+  if ((all > 1)); then
+    variable DPR_COORDINATOR "$(pods_of_slice 0)-0.$name:8476"
+    variable DPR_NUM_PROCESSES "$all"
+    variable DPR_JOIN_S 300
+    # what JOB_COMPLETION_INDEX holds; but that is added behind this list, where $(JOB_COMPLETION_INDEX) is not known yet
+    word=DPR_PROCESS_ID
+    if ((slices > 1)); then
+      word=DPR_HOST
+      variable MEGASCALE_NUM_SLICES "$slices"
+      variable MEGASCALE_COORDINATOR_ADDRESS "$(pods_of_slice 0)-0.$name"
+      from_annotation MEGASCALE_SLICE_ID jobset.sigs.k8s.io/job-index
+    fi
+    from_annotation $word batch.kubernetes.io/job-completion-index
+  fi
+  cat <<END
+        resources:
+          requests: {$resource: $count}
+          limits: {$resource: $count}
+        volumeMounts:
+          - {name: shared, mountPath: $(quoted "$mount")}
+    volumes:
+      - name: shared
+        persistentVolumeClaim: {claimName: $(quoted "$claim")}
+END
+}
+
+manifest() { # COMMAND
+  if [[ $kind == jobset ]]; then
+    printf 'apiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\nmetadata:\n  name: %s\n' "$name"
+    if ((slices > 1)); then
+      printf '  annotations:\n    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool\n'
+    fi
+    # A child job fails with 2, or after too many crashes: the others cannot go on, and are stopped.
+    cat <<END
+spec:
+  network: {enableDNSHostnames: true, publishNotReadyAddresses: true}
+  failurePolicy: {maxRestarts: 0}
+  replicatedJobs:
+    - name: slice
+      replicas: $slices
+      template:
+        spec:
+END
+    job_spec "$@" | indented 10
+    return
+  fi
   if ((hosts > 1)); then
-    crashes=$((2 * hosts * retries))
     # A name for each pod, from its start on: they look for each other before any of them is ready.
     cat <<END
 apiVersion: v1
@@ -131,77 +250,8 @@ spec:
 ---
 END
   fi
-  cat <<END
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: $name
-spec:
-  completionMode: Indexed
-  completions: $hosts
-  parallelism: $hosts
-  backoffLimit: $crashes
-  podReplacementPolicy: Failed # never two pods with one number
-  podFailurePolicy:
-    rules: # the first that fits; what fits none counts towards backoffLimit
-      - action: FailJob # bad input stays bad
-        onExitCodes: {containerName: dpr, operator: In, values: [2]}
-      - action: Ignore # stopped by SIGTERM, and saved
-        onExitCodes: {containerName: dpr, operator: In, values: [75]}
-      - action: Ignore # evicted, preempted, or its node is gone
-        onPodConditions: [{type: DisruptionTarget, status: "True"}]
-  template:
-    spec:
-      restartPolicy: Never # podFailurePolicy asks for it
-      terminationGracePeriodSeconds: $grace_s
-END
-  if ((hosts > 1)); then echo "      subdomain: $name"; fi
-  echo '      nodeSelector:'
-  for ((i = 0; i < ${#selector[@]}; i += 2)); do
-    printf '        %s: %s\n' "${selector[i]}" "$(quoted "${selector[i + 1]}")"
-  done
-  if ((hosts > 1)); then
-    # JAX waits five minutes for the others, and nodes and images may take longer.
-    cat <<END
-      initContainers:
-        - name: wait-for-all
-          image: $(quoted "$image")
-          command: [sh, -c, "trap 'exit 1' TERM; for i in \$\$(seq 0 $((hosts - 1))); do until getent hosts $name-\$i.$name; do sleep 2; done; done"]
-END
-  fi
-  cat <<END
-      containers:
-        - name: dpr
-          image: $(quoted "$image")
-          workingDir: $(quoted "$mount")
-          command:
-END
-  for word; do # Kubernetes replaces $(NAME), and takes $$ for $
-    printf '            - %s\n' "$(quoted "${word//\$/\$\$}")"
-  done
-  echo '          env:'
-  # JAX would run on the CPU, slowly and with no more than a warning, where the accelerator does not start.
-  variable JAX_PLATFORMS "$platform,cpu"
-  if [[ -n $gpu ]]; then variable LD_LIBRARY_PATH /usr/local/nvidia/lib64; fi # where GKE puts the driver
-  if ((hosts > 1)); then
-    variable DPR_COORDINATOR "$name-0.$name:8476"
-    variable DPR_NUM_PROCESSES "$hosts"
-    # what JOB_COMPLETION_INDEX holds; but that is added behind this list, where $(JOB_COMPLETION_INDEX) is not known yet
-    cat <<END
-            - name: DPR_PROCESS_ID
-              valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
-END
-  fi
-  cat <<END
-          resources:
-            requests: {$resource: $count}
-            limits: {$resource: $count}
-          volumeMounts:
-            - {name: shared, mountPath: $(quoted "$mount")}
-      volumes:
-        - name: shared
-          persistentVolumeClaim: {claimName: $(quoted "$claim")}
-END
+  printf 'apiVersion: batch/v1\nkind: Job\nmetadata:\n  name: %s\nspec:\n' "$name"
+  job_spec "$@" | indented 2
 }
 
 if [[ -n $dry_run ]]; then manifest "$@"; exit; fi
@@ -212,8 +262,10 @@ type -P kubectl >/dev/null || die "no kubectl on PATH; install it and run 'gclou
 kubectl=(kubectl)
 if [[ -n $namespace ]]; then kubectl+=("--namespace=$namespace"); fi
 # a job is not run again by applying it again, and its pods cannot be changed
-there=$("${kubectl[@]}" get job "$name" --ignore-not-found --output=name) || die "kubectl does not reach the cluster" 1
-[[ -z $there ]] || die "there is a job $name; wait for it, or '${kubectl[*]} delete job $name' first" 1
+there=$("${kubectl[@]}" get "$kind" "$name" --ignore-not-found --output=name) || die "kubectl does not reach the cluster, or that does not know a $kind" 1
+[[ -z $there ]] || die "there is a $kind $name; wait for it, or '${kubectl[*]} delete $kind $name' first" 1
 manifest "$@" | "${kubectl[@]}" apply -f -
-echo "watch:  ${kubectl[*]} get pods --selector=job-name=$name"
-echo "follow: ${kubectl[*]} logs --follow --selector=job-name=$name,batch.kubernetes.io/job-completion-index=0"
+label=job-name=$name
+if [[ $kind == jobset ]]; then label=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0; fi
+echo "watch:  ${kubectl[*]} get pods --selector=${label%,*}"
+echo "follow: ${kubectl[*]} logs --follow --selector=$label,batch.kubernetes.io/job-completion-index=0"

@@ -10,6 +10,7 @@ usage() {
 launch/gpu_node.sh [options] -- COMMAND...
 
   --skip-install     take .venv as it is
+  --cpu              use no GPU: for trying things, and for clusters without any
   --dry-run          print what would be done
   -h, --help         this text
 
@@ -40,10 +41,11 @@ show() { # a command as it could be typed
 
 # --- arguments
 
-skip_install="" dry_run=""
+skip_install="" cpu="" dry_run=""
 while (($#)); do
   case $1 in
     --skip-install) skip_install=yes; shift ;;
+    --cpu) cpu=yes; shift ;;
     --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit ;;
     --) shift; break ;;
@@ -54,6 +56,7 @@ done
 
 # JAX would run on the CPU, slowly and with no more than a warning, where CUDA does not start: naming both makes that an error.
 settings=("JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}")
+if [[ -n $cpu ]]; then settings=("JAX_PLATFORMS=cpu"); fi
 if [[ -n ${NUM_NODES:-}${NODE_RANK:-}${COORDINATOR_ADDRESS:-} ]]; then
   [[ ${NUM_NODES:-} =~ ^[1-9][0-9]{0,4}$ ]] || die "NUM_NODES is '${NUM_NODES:-}', not a positive whole number (see --help)"
   [[ ${NODE_RANK:-} =~ ^(0|[1-9][0-9]{0,4})$ ]] || die "NODE_RANK is '${NODE_RANK:-}', not a whole number from 0 (see --help)"
@@ -65,10 +68,11 @@ fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 query=(nvidia-smi "--query-gpu=name,memory.total,driver_version" "--format=csv,noheader")
 install=(make -C "$root" install "EXTRAS=gpu")
+if [[ -n $cpu ]]; then query=() install=(make -C "$root" install); fi
 run=(env "PATH=$root/.venv/bin:$PATH" "${settings[@]}" "$@")
 
 if [[ -n $dry_run ]]; then
-  show "${query[@]}"
+  if [[ -z $cpu ]]; then show "${query[@]}"; fi
   if [[ -z $skip_install ]]; then show "${install[@]}"; fi
   show env "PATH=$root/.venv/bin:..." "${settings[@]}" "$@"
   exit
@@ -76,13 +80,15 @@ fi
 
 # --- the GPUs and their driver
 
-type -P nvidia-smi >/dev/null || die "no nvidia-smi: this machine has no NVIDIA driver. Without a GPU, run dpr itself" 1
-gpus=$("${query[@]}") || die "nvidia-smi found no usable GPU: $gpus" 1
-echo "$gpus"
-count=$(wc -l <<<"$gpus")
-((count <= 8)) || die "$count GPUs; this script was made for 1 to 8" 1
-driver=${gpus##*, }
-((${driver%%.*} >= 580)) || die "NVIDIA driver $driver is too old: CUDA 13 needs 580 or newer" 1
+if [[ -z $cpu ]]; then
+  type -P nvidia-smi >/dev/null || die "no nvidia-smi: this machine has no NVIDIA driver. Without a GPU, run dpr itself" 1
+  gpus=$("${query[@]}") || die "nvidia-smi found no usable GPU: $gpus" 1
+  echo "$gpus"
+  count=$(wc -l <<<"$gpus")
+  ((count <= 8)) || die "$count GPUs; this script was made for 1 to 8" 1
+  driver=${gpus##*, }
+  ((${driver%%.*} >= 580)) || die "NVIDIA driver $driver is too old: CUDA 13 needs 580 or newer" 1
+fi
 
 # --- install and run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm cluster with NVIDIA GPUs: submit one job whose nodes run the same dpr command, one process per node with all its GPUs.
+# A Slurm cluster, with NVIDIA GPUs or without: submit one job whose nodes run the same dpr command, one process per node with all its GPUs.
 #
 # Run it on a login node. Before: `make install EXTRAS=gpu` in this checkout, which has to be on storage that the nodes see
 # under the same path, as do the work directory, the data and the folder it is run in. Cost: the nodes' time, whatever it does.
@@ -9,7 +9,7 @@ usage() {
   cat <<'END'
 launch/slurm.sh --gpus G [options] -- COMMAND...
 
-  --gpus G           GPUs of each node
+  --gpus G           GPUs of each node; 0 for a cluster without
   --nodes N          number of nodes (default: 1)
   --cpus C           take C cores of each node and leave the rest to others (default: whole nodes, with all their memory)
   --time LIMIT       of one run, as sbatch takes it (default: the partition's)
@@ -22,7 +22,7 @@ launch/slurm.sh --gpus G [options] -- COMMAND...
 What happens at the end of a run:
   - At the limit, at a preemption with a grace time, or told by `scancel --signal=TERM JOB`, training saves and ends with 75.
     The job is requeued under its number and goes on from there. No other status requeues it: it is the job's status.
-  - With several processes that is the highest of theirs. When one dies, JAX ends the others within minutes.
+  - With several processes that is the highest of theirs. When one dies, the others end at once with 75, or with its status.
   - Only training listens. Another stage that is running at the limit is killed; submit again and it goes on.
   - `scancel JOB` ends the job; it is not requeued, saved or not.
   - Slurm requeues it by itself when a node fails or a job with priority takes the nodes, if the cluster is set up so.
@@ -66,17 +66,18 @@ while (($#)); do
   esac
 done
 [[ -n $gpus ]] || die "--gpus is missing (see --help)"
-need_count --gpus "$gpus"
+[[ $gpus == 0 ]] || need_count --gpus "$gpus"
 need_count --nodes "$nodes"
 need_count --notice "$notice_s"
 [[ -z $cpus ]] || need_count --cpus "$cpus"
-((gpus <= 8)) || die "--gpus: a process drives 1 to 8 GPUs, not $gpus"
+((gpus <= 8)) || die "--gpus: a process drives up to 8 GPUs, not $gpus"
 for option in "${more[@]}"; do
   [[ $option == -?* ]] || die "--sbatch: '$option' is no option; write --sbatch --partition=gpu"
 done
 (($#)) || die "no command after -- (see --help)"
 
-options=("--job-name=dpr" "--nodes=$nodes" "--ntasks-per-node=1" "--gpus-per-node=$gpus")
+options=("--job-name=dpr" "--nodes=$nodes" "--ntasks-per-node=1")
+if ((gpus)); then options+=("--gpus-per-node=$gpus"); fi
 if [[ -n $cpus ]]; then options+=("--cpus-per-task=$cpus"); else options+=("--exclusive" "--mem=0"); fi
 if [[ -n $limit ]]; then options+=("--time=$limit"); fi
 # Without B: the signal goes to the processes that srun started, and not to the batch shell, which has to outlive them.
@@ -88,9 +89,11 @@ done
 # --- the batch script
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-step=(srun "--nodes=$nodes" "--ntasks=$nodes" "--gpus-per-node=$gpus" "--cpu-bind=none"
-  "--kill-on-bad-exit=0" "--wait=600" "--open-mode=append" "--output=$log_dir/slurm-%j-%t.log")
-node=("$root/launch/gpu_node.sh" "--skip-install" "--" "$@")
+step=(srun "--nodes=$nodes" "--ntasks=$nodes")
+node=("$root/launch/gpu_node.sh" "--skip-install")
+if ((gpus)); then step+=("--gpus-per-node=$gpus"); else node+=("--cpu"); fi
+step+=("--cpu-bind=none" "--kill-on-bad-exit=0" "--wait=600" "--open-mode=append" "--output=$log_dir/slurm-%j-%t.log")
+node+=("--" "$@")
 
 batch_script() {
   echo '#!/usr/bin/env bash'
@@ -100,14 +103,15 @@ set -euo pipefail
 
 code=0
 # kill-on-bad-exit=0: else the first process that ended with 75 would have the others killed, and srun says the highest status.
-# wait: JAX ends the others when one is lost, within five minutes; this is for when it does not.
+# wait: the others end when one is lost; this is for when they do not.
 # exec: Slurm signals the process that it started itself, so that has to become dpr.
 END
   if ((nodes > 1)); then
     cat <<'END'
-# The processes are named by hand: left to JAX's own detection of Slurm, each would take one GPU of its node.
+# The processes are named by hand: left to JAX's own detection of Slurm, each would take one GPU of its node. They may start
+# minutes apart, where many nodes read the same disk.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export NUM_NODES=$SLURM_JOB_NUM_NODES COORDINATOR_ADDRESS=${hosts[0]}:$((20000 + SLURM_JOB_ID % 12000))
+export DPR_JOIN_S=${DPR_JOIN_S:-300} NUM_NODES=$SLURM_JOB_NUM_NODES COORDINATOR_ADDRESS=${hosts[0]}:$((20000 + SLURM_JOB_ID % 12000))
 END
     # shellcheck disable=SC2016 # SLURM_PROCID is the process's
     step+=(bash -c 'NODE_RANK=$SLURM_PROCID exec "$@"' bash)

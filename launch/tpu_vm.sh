@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM or a pod slice: install dpr_jax on every worker, then run the same dpr command on all of them.
 #
-# Run it from your own machine, with gcloud logged in and the TPU created. One process per worker drives its chips; they find
-# each other by themselves. Cost: the TPU is billed from its creation to its deletion, not by this script. When the
-# connection breaks, start the same command again: dpr goes on where it was (use tmux to keep it).
+# Run it from your own machine, with gcloud logged in. One process per worker drives its chips; they find each other by
+# themselves. Cost: the TPU is billed from its creation to its deletion: --create makes one where there is none, --delete ends
+# it. When the connection breaks, start the same command again: dpr goes on where it was (use tmux to keep it).
 set -euo pipefail
 
 usage() {
@@ -13,19 +13,26 @@ launch/tpu_vm.sh --name NAME --zone ZONE [options] -- COMMAND...
   --name NAME        the TPU
   --zone ZONE        its zone
   --project ID       its project (default: gcloud's)
+  --create TYPE      where there is no TPU of that name, ask for one (a queued resource), such as v5litepod-16 or v4-32, and wait
+  --runtime VERSION  its software (default: the usual one of TYPE)
+  --spot             with --create: a cheap one, which may be taken away at any time; then another one is asked for
+  --restarts R       how often the command is started again: on a new TPU, after 75, or a broken connection (default: 10)
+  --delete           delete the TPU when the command has ended, however it ended
+  --sync             send this checkout as it is, uncommitted changes and new files too
   --repo URL         clone this repository on the workers (default: copy the last commit of this checkout)
   --ref REF          branch, tag or commit to take from URL (default: its default branch)
   --skip-install     only run the command
   --dry-run          print what would be done
   -h, --help         this text
 
-COMMAND runs in ~/dpr_jax on every worker. With more than one worker, every path in it (--workdir, data) has to be on storage
+COMMAND runs in ~/dpr_jax on every worker, and what it says is added to logs/tpu_vm.log there. With more than one worker, every path in it (--workdir, data) has to be on storage
 that all workers see under the same path: NFS (Filestore), or a bucket mounted with gcsfuse. Set that up first. Large
 slices: run ssh-add ~/.ssh/google_compute_engine before.
 
 Example:
   launch/tpu_vm.sh --name my-v5e-16 --zone us-central1-a -- \
     dpr pipeline --workdir /mnt/bucket/runs/nq --from train --until encode
+  launch/tpu_vm.sh --name nq --zone us-central1-a --create v5litepod-8 --spot --delete -- dpr info
 Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
 with --until mine and after with --from index (docs/scaling.md).
 END
@@ -42,13 +49,19 @@ show() { # a command as it could be typed
 
 # --- arguments
 
-name="" zone="" project="" repo="" ref="" skip_install="" dry_run=""
+name="" zone="" project="" type="" runtime="" spot="" restarts=10 delete="" sync="" repo="" ref="" skip_install="" dry_run=""
 while (($#)); do
   case $1 in
-    --name | --zone | --project | --repo | --ref) [[ $# -ge 2 && $2 != -* && -n $2 ]] || die "$1 needs a value (see --help)" ;;&
+    --name | --zone | --project | --create | --runtime | --restarts | --repo | --ref) [[ $# -ge 2 && $2 != -* && -n $2 ]] || die "$1 needs a value (see --help)" ;;&
     --name) name=$2; shift 2 ;;
     --zone) zone=$2; shift 2 ;;
     --project) project=$2; shift 2 ;;
+    --create) type=$2; shift 2 ;;
+    --runtime) runtime=$2; shift 2 ;;
+    --spot) spot=yes; shift ;;
+    --restarts) restarts=$2; shift 2 ;;
+    --delete) delete=yes; shift ;;
+    --sync) sync=yes; shift ;;
     --repo) repo=$2; shift 2 ;;
     --ref) ref=$2; shift 2 ;;
     --skip-install) skip_install=yes; shift ;;
@@ -61,11 +74,23 @@ done
 [[ -n $name ]] || die "--name is missing (see --help)"
 [[ -n $zone ]] || die "--zone is missing (see --help)"
 [[ -z $ref || -n $repo ]] || die "--ref belongs to --repo URL"
+[[ -z $sync || -z $repo ]] || die "--sync sends this checkout, --repo takes another; give one"
+[[ -n $type || -z $spot$runtime ]] || die "--spot and --runtime belong to --create TYPE"
+[[ $restarts =~ ^[0-9]{1,5}$ ]] || die "--restarts: '$restarts' is no whole number"
+case $type in # the software that Google names for each
+  *' '*) die "--create: '$type' is no type, such as v5litepod-16" ;;
+  v5litepod-*) default=v2-alpha-tpuv5-lite ;;
+  v5p-*) default=v2-alpha-tpuv5 ;;
+  v6e-*) default=v2-alpha-tpuv6e ;;
+  *) default=tpu-ubuntu2204-base ;;
+esac
+runtime=${runtime:-$default}
 (($#)) || die "no command after -- (see --help)"
 [[ -n $dry_run ]] || type -P gcloud >/dev/null || die "no gcloud on PATH; install the Google Cloud CLI and run 'gcloud auth login'" 1
 
-where=("--zone=$zone" "--worker=all")
-if [[ -n $project ]]; then where+=("--project=$project"); fi
+place=("--zone=$zone")
+if [[ -n $project ]]; then place+=("--project=$project"); fi
+where=("--zone=$zone" "--worker=all" "${place[@]:1}")
 
 step() { # print a command, and run it unless this is a dry run
   show "$@"
@@ -73,36 +98,94 @@ step() { # print a command, and run it unless this is a dry run
 }
 on_all_workers() { step gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--command=set -e; $1"; }
 
+# --- the TPU
+
+say() { echo "launch/tpu_vm.sh: $1" >&2; }
+queued() { echo gcloud compute tpus queued-resources "$1" "$name" "${place[@]}"; }
+
+state() { # of the queued resource; empty where there is none
+  local words
+  read -ra words <<<"$(queued describe)"
+  "${words[@]}" "--format=value(state.state)" 2>/dev/null || true
+}
+
+remove() {
+  local words
+  read -ra words <<<"$(queued delete)"
+  step "${words[@]}" --force --quiet
+}
+
+fresh="" # a TPU that has nothing installed
+ensure() { # that there is a TPU: the one of before, or a new one
+  local now words
+  read -ra words <<<"$(queued create)"
+  words+=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$runtime")
+  if [[ -n $spot ]]; then words+=(--spot); fi
+  if [[ -n $dry_run ]]; then step "${words[@]}"; return; fi
+  while :; do
+    now=$(state)
+    case $now in
+      ACTIVE) return ;;
+      "") fresh=yes; step "${words[@]}" ;;
+      FAILED | SUSPENDED | SUSPENDING) say "the TPU is $now"; remove ;;
+      *) say "waiting for the TPU, which is $now" ;;
+    esac
+    sleep "${TPU_VM_POLL_S:-20}"
+  done
+}
+
 # --- the code
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [[ -n $skip_install ]]; then
-  :
-elif [[ -n $repo ]]; then
-  # shellcheck disable=SC2016 # $HOME is the worker's
-  printf -v fetch 'mkdir -p "$HOME/dpr_jax" && cd "$HOME/dpr_jax" && git init -q && git fetch -q --depth 1 %q %q && git checkout -q --force --detach FETCH_HEAD' \
-    "$repo" "${ref:-HEAD}"
-  on_all_workers "$fetch"
-else
-  if [[ -n $(git -C "$root" status --porcelain --untracked-files=no) ]]; then
-    echo "launch/tpu_vm.sh: uncommitted changes are not sent" >&2
+tmp=""
+trap 'if [[ -n $tmp ]]; then rm -rf "$tmp"; fi' EXIT
+
+send() {
+  local fetch
+  if [[ -n $repo ]]; then
+    # shellcheck disable=SC2016 # $HOME is the worker's
+    printf -v fetch 'mkdir -p "$HOME/dpr_jax" && cd "$HOME/dpr_jax" && git init -q && git fetch -q --depth 1 %q %q && git checkout -q --force --detach FETCH_HEAD' \
+      "$repo" "${ref:-HEAD}"
+    on_all_workers "$fetch"
+    return
   fi
-  archive=$(mktemp -d)/dpr_jax.tar.gz
-  trap 'rm -rf "$(dirname "$archive")"' EXIT
-  step git -C "$root" archive --format=tar.gz --output="$archive" HEAD
-  step gcloud compute tpus tpu-vm scp "$archive" "$name:dpr_jax.tar.gz" "${where[@]}"
+  if [[ -z $tmp ]]; then tmp=$(mktemp -d); fi
+  if [[ -n $sync ]]; then
+    git -C "$root" ls-files -z --cached --others --exclude-standard --deduplicate >"$tmp/files"
+    # files that git knows and that are not there were deleted
+    step tar -C "$root" --null --files-from="$tmp/files" --ignore-failed-read --warning=no-failed-read -czf "$tmp/dpr_jax.tar.gz"
+  else
+    if [[ -n $(git -C "$root" status --porcelain --untracked-files=no) ]]; then say "uncommitted changes are not sent (--sync does)"; fi
+    step git -C "$root" archive --format=tar.gz --output="$tmp/dpr_jax.tar.gz" HEAD
+  fi
+  step gcloud compute tpus tpu-vm scp "$tmp/dpr_jax.tar.gz" "$name:dpr_jax.tar.gz" "${where[@]}"
   # shellcheck disable=SC2016 # $HOME is the worker's
   on_all_workers 'mkdir -p "$HOME/dpr_jax" && tar -xzf dpr_jax.tar.gz -C "$HOME/dpr_jax"'
-fi
+}
 
-# --- install: the image's Python is 3.10 on the usual runtimes, so uv brings one
-
-if [[ -z $skip_install ]]; then
+install() { # the image's Python is 3.10 on the usual runtimes, so uv brings one
   # shellcheck disable=SC2016
   on_all_workers 'export PATH="$HOME/.local/bin:$PATH"; uv --version >/dev/null 2>&1 || python3 -m pip install --user --quiet uv; cd "$HOME/dpr_jax"; uv python install --quiet 3.12; make install EXTRAS=tpu PYTHON="$(uv python find --system 3.12)"'
-fi
+}
 
 # --- run. DPR_COORDINATOR=auto: each worker asks its machine for the others. Naming both platforms makes it an error, not a slow run on the CPU, when the TPU does not start.
 
 printf -v command '%q ' "$@"
-on_all_workers "cd \"\$HOME/dpr_jax\"; export PATH=\"\$HOME/dpr_jax/.venv/bin:\$PATH\" JAX_PLATFORMS=tpu,cpu DPR_COORDINATOR=auto; ${command% }"
+run="cd \"\$HOME/dpr_jax\"; mkdir -p logs; set -o pipefail; export PATH=\"\$HOME/dpr_jax/.venv/bin:\$PATH\" JAX_PLATFORMS=tpu,cpu DPR_COORDINATOR=auto; { ${command% }; } 2>&1 | tee -a logs/tpu_vm.log"
+
+code=0 sent=""
+for ((try = 0; ; try++)); do
+  if [[ -n $type ]]; then ensure; fi
+  code=0
+  if [[ -n $fresh || (-z $skip_install && -z $sent) ]]; then { send && install; } || code=$?; fi
+  if ((!code)); then
+    sent=yes fresh=""
+    on_all_workers "$run" || code=$?
+  fi
+  if ((!code)) || [[ -z $type ]] || ((try >= restarts)); then break; fi
+  # bad input and bugs stay; what was told to stop, or lost its TPU or connection, goes on from where it was
+  if ((code != 75 && code != 255)) && [[ $(state) == ACTIVE ]]; then break; fi
+  say "ended with $code; starting it again ($((try + 1)) of $restarts)"
+done
+if [[ -n $delete ]]; then remove; fi
+exit "$code"

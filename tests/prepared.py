@@ -13,7 +13,7 @@ import tiny
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
 from dpr_jax.data import store
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.model.embed import Vectors
 from dpr_jax.model.tokenizer import Text

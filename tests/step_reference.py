@@ -179,7 +179,7 @@ class Reference:
                 (q_BD[i, :width], self.question_gradient[i, :width]),
                 (p_PD[:, :width], self.passage_gradient[:, :width]),
                 i * PASSAGES + scored,
-                teacher / settings.teacher_temperature,
+                teacher,
                 settings.distillation,
             )
 

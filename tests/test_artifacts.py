@@ -114,3 +114,30 @@ def test_damaged_json_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="manifest.json is damaged") as caught:
         artifacts.read_json(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "command"),
+    [
+        ("data-0123abcd", "prepare --workdir {0}"),
+        ("bm25-0123abcd", "index --retriever bm25 --workdir {0}"),
+        ("retrievers/mine/embeddings-0123abcd", "encode --retriever mine --workdir {0}"),
+        (
+            "retrievers/mine/questions/dev-0123abcd",
+            "encode --encode.questions dev --retriever mine --workdir {0}",
+        ),
+    ],
+)
+def test_damage_names_the_command_that_makes_it_anew(
+    artifact: str, command: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / artifact
+    folder.mkdir(parents=True)
+    manifest = make(folder)
+    (folder / "file.bin").write_text("another")
+    with pytest.raises(InputError) as refused:
+        artifacts.verify(manifest)
+    assert f"run `dpr {command.format(tmp_path)}` again" in str(refused.value)
+    manifest.unlink()
+    with pytest.raises(InputError, match="does not exist; run `dpr"):
+        artifacts.read_json(manifest)

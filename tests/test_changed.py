@@ -18,12 +18,11 @@ from dpr_jax.config import (
     Config,
     DataConfig,
     EncodeConfig,
-    EvaluateConfig,
     IndexConfig,
     RetrieveConfig,
 )
 from dpr_jax.data import changes
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question, open_corpus
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import judged
@@ -48,7 +47,6 @@ CONFIG = Config(
     encode=EncodeConfig(rows_per_shard=2, dtype="float32"),
     index=IndexConfig(kind="faiss", recall_queries=20),
     retrieve=RetrieveConfig(top_k=5, parts=("bm25", "trained"), fusion="rrf"),
-    evaluate=EvaluateConfig(bootstrap_samples=10, examples=1),
 )
 
 
@@ -337,7 +335,7 @@ def test_what_cannot_be_added(
 ) -> None:
     with pytest.raises(InputError, match=message):
         update.add(CONFIG, workdir, write_tsv(tmp_path / "new.tsv", rows))
-    assert not list(workdir.changes.iterdir())
+    assert not list(workdir.changes.glob("*"))
 
 
 def test_what_cannot_be_removed(workdir: WorkDir, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax import cli
+from dpr_jax import cli, host
 from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.training import chunking, loop
@@ -88,6 +88,25 @@ def test_at_most_three_compiles(tmp_path: Path, fits: int) -> None:
     assert len(compiler.asked) <= 3
 
 
+@pytest.mark.parametrize(("fits", "chunk"), [(40, 32), (3, 2), (0, None)])
+def test_a_compiler_that_runs_out_of_memory_says_too_large(
+    tmp_path: Path, fits: int, chunk: int | None
+) -> None:
+    """XLA for TPUs refuses such a program instead of saying what it needs."""
+
+    def needs(size: int) -> int:
+        if size > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
+        return line(size)
+
+    compiler = Compiler(needs)
+    if chunk is None:
+        with pytest.raises(InputError, match="needs more than there is on a device even with one"):
+            choose(compiler, 10**12, tmp_path / "chunk.json")
+        return
+    assert choose(compiler, 10**12, tmp_path / "chunk.json") == chunk
+
+
 @pytest.mark.parametrize("texts", [1, 60, 256])
 def test_what_cannot_fit_is_refused_and_not_kept(tmp_path: Path, texts: int) -> None:
     compiler = Compiler(lambda chunk: max(line(chunk), 9 * 10**8), rows=texts)
@@ -132,17 +151,17 @@ def test_memory_that_only_caches_files_is_free(tmp_path: Path) -> None:
     put("sys/fs/cgroup/memory.max", "4000\n")
     put("sys/fs/cgroup/memory.current", "3000\n")
     put("sys/fs/cgroup/memory.stat", "anon 2000\ninactive_file 700\nactive_file 300\n")
-    assert list(chunking._available_bytes(tmp_path)) == [5120, 1700]
+    assert list(host.available_bytes(tmp_path)) == [5120, 1700]
     put("sys/fs/cgroup/memory.max", "max\n")
-    assert list(chunking._available_bytes(tmp_path)) == [5120]
+    assert list(host.available_bytes(tmp_path)) == [5120]
     put("sys/fs/cgroup/memory/memory.limit_in_bytes", "4000\n")
     put("sys/fs/cgroup/memory/memory.usage_in_bytes", "3000\n")
     put("sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 600\n")
-    assert list(chunking._available_bytes(tmp_path)) == [5120, 1600]
+    assert list(host.available_bytes(tmp_path)) == [5120, 1600]
 
 
 def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "_available_bytes", lambda: [8 * 10**9])
+    monkeypatch.setattr(host, "available_bytes", lambda: [8 * 10**9])
     alone = chunking.free_memory()
     assert alone == pytest.approx(0.9 * 10**9)  # each of eight devices
     others = [0, 1]  # one on this host, two on others
@@ -182,7 +201,8 @@ def test_little_memory_is_refused_or_chunked_and_resumed_with_the_same_chunks(
         *("--model.max-passage-tokens", "64", "--train.batch-size", "48"),
         *("--train.total-steps", "5", "--train.checkpoint-every-steps", "2"),
         *("--train.pack-rows", pack_rows, "--train.log-every-steps", "1"),
-        "--train.freeze-embeddings",  # what is left is activations, which chunks make smaller
+        "--train.freeze-layers",
+        "0",  # what is left is activations, which chunks make smaller
     ]
 
     def train(name: str) -> str:

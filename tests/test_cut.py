@@ -15,8 +15,9 @@ from layouts import write_text
 
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.config_rules import validate
-from dpr_jax.data import cut, documents, prepare, store
+from dpr_jax.data import cut, prepare, store
 from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers import documents
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import open_workdir
 

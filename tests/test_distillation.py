@@ -51,7 +51,6 @@ def test_gradient_is_that_of_the_global_batch(
     settings = make_settings(
         distillation=distillation,
         distillation_weight=0.6,
-        teacher_temperature=1.5,
         chunk_size=4 if chunked else None,
     )
     wanted_loss, wanted = reference(make_params(), batch, settings)

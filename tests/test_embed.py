@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax.data import formats
+from dpr_jax.data.readers import formats
 from dpr_jax.model import attention, embed, hf, tokenizer
 from dpr_jax.model.dual_encoder import Encoder, Tokens
 from dpr_jax.model.embed import FEW_TEXTS, Embedder, padded_length

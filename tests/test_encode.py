@@ -11,7 +11,7 @@ from prepared import WIDTH, WordEmbedder, prepare, retriever
 
 from dpr_jax import artifacts
 from dpr_jax.config import Config, EncodeConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError

@@ -10,7 +10,7 @@ from prepared import prepare
 
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config, EvaluateConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import evaluate
@@ -31,7 +31,7 @@ QUESTIONS = [
     Question("d", "where is the Louvre?", ("Paris",), (3,), (), ()),
 ]
 CONFIG = Config(
-    evaluate=EvaluateConfig(cutoffs=(1, 2, 3), bootstrap_samples=200, examples=4),
+    evaluate=EvaluateConfig(cutoffs=(1, 2, 3)),
 )
 
 

@@ -23,11 +23,11 @@ import sys
 from pathlib import Path
 import jax
 import numpy as np
-from dpr_jax import parallel
+from dpr_jax import joining
 from dpr_jax.index import embeddings
 from dpr_jax.index.engines.exact import ExactIndex
 
-parallel.initialize()
+joining.initialize()
 folder, read = Path(sys.argv[1]), embeddings.read_rows
 rows_read = 0
 
@@ -118,19 +118,6 @@ def test_two_processes_hold_half_the_rows_each_and_both_get_the_answer(
             assert found["arr_2"] < 600  # about half of them
             rows_read += int(found["arr_2"])
     assert rows_read == len(vectors_ND)
-
-
-def test_approximate_top_k_is_exact_off_the_tpu_and_kept_with_the_index(
-    tmp_path: Path,
-) -> None:
-    vectors_ND, queries_QD = _vectors(300, 8), _vectors(5, 8, seed=1)
-    built = ExactIndex.build([vectors_ND], IndexConfig(exact_recall=0.9))
-    built.save(tmp_path)
-    loaded = ExactIndex.load(tmp_path, built.settings)
-    assert loaded.settings == {"recall_target": 0.9}
-    np.testing.assert_array_equal(
-        loaded.search(queries_QD, 10)[1], _brute_force(vectors_ND, queries_QD, 10)[1]
-    )
 
 
 def test_fewer_rows_than_k() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpr_jax.data import formats, recognise, rows
+from dpr_jax.data.readers import detect, formats, judgements, rows
 from dpr_jax.errors import InputError
 
 NQ_SMALL = Path(__file__).parent / "fixtures" / "nq_small"
@@ -144,7 +144,7 @@ def test_json_takes_both_names_of_an_id_and_replaces_the_curly_quote(
         row(positive_ctxs=[], answers=[]),
     ]
     path = write(tmp_path / "t.json.gz", json.dumps(rows_, indent=1))
-    first, second, third = formats.read_dpr_json(path)
+    first, second, third = detect.questions(path).read(None)
     assert first.id == "0" and first.question == "what's this"
     assert first.answers == ("the dog’s",) and first.positives == ("7",)
     assert second.positives == ("8", "wiki:9")
@@ -164,27 +164,29 @@ def test_json_is_streamed_to_the_same_rows(monkeypatch: pytest.MonkeyPatch, chun
 
 @pytest.mark.parametrize("content", ["[]", " [\n] \n"])
 def test_an_empty_json_list_has_no_rows(tmp_path: Path, content: str) -> None:
-    assert list(formats.read_dpr_json(write(tmp_path / "t.json", content))) == []
+    assert list(detect.questions(write(tmp_path / "t.json", content)).read(None)) == []
 
 
 WHOLE = json.dumps([row(), row()], indent=0)
 
 
-@pytest.mark.parametrize("cut", range(0, len(WHOLE), 7))
+@pytest.mark.parametrize("cut", range(7, len(WHOLE), 7))
 def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
     path = write(tmp_path / "t.json", WHOLE[:cut])
-    refuse(lambda: formats.read_dpr_json(path), f"{path}:", "truncated")
+    refuse(lambda: detect.questions(path).read(None), f"{path}:", "truncated")
 
 
 @pytest.mark.parametrize(
     ("content", "place", "says"),
     [
         ('[{"question": "a"}\n{"question": "b"}]', ":2:", "comma"),
-        ('["a"]', ":1:", "must stand here"),
+        ('["a"]', "", "not a known layout"),
+        ('[{"question": "a"}, "b"]', ":1:", "must stand here"),
         ('[\n{"question":\n oops}]', ":3:", "broken JSON"),
         ("[]\n[]", ":2:", "more after"),
         ([row(), row(question="")], " row 1 ", "no question"),
-        ([{"answers": []}], " row 0 (line 1)", "no question"),
+        ([{"answers": []}], "", "needs a question under"),
+        ([row(), {"answers": []}], " row 1 (line 1)", "no question"),
         ([row(question=None)], " row 0 ", "no question"),
         ([row(answers="['a'")], " row 0 ", "must be a list"),
         ([row(answers={"a": 1})], " row 0 ", "list of texts"),
@@ -200,7 +202,7 @@ def test_truncated_json_never_passes(tmp_path: Path, cut: int) -> None:
 def test_bad_json(tmp_path: Path, content: Any, place: str, says: str) -> None:
     text = json.dumps(content) if isinstance(content, list) else content
     path = write(tmp_path / "t.json", text)
-    refuse(lambda: formats.read_dpr_json(path), f"{path}{place}", says)
+    refuse(lambda: detect.questions(path).read(None), f"{path}{place}", says)
 
 
 def test_question_answers(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_header_is_no_question(tmp_path: Path, head: str, name: str) -> None:
     content = f"{head}\n10\tWhich volcano?\n"
     if name == "q.csv":
         content = content.replace("\t", ",")
-    (one,) = recognise.questions(write(tmp_path / name, content)).read(None)
+    (one,) = detect.questions(write(tmp_path / name, content)).read(None)
     assert (one.id, one.question) == ("10", "Which volcano?")
 
 
@@ -263,7 +265,7 @@ def test_bad_question_ids(tmp_path: Path, content: str, says: str) -> None:
 
 def test_qrels(tmp_path: Path) -> None:
     path = write(tmp_path / "q.qrels", "1 0 P1 1\n1\t0\tP2\t2\r\n\n2 0 P3 0\n3 0 P4 1")
-    qrels = formats.read_qrels(path)
+    qrels = judgements.read_qrels(path)
     assert qrels.positives == {"1": {"P1": (1, 1), "P2": (2, 2)}, "3": {"P4": (1, 5)}}
     assert qrels.where("1", "P2") == f"{path}:2" and qrels.contradictions == []
 
@@ -285,7 +287,7 @@ def test_qrels(tmp_path: Path) -> None:
     ],
 )
 def test_qrels_as_people_have_them(tmp_path: Path, name: str, content: str) -> None:
-    qrels = formats.read_qrels(write(tmp_path / name, content))
+    qrels = judgements.read_qrels(write(tmp_path / name, content))
     grades = {
         question: {passage: one.grade for passage, one in found.items()}
         for question, found in qrels.positives.items()
@@ -296,7 +298,7 @@ def test_qrels_as_people_have_them(tmp_path: Path, name: str, content: str) -> N
 def test_a_passage_that_is_judged_twice(tmp_path: Path) -> None:
     text = "q0 0 P9 2\nq0 0 P9 0\nq1 0 P10 1\nq1 0 P10 1.0\nq1 0 P11 0\nq1 0 P11 1\n"
     path = write(tmp_path / "q.qrels", text)
-    qrels = formats.read_qrels(path)
+    qrels = judgements.read_qrels(path)
     assert qrels.positives == {"q0": {"P9": (2, 1)}, "q1": {"P10": (1, 3)}}
     assert qrels.contradictions == [
         f"{path}:2: passage 'P9' of question 'q0' has grade 0, and 2 in line 1",
@@ -307,7 +309,7 @@ def test_a_passage_that_is_judged_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "\n \n", "query-id\tcorpus-id\tscore\n"])
 def test_qrels_that_judge_nothing(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "q.qrels.gz", content)
-    refuse(lambda: iter(formats.read_qrels(path)), str(path), "is empty; qrels are")
+    refuse(lambda: iter(judgements.read_qrels(path)), str(path), "is empty; qrels are")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_qrels_that_judge_nothing(tmp_path: Path, content: str) -> None:
 )
 def test_bad_qrels(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "q.qrels", content)
-    refuse(lambda: iter(formats.read_qrels(path)), f"{path}:1:", "passage-id")
+    refuse(lambda: iter(judgements.read_qrels(path)), f"{path}:1:", "passage-id")
 
 
 def test_files_put_one_after_the_other_bring_their_byte_order_marks(
@@ -333,7 +335,7 @@ def test_files_put_one_after_the_other_bring_their_byte_order_marks(
     path = write(tmp_path / "q.tsv", "\ufeff\ufeffa\twho\n\ufeffb\twhat\n")
     assert [row.id for row in formats.read_question_ids(path)] == ["a", "b"]
     path = write(tmp_path / "p.tsv", "\ufeff\ufeffid\ttext\ttitle\n1\ta\tb\n")
-    ((_, passage),) = recognise.passages(path).read(None)
+    ((_, passage),) = detect.passages(path).read(None)
     assert tuple(passage) == ("1", "b", "a")
 
 

@@ -9,7 +9,8 @@ import pytest
 from layouts import lines, write_text
 
 from dpr_jax import cli
-from dpr_jax.data import formats, store
+from dpr_jax.data import store
+from dpr_jax.data.readers import formats, judgements
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir
 
@@ -31,7 +32,7 @@ def beir_folder(folder: Path, rows: range, chance: random.Random) -> Path:
     corpus = [one for _, one in formats.read_passages(NQ_SMALL / "passages.tsv.gz")]
     titles = {one.id: one.title for one in corpus}
     asked = [*formats.read_question_answers(NQ_SMALL / "test.qa.csv")]
-    gold = formats.read_qrels(NQ_SMALL / "test.qrels").positives
+    gold = judgements.read_qrels(NQ_SMALL / "test.qrels").positives
     queries, judged = [], []
     for row in rows:
         queries.append({"_id": f"q{row}", "text": asked[row].question})
@@ -50,7 +51,7 @@ def beir_folder(folder: Path, rows: range, chance: random.Random) -> Path:
 def other_run(path: Path, rows: range, chance: random.Random) -> None:
     """Writes a run with ties, without the last two questions, gold passages among the first."""
     corpus = [one.id for _, one in formats.read_passages(NQ_SMALL / "passages.tsv.gz")]
-    gold = formats.read_qrels(NQ_SMALL / "test.qrels").positives
+    gold = judgements.read_qrels(NQ_SMALL / "test.qrels").positives
     path.parent.mkdir(parents=True)
     with path.open("w") as file:
         for row in rows[:-2]:

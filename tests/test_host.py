@@ -37,13 +37,13 @@ def test_a_number_of_devices_that_somebody_chose_stays(said: dict[str, str]) -> 
 
 
 COUNTING = """
-from dpr_jax import cli
+from dpr_jax import cli, dispatch
 
 def count(*_):
     import jax
     print(len(jax.devices()))
 
-cli._dispatch = count
+dispatch.run = count
 cli.main()
 """
 

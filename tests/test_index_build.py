@@ -12,7 +12,7 @@ from vectors import names_in, new_retriever, with_recipe, write_vectors
 
 from dpr_jax import artifacts
 from dpr_jax.config import Config, IndexConfig, ModelConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.index import build, defaults, update, worker
 from dpr_jax.index.engines import faiss_index, scann_index

@@ -60,10 +60,10 @@ def test_bfloat16_attention_is_off_by_its_roundings() -> None:
     found, backward = jax.vjp(run, *rough)
     exact, exact_backward = jax.vjp(run, *[x.astype(jnp.float32) for x in rough])
     assert found.dtype == jnp.bfloat16
-    # half a unit in the last of 8 bits each: of the weights, the result, the gradient of scores
+    # two roundings of 2**-8: of the weights or the gradient of scores, and of the result
     pairs = zip((found, *backward(dy)), (exact, *exact_backward(dy.astype(jnp.float32))))
     for one, other in pairs:
-        bound = 4 * 2**-9 * np.abs(other).max()
+        bound = 2 * 2**-8 * np.abs(other).max()
         np.testing.assert_allclose(np.asarray(one, np.float32), other, atol=bound)
 
 
@@ -76,7 +76,7 @@ def test_layer_norm_is_that_of_the_formula(dtype: jnp.dtype) -> None:
     dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     results = []
     for layer in (
-        LayerNorm(1e-12, jnp.float32, one_pass=True),
+        LayerNorm(1e-12, jnp.float32),
         nn.LayerNorm(1e-12, dtype=jnp.float32, use_fast_variance=False),
     ):
         y, backward = jax.vjp(layer.apply, params, x.astype(jnp.float32))
@@ -90,7 +90,7 @@ def test_layer_norm_is_that_of_the_formula(dtype: jnp.dtype) -> None:
     assert_close(dparams, wanted_dparams)
     assert dx.dtype == dtype
     # and the gradient itself is rounded to the input's dtype
-    bound += 2**-9 if dtype == jnp.bfloat16 else 0
+    bound += 2**-8 if dtype == jnp.bfloat16 else 0
     dx = np.asarray(dx, np.float32)
     np.testing.assert_allclose(dx, wanted_dx, atol=bound * np.abs(wanted_dx).max())
 
@@ -212,5 +212,5 @@ def test_cudnn_takes_whole_rows_of_half_precision_without_dropout(
     y = kernels.attention(q, k, v, mask_BLM, platform="gpu", **options)
     assert taken == ["cudnn"] * fused
     wanted = attention(q, k, v, mask_BLM, **options)
-    bound = 4 * 2**-9 * np.abs(wanted).max()
+    bound = 2 * 2**-8 * np.abs(wanted).max()
     np.testing.assert_allclose(np.float32(y), np.float32(wanted), atol=bound)

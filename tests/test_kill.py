@@ -112,8 +112,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
             log_every_steps=1,
             checkpoint_every_steps=1,
             validate_every_steps=3,
-            validation_hard_negatives=1,
-            validation_negatives=0,
+            validation_negatives=1,
         ),
     )
     config_file = tmp_path / "config.py"

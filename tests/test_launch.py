@@ -71,7 +71,7 @@ def test_shellcheck_finds_nothing():
     )
     if shellcheck is None:
         pytest.skip("no shellcheck; the dev extra brings it")
-    files = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+    files = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / ".ci" / "run"]
     result = subprocess.run([shellcheck, *files], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
@@ -158,6 +158,7 @@ def test_help_has_an_example_and_is_executable(script: str):
             "--ref belongs to --repo",
         ),
         ("tpu_vm.sh", ["--name", "n", "--zone", "z"], {}, "no command after --"),
+        ("tpu_vm.sh", ["--name", "n", "--zone", "z", "--spot", "--", "dpr"], {}, "belong to"),
     ],
 )
 def test_bad_arguments_give_one_line_and_exit_2(
@@ -245,7 +246,7 @@ def test_tpu_vm_dry_run_installs_and_runs_on_all_workers():
         assert "--project=my-project" in line
     assert "git fetch -q --depth 1 https://example.org/dpr_jax.git HEAD" in fetch
     assert "make install EXTRAS=tpu" in install
-    assert run.rstrip().endswith("; dpr info'")
+    assert run.rstrip().endswith("{ dpr info; } 2>&1 | tee -a logs/tpu_vm.log'")
 
 
 def test_tpu_vm_hands_arguments_to_the_workers_shell_intact(tmp_path: Path):
@@ -263,6 +264,105 @@ def test_tpu_vm_hands_arguments_to_the_workers_shell_intact(tmp_path: Path):
     result = launch("tpu_vm.sh", *where, "--", *command, PATH=path, HOME=str(tmp_path))
     assert json.loads(result.stdout.splitlines()[-1]) == args
     assert result.returncode == 5
+
+
+# a gcloud that keeps the state of a queued resource, and ends the runs of the command as told
+GCLOUD = """
+echo "$*" >>{0}/calls
+case "$*" in
+  *queued-resources\\ describe*) cat {0}/state 2>/dev/null || exit 1 ;;
+  *queued-resources\\ create*) echo PROVISIONING >{0}/state ;;
+  *queued-resources\\ delete*) rm {0}/state ;;
+  *"dpr train"*)
+    read -r code state <{0}/runs; sed -i 1d {0}/runs
+    if [ -n "$state" ]; then echo $state >{0}/state; fi
+    exit $code ;;
+esac
+"""
+# time passes: what was asked for is there
+SLEEP = "if grep -q PROVISIONING {0}/state; then echo ACTIVE >{0}/state; fi"
+
+
+def with_gcloud(tmp_path: Path, runs: str, *args: str) -> tuple[int, list[str]]:
+    """Returns how tpu_vm.sh ended, and what it asked of gcloud: the verb, or what ran."""
+    (tmp_path / "runs").write_text(runs)
+    path = fake_command(tmp_path / "bin", "gcloud", GCLOUD.format(tmp_path))
+    fake_command(tmp_path / "bin", "sleep", SLEEP.format(tmp_path))
+    where = ("--name", "n", "--zone", "z", "--create", "v5litepod-16")
+    result = launch("tpu_vm.sh", *where, *args, "--", "dpr", "train", PATH=path)
+    verbs = {"describe": "", "create": "create", "delete": "delete", "scp": "send"}
+    calls = []
+    for line in (tmp_path / "calls").read_text().splitlines():
+        found = next((name for verb, name in verbs.items() if f" {verb} " in f"{line} "), None)
+        if found is None and "make install" in line:
+            found = "install"
+        if found is None and "dpr train" in line:
+            found = "run"
+        if found:
+            calls.append(found)
+    return result.returncode, calls
+
+
+@pytest.mark.parametrize(
+    ("runs", "status", "calls"),
+    [
+        ("0", 0, "create send install run delete"),
+        ("2", 2, "create send install run delete"),
+        ("75\n0", 0, "create send install run run delete"),
+        # taken away: another one, where all has to be installed
+        ("255 SUSPENDED\n0", 0, "create send install run delete create send install run delete"),
+        ("1 SUSPENDED\n0", 0, "create send install run delete create send install run delete"),
+    ],
+)
+def test_tpu_vm_asks_for_a_tpu_and_starts_again(runs: str, status: int, calls: str, tmp_path: Path):
+    found = with_gcloud(tmp_path, runs, "--spot", "--delete")
+    assert found == (status, calls.split())
+    created = [line for line in (tmp_path / "calls").read_text().splitlines() if "create" in line]
+    assert created[0] == (
+        "compute tpus queued-resources create n --zone=z --node-id=n"
+        " --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot"
+    )
+
+
+def test_tpu_vm_uses_the_tpu_that_is_there(tmp_path: Path):
+    (tmp_path / "state").write_text("ACTIVE\n")
+    assert with_gcloud(tmp_path, "0", "--skip-install") == (0, ["run"])
+
+
+def test_tpu_vm_gives_up_after_so_many_restarts(tmp_path: Path):
+    (tmp_path / "state").write_text("ACTIVE\n")
+    args = ("--skip-install", "--restarts", "2")
+    assert with_gcloud(tmp_path, "75\n75\n75\n75", *args) == (75, ["run"] * 3)
+
+
+def test_tpu_vm_sends_the_checkout_as_it_is(tmp_path: Path):
+    checkout = tmp_path / "checkout"
+    (checkout / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "tpu_vm.sh", checkout / "launch")
+    (checkout / "gone.py").touch()
+    (checkout / ".gitignore").write_text("runs/\n")
+    git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    (checkout / "gone.py").unlink()
+    (checkout / "new.py").touch()
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "large").touch()
+    script = (
+        f"for a; do case $a in *.tar.gz) [ -e $a ] && tar -tzf $a >{tmp_path}/sent;; esac; done"
+    )
+    path = fake_command(tmp_path / "bin", "gcloud", script + "; true")
+    command = [checkout / "launch" / "tpu_vm.sh", "--name", "n", "--zone", "z", "--sync", "--"]
+    done = subprocess.run(
+        [*command, "dpr", "info"],
+        check=False,
+        env=environment(PATH=path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    sent = {name.removeprefix("./") for name in (tmp_path / "sent").read_text().split()}
+    assert sent == {".gitignore", "new.py", "launch/tpu_vm.sh"}
 
 
 @pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0", ""])

@@ -25,7 +25,7 @@ RUN = ("--", "dpr", "train")
         ("slurm.sh", RUN, "--gpus is missing"),
         ("slurm.sh", SLURM, "no command after --"),
         ("slurm.sh", ("--gpus", *RUN), "--gpus needs a value"),
-        ("slurm.sh", ("--gpus", "16", *RUN), "1 to 8 GPUs, not 16"),
+        ("slurm.sh", ("--gpus", "16", *RUN), "up to 8 GPUs, not 16"),
         ("slurm.sh", (*SLURM, "--nodes", "0", *RUN), "--nodes: '0' is not a positive"),
         ("slurm.sh", (*SLURM, "--sbatch", "gpu", *RUN), "'gpu' is no option"),
         ("slurm.sh", (*SLURM, "--log-dir", "a b", *RUN), "no spaces"),
@@ -42,6 +42,9 @@ RUN = ("--", "dpr", "train")
         ("gke.sh", (*GKE, *TPU[:3], "16", *RUN), "'16' is not of the form 4x4"),
         ("gke.sh", (*GKE, *TPU, "--chips", "3", *RUN), "16 chips of topology 4x4"),
         ("gke.sh", (*GKE, *TPU, "--mount", "data", *RUN), "no absolute path"),
+        ("gke.sh", (*GKE, *TPU, "--slices", "0", *RUN), "--slices: '0' is not a positive"),
+        ("gke.sh", (*GKE, *GPU, "--slices", "2", *RUN), "name either --tpu"),
+        ("gke.sh", (*GKE, *TPU, "--slices", "2", "--node-pool", "p", *RUN), "2 slices lie in"),
     ],
 )
 def test_bad_arguments_give_one_line_and_exit_2(
@@ -215,9 +218,44 @@ def manifest(*args: str) -> tuple[list[dict], dict, dict]:
     result = launch("gke.sh", *GKE, *args)
     assert result.returncode == 0, result.stderr
     objects = list(yaml.safe_load_all(result.stdout))
-    job = objects[-1]
-    assert (job["kind"], job["metadata"]["name"]) == ("Job", "nq")
-    return objects, job["spec"], job["spec"]["template"]["spec"]
+    made = objects[-1]
+    assert made["metadata"]["name"] == "nq"
+    job = made["spec"]
+    if made["kind"] == "JobSet":
+        check_jobset(made)
+        job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+    check_with_kubernetes(objects, job)
+    return objects, job, job["template"]["spec"]
+
+
+def check_jobset(made: dict) -> None:
+    """The rules of JobSet that its documentation names; it is no part of Kubernetes."""
+    assert made["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    spec = made["spec"]
+    assert spec.keys() <= {"network", "failurePolicy", "successPolicy", "replicatedJobs"}
+    assert spec["network"].keys() <= {
+        "enableDNSHostnames",
+        "publishNotReadyAddresses",
+        "subdomain",
+    }
+    assert spec["failurePolicy"] == {"maxRestarts": 0}
+    [replicated] = spec["replicatedJobs"]
+    assert replicated.keys() == {"name", "replicas", "template"}
+    # the name of a pod is a host name: JOBSET-REPLICATED-JOB-POD, and Kubernetes adds -xxxxx
+    assert len(f"{'n' * 40}-{replicated['name']}-99-999-xxxxx") <= 63
+    assert replicated["template"].keys() == {"spec"}
+
+
+def check_with_kubernetes(objects: list[dict], job: dict) -> None:
+    """Against the schemas of Kubernetes, where kubernetes-validate is there."""
+    try:
+        import kubernetes_validate as validate
+    except ImportError:
+        return
+    for one in objects:
+        if one["kind"] == "JobSet":
+            one = one | {"apiVersion": "batch/v1", "kind": "Job", "spec": job}
+        validate.validate(one, "1.30", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +289,25 @@ def variables(container: dict, annotations: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def waits_for(pod: dict, tmp_path: Path) -> list[str]:
+    """The names that the init container looks up until each is found; every second try finds it."""
+    (waiting,) = pod["initContainers"]
+    path = fake_command(
+        tmp_path / "bin",
+        "getent",
+        f"echo $2 >>{tmp_path}/asked; [ $(($(wc -l <{tmp_path}/asked) % 2)) = 0 ]",
+    )
+    fake_command(tmp_path / "bin", "sleep", "")
+    command = [word.replace("$$", "$") for word in waiting["command"]]
+    subprocess.run(command, check=True, env=environment(PATH=path), timeout=30)
+    return (tmp_path / "asked").read_text().split()
+
+
 def test_gke_pods_find_each_other(tmp_path: Path):
     """By the names that Kubernetes gives the pods of an Indexed Job: JOB-INDEX.SUBDOMAIN, where a
     headless service has that name.
     """
-    objects, job, pod = manifest(*GPU, "--hosts", "3", "--dry-run", *RUN)
+    objects, job, pod = manifest(*TPU, "--dry-run", *RUN)
     service = objects[0]
     assert service["kind"] == "Service" and service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -267,21 +319,59 @@ def test_gke_pods_find_each_other(tmp_path: Path):
     annotation = {"batch.kubernetes.io/job-completion-index": "2"}
     found = variables(container, annotation)
     assert found["DPR_COORDINATOR"].split(":")[0] == names[0]
-    assert (found["DPR_NUM_PROCESSES"], found["DPR_PROCESS_ID"]) == ("3", "2")
+    assert (found["DPR_NUM_PROCESSES"], found["DPR_PROCESS_ID"]) == ("4", "2")
+    assert found["JAX_PLATFORMS"] == "tpu,cpu"
+    assert container["command"] == ["dpr", "train"]
+    assert waits_for(pod, tmp_path) == [name for name in names for _ in range(2)]
+
+
+def test_gke_gpu_nodes_are_a_jobset(tmp_path: Path):
+    """JobSet names the pods JOBSET-REPLICATED-JOB-POD.JOBSET, and keeps a service of that name."""
+    objects, job, pod = manifest(*GPU, "--hosts", "2", "--dry-run", *RUN)
+    [made] = objects
+    assert made["kind"] == "JobSet" and made["spec"]["replicatedJobs"][0]["replicas"] == 1
+    assert made["spec"]["network"]["publishNotReadyAddresses"] is True
+    assert (job["completions"], job["parallelism"]) == (2, 2) and "subdomain" not in pod
+    (container,) = pod["containers"]
+    found = variables(container, {"batch.kubernetes.io/job-completion-index": "1"})
+    assert found["DPR_COORDINATOR"] == "nq-slice-0-0.nq:8476"
+    assert (found["DPR_NUM_PROCESSES"], found["DPR_PROCESS_ID"]) == ("2", "1")
     assert found["JAX_PLATFORMS"] == "cuda,cpu"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    names = ["nq-slice-0-0.nq", "nq-slice-0-1.nq"]
+    assert waits_for(pod, tmp_path) == [name for name in names for _ in range(2)]
 
-    (waiting,) = pod["initContainers"]
-    path = fake_command(  # every second question is answered
-        tmp_path / "bin",
-        "getent",
-        f"echo $2 >>{tmp_path}/asked; [ $(($(wc -l <{tmp_path}/asked) % 2)) = 0 ]",
+
+def test_gke_several_slices_are_one_run(tmp_path: Path):
+    """Processes are numbered slice by slice, so that neighbours share a slice."""
+    code = "import os; print(os.environ['DPR_PROCESS_ID'])"
+    command = ("--", sys.executable, "-c", code, "a $(b)")
+    objects, job, pod = manifest(*TPU, "--slices", "3", "--dry-run", *command)
+    [made] = objects
+    assert made["spec"]["replicatedJobs"][0]["replicas"] == 3
+    (placement,) = made["metadata"]["annotations"].items()
+    assert placement == (
+        "alpha.jobset.sigs.k8s.io/exclusive-topology",
+        "cloud.google.com/gke-nodepool",
     )
-    fake_command(tmp_path / "bin", "sleep", "")
-    command = [word.replace("$$", "$") for word in waiting["command"]]
-    subprocess.run(command, check=True, env=environment(PATH=path), timeout=30)
-    asked = (tmp_path / "asked").read_text().split()
-    assert asked == [name for name in names for _ in range(2)]
+    assert job["completions"] == 4 and pod["hostNetwork"] is True
+    (container,) = pod["containers"]
+    numbers = []
+    for piece, host in ((0, 0), (0, 3), (2, 1)):
+        index = {"batch.kubernetes.io/job-completion-index": str(host)}
+        found = variables(container, index | {"jobset.sigs.k8s.io/job-index": str(piece)})
+        assert found["MEGASCALE_SLICE_ID"] == str(piece)
+        run = [word.replace("$$", "$") for word in container["command"]]
+        assert run[-1] == "a $(b)"
+        done = subprocess.run(
+            run, check=True, env=environment(**found), capture_output=True, text=True
+        )
+        numbers.append(int(done.stdout))
+    assert numbers == [0, 3, 9]
+    assert found["DPR_NUM_PROCESSES"] == "12" and found["MEGASCALE_NUM_SLICES"] == "3"
+    assert found["MEGASCALE_COORDINATOR_ADDRESS"] == "nq-slice-0-0.nq"
+    names = [f"nq-slice-{piece}-{host}.nq" for piece in range(3) for host in range(4)]
+    assert waits_for(pod, tmp_path) == [name for name in names for _ in range(2)]
 
 
 def test_gke_one_host_is_one_process():
@@ -307,7 +397,7 @@ def test_gke_what_a_pods_end_means(status: int, disrupted: bool, expected: str):
     # what Kubernetes asks of a job with a failure policy
     assert pod["restartPolicy"] == "Never"
     assert job["podReplacementPolicy"] == "Failed"
-    assert job["backoffLimit"] == 2 * 4 * 5
+    assert job["backoffLimit"] == 5  # the other pods end with 75
     action = "Count"
     for rule in job["podFailurePolicy"]["rules"]:
         codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")

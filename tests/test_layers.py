@@ -17,6 +17,7 @@ COMMON = {
     "artifacts",
     "errors",
     "host",
+    "needs",
     "console",
     "pages",
     "parallel",

@@ -45,7 +45,7 @@ def test_mined_rows_are_the_best_that_the_rules_allow(
             for row in ranked
             if row not in (-1, *new.positives)
             and not has_answer(new.answers, corpus[row].text)
-            and not near_copy(corpus[row].text, gold_runs, config.mine.near_duplicate)
+            and not near_copy(corpus[row].text, gold_runs)
         ]
         assert new.hard_negatives == tuple(allowed[: config.mine.depth])
         answered += any(has_answer(new.answers, corpus[row].text) for row in ranked)
@@ -311,7 +311,6 @@ def test_the_manifest_says_how_many_each_rule_passed_over(
         ({"sources": ("bm25", "bm25")}, "each once"),
         ({"skip": 95}, "mine.window is 100; it must be mine.skip"),
         ({"relative_margin": -0.1}, "mine.relative_margin is -0.1; it must be 0 or more"),
-        ({"near_duplicate": 0.0}, "mine.near_duplicate is 0.0"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpr_jax.config import Teacher
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.mining import rules
@@ -26,7 +26,7 @@ TEACHER_ERRORS = [
     (lambda q, p: [True, False], r"gave bool\[2\] .* one finite number each"),
     (lambda q, p: [0.5, float("nan")], "one finite number each"),
 ]
-RULES = Rules(depth=2, match="string", near_duplicate=1.0)
+RULES = Rules(depth=2, match="string")
 
 
 def passage_of(row: int) -> Passage:
@@ -73,19 +73,19 @@ def test_near_copies_share_runs_of_five_words() -> None:
     gold = rules.word_runs("a b c d e f g h")  # four runs
     assert len(gold) == 4
 
-    def copy(text: str, share: float) -> bool:
-        return rules.near_copy(text, [gold], share)
+    def copy(text: str) -> bool:
+        return rules.near_copy(text, [gold])
 
     # three of the four in common: the words moved, and others around them
-    assert copy("x y A, b c d e f g z", 0.75)
-    assert not copy("x y a b c d e f g z", 0.76)
-    assert copy("c d e f g", 1.0)  # a part of the gold passage
-    assert copy("z z z a b c d e f g h z z z", 1.0)  # holds all of it
-    assert not copy("h g f e d c b a", 0.1)
-    assert not copy("", 0.1) and not copy("a b", 0.1)
-    assert rules.near_copy("Two words", [gold, rules.word_runs("two words.")], 1.0)
-    assert rules.near_copy("", [rules.word_runs("...")], 1.0)
-    assert not rules.near_copy("a", [], 1.0)
+    assert copy("x y A, b c d e f g z")
+    assert not copy("x y a b c d e f z")  # two of the four
+    assert copy("c d e f g")  # a part of the gold passage
+    assert copy("z z z a b c d e f g h z z z")  # holds all of it
+    assert not copy("h g f e d c b a")
+    assert not copy("") and not copy("a b")
+    assert rules.near_copy("Two words", [gold, rules.word_runs("two words.")])
+    assert rules.near_copy("", [rules.word_runs("...")])
+    assert not rules.near_copy("a", [])
 
 
 def ranking(scores: list[float], rows: list[int]) -> Ranking:
@@ -95,12 +95,9 @@ def ranking(scores: list[float], rows: list[int]) -> Ranking:
 def propose(
     *rankings: Ranking,
     skip: int = 0,
-    absolute: float | None = None,
     relative: float | None = None,
 ) -> dict[int, bool]:
-    return rules.candidates(
-        rankings, 7, skip=skip, absolute_margin=absolute, relative_margin=relative
-    )
+    return rules.candidates(rankings, 7, skip=skip, relative_margin=relative)
 
 
 def test_several_rankings_take_turns() -> None:
@@ -115,26 +112,24 @@ def test_several_rankings_take_turns() -> None:
 def test_margins_to_the_gold_passages_score() -> None:
     near = ranking([12, 10, 9.5, 9, 4], [1, 7, 2, 3, 4])
     assert not any(propose(near).values())
-    assert propose(near, absolute=0) == {
+    assert propose(near, relative=0) == {
         1: True,
         7: False,
         2: False,
         3: False,
         4: False,
     }
-    too_near = {row for row, near in propose(near, absolute=1).items() if near}
+    too_near = {row for row, near in propose(near, relative=0.1).items() if near}
     assert too_near == {1, 7, 2}  # 3 is just far enough
-    assert sum(propose(near, relative=0.1).values()) == 3
-    assert sum(propose(near, relative=0.1, absolute=2).values()) == 4  # the stricter
     # of a negative score a share is below it too
     below = ranking([-9, -10, -10.5, -12], [1, 7, 2, 3])
     assert propose(below, relative=0.1) == {1: True, 7: True, 2: True, 3: False}
     # whichever ranking finds it too near; a gold passage that is not found is below all that are
     far, without = ranking([20, 1], [7, 1]), ranking([5, 4], [1, 2])
-    assert propose(far, near, absolute=1)[1]
+    assert propose(far, near, relative=0.1)[1]
     assert propose(without, relative=0.0) == {1: True, 2: True}
     # the gold passage counts though it is among those left out
-    assert propose(far, skip=1, absolute=1) == {1: False}
+    assert propose(far, skip=1, relative=0.1) == {1: False}
 
 
 def test_the_users_filter_is_asked_for_what_passes_the_rules() -> None:
@@ -194,7 +189,7 @@ def test_an_error_of_the_users_function_keeps_its_traceback(key: str) -> None:
         if key == "mine.teacher":
             rules.teacher_scores(broken, question, [0, 3], passage_of)
         else:
-            given = Rules(depth=2, match="string", near_duplicate=1.0, filter=broken)
+            given = Rules(depth=2, match="string", filter=broken)
             rules.hard_negatives(question, {3: False}, passage_of, given, lambda *_: None)
     assert caught.value.__notes__ == [f"{key} failed on question 'q7'"]
     assert caught.traceback[-1].name == "broken"

@@ -50,6 +50,25 @@ Record.write = write_and_ask
     + DPR
 )
 
+# the same, and process 1 is killed after update 3, of which nothing is saved
+KILLED = UNFINISHED.replace(
+    "from dpr_jax.cli",
+    """
+import os, signal
+from dpr_jax.training import loop
+
+stream = loop.batches.stream
+
+def killing(*args, **settings):
+    for number, batch in enumerate(stream(*args, **settings)):
+        if number == 3 and os.environ["DPR_PROCESS_ID"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+
+loop.batches.stream = killing
+from dpr_jax.cli""",
+)
+
 # the same, and process 1 alone meets an error after update 2
 FAILED = (
     """
@@ -77,9 +96,9 @@ loop.batches.stream = failing
 BUFFERS = """
 import json, os, pathlib, socket, sys
 import jax, numpy as np
-from dpr_jax import parallel
+from dpr_jax import joining, parallel
 
-parallel.initialize()
+joining.initialize()
 spmd = parallel.spmd("pmap")
 scatter = spmd.map(lambda _, sent: jax.lax.psum_scatter(sent, parallel.AXIS, tiled=True))
 jax.block_until_ready(scatter(None, spmd.shard(np.ones((2 * 48, 384), np.float32))))
@@ -120,8 +139,7 @@ def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) 
             spmd=spmd,
             log_every_steps=1,
             checkpoint_every_steps=2,
-            validation_hard_negatives=2,
-            validation_negatives=0,
+            validation_negatives=2,
         ),
     )
     path = tmp_path / "config.py"
@@ -194,7 +212,14 @@ def test_two_processes_train_as_one(
     config = config_file.load(file)
     one, two = (copied(prepared, tmp_path / name) for name in ("one", "two"))
     loop.run(config, one.retriever("trained"))  # this process, eight devices
+    result = twice(KILLED, tmp_path / "lost", "train", str(file), "--workdir", str(two.root))
+    assert result.returncode in (75, 137), result.stdout + result.stderr  # whichever ended first
+    said = (tmp_path / "lost" / "process-0.log").read_text()
+    assert said.count("dpr: process 1 (") == 1 and "ended without a word" in said
+    assert "Traceback" not in said and "***" not in said
     in_two_processes(file, two, tmp_path / "logs", "train", code=UNFINISHED)
+    said = (tmp_path / "logs" / "process-0.log").read_text()
+    assert "resuming after step 2" in said
     assert sorted(lines(one)) == [1, 2, 3, 4]
     assert_same_curve(one, two)
 

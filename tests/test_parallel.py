@@ -1,12 +1,12 @@
 """Joining a run of several processes, and moving trees to the devices and back."""
 
-import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from dpr_jax import parallel
+from dpr_jax import joining, parallel
 from dpr_jax.errors import InputError
 
 NAMES = ("DPR_COORDINATOR", "DPR_NUM_PROCESSES", "DPR_PROCESS_ID")
@@ -30,7 +30,7 @@ def test_half_a_cluster_is_refused(
     for name, value in zip(NAMES, values, strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        parallel.initialize()
+        joining.initialize()
 
 
 SLURM_SHELL = {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
@@ -80,8 +80,8 @@ def test_a_process_joins_where_it_has_an_id_among_several(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     joined: list[bool] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(True))
-    parallel.initialize()
+    monkeypatch.setattr(joining, "_join_found", lambda facts: joined.append(True))
+    joining.initialize()
     assert bool(joined) == expected
 
 
@@ -102,32 +102,31 @@ def test_named_by_hand_a_process_keeps_all_its_gpus(
     named = dict(zip(NAMES, ("a:1", "2", "1"), strict=True))
     for name, value in (slurm | named).items():
         monkeypatch.setenv(name, value)
-    asked: list[dict] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: asked.append(how))
-    parallel.initialize()
-    assert asked == [
-        {
-            "coordinator_address": "a:1",
-            "num_processes": 2,
-            "process_id": 1,
-            "cluster_detection_method": "deactivate",
-        }
-    ]
+    asked: list[tuple] = []
+    monkeypatch.setattr(joining, "_join", lambda *how: asked.append(how))
+    joining.initialize({"code": "1"})
+    assert asked == [("a:1", 2, 1, {"code": "1"})]  # and no list of devices
 
 
-def test_processes_that_have_met_say_nothing(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in zip(NAMES, ("a:1", "2", "1"), strict=True):
+def test_found_by_jax_a_process_takes_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "a,b",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+    }
+    for name in (*NAMES, *NAMES_OF_CLUSTERS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "SILENT_S", 0.05)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.3))
-    parallel.initialize()
-    assert "2 processes at a:1, of which it is number 1" in capfd.readouterr().err
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
-    parallel.initialize()
-    time.sleep(0.3)
-    assert capfd.readouterr().err == ""
+    asked: list[tuple] = []
+    monkeypatch.setattr(joining, "_join", lambda *how: asked.append(how))
+    joining.initialize()
+    [(address, count, index, facts, local)] = asked
+    assert address.startswith("a:") and (count, index, facts, local) == (4, 3, {}, [1])
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
@@ -143,3 +142,13 @@ def test_trees_go_to_the_devices_and_back(kind: str) -> None:
     found = spmd.fetch(spmd.map(add)(spmd.replicate(tree), spmd.shard(rows)))
     assert found["a"].tolist() == [28.0, 29.0, 30.0]
     assert found["b"] == 9  # two rows a device
+
+
+def test_devices_of_a_slice_are_neighbours() -> None:
+    class Device(NamedTuple):
+        id: int
+        slice_index: int
+
+    found = parallel.slice_by_slice([Device(3, 1), Device(0, 0), Device(2, 1), Device(1, 0)])
+    assert [device.id for device in found] == [0, 1, 3, 2]
+    assert parallel.slice_by_slice(jax.devices()) == jax.devices()  # which name no slice

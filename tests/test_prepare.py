@@ -18,8 +18,9 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import formats, passage_rows, prepare, store
+from dpr_jax.data import passage_rows, prepare, store
 from dpr_jax.data.raw import Passage, RawQuestion
+from dpr_jax.data.readers import formats
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir
 
@@ -216,7 +217,7 @@ BAD = {
     "no usable question": (
         "train",
         lambda raw: break_file(raw, "train", json.dumps([question("a")])),
-        "no question to use as data.train (0 kept, 1 dropped: no positive passage)",
+        "no question to use as data.train (0 kept, 1 dropped: no positive passage (such as",
     ),
     "corpus without passages": (
         "passages",
@@ -264,7 +265,7 @@ def test_judged_passages_that_the_corpus_lacks(
     assert found == [("q1", {1: 2}), ("q3", {0: 1})]
     text = "\n".join(said)
     place = f"{raw['test_qrels']}:2: 'P9'"
-    assert f"2 gold passages are not in the corpus and are left out, such as {place}" in text
+    assert f"2 of 4 gold passages (50.0 %) are dropped: not in the corpus, such as {place}" in text
     for fact in (
         "test: 2 kept",
         "1 judged in qrels but not asked",

@@ -14,7 +14,8 @@ from layouts import CURLY, GOLD, OTHER, QUESTIONS, lines, write_text
 
 from dpr_jax import console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import from_tfds, prepare, raw, store
+from dpr_jax.data import prepare, raw, store
+from dpr_jax.data.readers import from_tfds
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir, open_workdir
@@ -57,7 +58,7 @@ def test_a_beir_folder(tmp_path: Path, said: list[str]) -> None:
     with pytest.raises(InputError, match=r"no dev\.tsv"):
         prepared(tmp_path, passages=folder, dev=folder)
     # taken for a folder of documents, of which a table of judgements is none
-    with pytest.raises(InputError, match=r"qrels/test\.tsv:1: the first line must be the header"):
+    with pytest.raises(InputError, match=r"qrels/test\.tsv: not a known layout of passages"):
         prepared(tmp_path, passages=folder / "qrels")
     (folder / "corpus.jsonl").unlink()
     with pytest.raises(InputError, match="is not a BEIR folder: it has no corpus.jsonl"):

@@ -14,24 +14,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # runs a command whose process 0 alone does some work, which fails
 FAILING = """
 import sys
-from dpr_jax import cli, parallel
+from dpr_jax import cli, joining, parallel
 from dpr_jax.errors import Busy, InputError, Preempted
 
 def work():
     raise {error}
 
 def run(_):
-    parallel.initialize()
+    joining.initialize()
     parallel.on_main(work)
 
 cli.run = run
 cli.main()
 """
 JOINING = """
-from dpr_jax import parallel
+from dpr_jax import joining, peers
 
-parallel.SILENT_S = 1
-parallel.initialize()
+peers.SILENT_S = 1
+joining.initialize()
 """
 
 

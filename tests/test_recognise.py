@@ -21,14 +21,15 @@ from layouts import (
     write_text,
 )
 
-from dpr_jax.data import formats, raw, recognise
+from dpr_jax.data import raw
+from dpr_jax.data.readers import detect, judgements
 from dpr_jax.errors import InputError
 
 PLAIN = CURLY.replace("’", "'")
 
 
 def questions(path: Path) -> list[raw.RawQuestion]:
-    return list(recognise.questions(path).read(None))
+    return list(detect.questions(path).read(None))
 
 
 def texts(row: raw.RawQuestion, ids: tuple[str, ...]) -> list[str]:
@@ -41,7 +42,7 @@ def texts(row: raw.RawQuestion, ids: tuple[str, ...]) -> list[str]:
 def test_question_files_are_recognised(tmp_path: Path, name: str) -> None:
     file, content, layout = QUESTIONS[name]
     path = write_text(tmp_path, file, content)
-    source = recognise.questions(path)
+    source = detect.questions(path)
     rows = list(source.read(None))
     assert source.layout == layout and source.files == (path,)
     assert PLAIN in [row.question for row in rows]
@@ -54,7 +55,7 @@ def test_question_files_are_recognised(tmp_path: Path, name: str) -> None:
 def test_corpora_are_recognised(tmp_path: Path, name: str) -> None:
     file, content, layout = PASSAGES[name]
     path = write_text(tmp_path, file, content)
-    source = recognise.passages(path)
+    source = detect.passages(path)
     found = [passage for _, passage in source.read(None)]
     assert source.layout == layout
     assert [one.text for one in found][1:] == [OTHER]
@@ -92,7 +93,7 @@ def test_squad(tmp_path: Path) -> None:
     (gold,) = first.passages
     assert (gold.title, gold.text) == ("Grand Hotel", GOLD)
     assert second.unusable == "marked impossible"
-    corpus = [passage for _, passage in recognise.passages(path).read(None)]
+    corpus = [passage for _, passage in detect.passages(path).read(None)]
     assert corpus[0] == gold and corpus[1].text == OTHER
 
 
@@ -134,25 +135,10 @@ def test_answers_that_are_no_list(tmp_path: Path, value: Any, wanted: tuple[str,
         assert one.answers == wanted
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
-def test_pairs_labelled_0_are_no_positives(tmp_path: Path, name: str) -> None:
-    rows = [
-        {"query": "who", "passage": "him", "label": 1},
-        {"query": "who", "passage": "her", "label": 0},
-    ]
-    table = "query,passage,label\n" + "".join(
-        ",".join(map(str, one.values())) + "\n" for one in rows
-    )
-    first, second = questions(write_text(tmp_path, name, table if ".csv" in name else lines(*rows)))
-    assert (texts(first, first.positives), first.unusable) == (["him"], "")
-    assert (second.positives, second.unusable) == ((), "labelled 0")
-    assert texts(second, second.hard_negatives) == ["her"]
-
-
 def test_passages_of_ms_marco_v2_are_known_by_pid(tmp_path: Path) -> None:
     rows = [{"pid": f"p{row}", "passage": "text", "docid": "d0"} for row in range(2)]
     path = write_text(tmp_path, "p.jsonl", lines(*rows))
-    assert [one.id for _, one in recognise.passages(path).read(None)] == ["p0", "p1"]
+    assert [one.id for _, one in detect.passages(path).read(None)] == ["p0", "p1"]
 
 
 def test_topics(tmp_path: Path) -> None:
@@ -168,10 +154,10 @@ def test_topics(tmp_path: Path) -> None:
 
 def test_texts_that_look_like_another_layout(tmp_path: Path) -> None:
     row = {"anchor": "what is <top>", "positive": "a list", "negative": "<topic 1>"}
-    source = recognise.questions(write_text(tmp_path, "t.jsonl", lines(row)))
+    source = detect.questions(write_text(tmp_path, "t.jsonl", lines(row)))
     assert source.layout == "(anchor, positive, negative ...) JSONL"
     path = write_text(tmp_path, "q.tsv", "1\twhat does a query question\n")
-    assert recognise.questions(path).layout == "questions, id and text"
+    assert detect.questions(path).layout == "questions, id and text"
 
 
 def test_passages_without_id_are_known_by_their_content() -> None:
@@ -183,10 +169,10 @@ def test_passages_without_id_are_known_by_their_content() -> None:
 
 def test_qrels_of_beir_and_of_triples(tmp_path: Path) -> None:
     beir = "query-id\tcorpus-id\tscore\nq1\tP1\t1\nq1\tP2\t0\n"
-    qrels = formats.read_qrels(write_text(tmp_path, "test.tsv", beir))
+    qrels = judgements.read_qrels(write_text(tmp_path, "test.tsv", beir))
     assert qrels.positives == {"q1": {"P1": (1, 2)}} and not qrels.negatives
     triples = "1\t7\t18\n1\t7\t9\n2\t5\t7\n"
-    qrels = formats.read_qrels(write_text(tmp_path, "triples.tsv", triples))
+    qrels = judgements.read_qrels(write_text(tmp_path, "triples.tsv", triples))
     assert qrels.positives == {"1": {"7": (1, 1)}, "2": {"5": (1, 3)}}
     assert qrels.negatives == {"1": ["18", "9"], "2": ["7"]}
 
@@ -209,9 +195,9 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
     path = write_text(tmp_path, "p.jsonl", '{"question": "who"}\n')
     with pytest.raises(InputError, match="needs a text under"):
-        recognise.passages(path)
+        detect.passages(path)
     with pytest.raises(InputError, match="does not exist"):
-        recognise.questions(tmp_path / "none.parquet")
+        detect.questions(tmp_path / "none.parquet")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +217,8 @@ def test_layouts_that_are_not_known(tmp_path: Path) -> None:
         ("t.jsonl", '{"_id": true, "text": "a"}', ":1", "one word"),
         ("t.jsonl", '{"_id": "a\\u0000", "text": "a"}', ":1", "one word"),
         ("t.tsv", "a\tb\tc\nd\te\n", ":2", "2 columns"),
-        ("t.jsonl", '{"query_id": "a b", "query": "c", "text": 1}', ":1", "one word"),
+        ("t.jsonl", '{"query_id": "a b", "query": "c", "text": "d"}', ":1", "one word"),
+        ("t.jsonl", '{"query_id": "a", "query": "c", "text": 1}', ":1", "must be a text"),
         (
             "t.jsonl",
             lines({"query_id": 1, "query": "x", "positive_passages": [{"docid": "a"}]}),
@@ -312,9 +299,9 @@ DAMAGES: list[Damage] = [
 
 def _read(path: Path, what: str) -> Iterator[Any]:
     if what == "qrels":
-        yield formats.read_qrels(path).positives
+        yield judgements.read_qrels(path).positives
         return
-    yield from getattr(recognise, what)(path).read(None)
+    yield from getattr(detect, what)(path).read(None)
 
 
 SEEDS = {
@@ -350,5 +337,5 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
     (row,) = questions(path)
     assert texts(row, row.positives) == [long.strip()]
     path = write_text(tmp_path, "p.tsv", f"1\t{long}\n2\tshort\n")
-    found = [passage for _, passage in recognise.passages(path).read(None)]
+    found = [passage for _, passage in detect.passages(path).read(None)]
     assert [len(one.text) for one in found] == [len(long), 5]

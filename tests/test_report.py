@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpr_jax.config import Config, EvaluateConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.evaluation import plots, report, table
 from dpr_jax.evaluation.examples import Choice, Example, Shown, choose_examples

@@ -14,7 +14,7 @@ from prepared import WordEmbedder, prepare, retriever
 
 from dpr_jax import artifacts
 from dpr_jax.config import Config, EncodeConfig, IndexConfig, RetrieveConfig
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError
@@ -38,7 +38,7 @@ QUESTIONS = [
 CONFIG = Config(
     encode=EncodeConfig(rows_per_shard=2),
     index=IndexConfig(kind="faiss", recall_queries=3),
-    retrieve=RetrieveConfig(top_k=4, batch_size=2),
+    retrieve=RetrieveConfig(top_k=4),
 )
 
 
@@ -174,6 +174,7 @@ def test_a_killed_run_goes_on_where_it_was(
     """Killed while the second batch was being written: the first is not searched again, and the
     files are an unbroken run's.
     """
+    monkeypatch.setattr(retrieve, "QUESTIONS_AT_ONCE", 2)
     answer(workdir, "trained")
     files = [workdir.runs("test") / "trained.trec", workdir.runs("test") / "trained.json"]
     whole = [file.read_bytes() for file in files]

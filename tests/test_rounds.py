@@ -14,7 +14,6 @@ from dpr_jax import artifacts, pipeline
 from dpr_jax.config import (
     Config,
     EncodeConfig,
-    EvaluateConfig,
     IndexConfig,
     MineConfig,
     ModelConfig,
@@ -57,7 +56,6 @@ def finished(
         train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup=0.5),
         encode=EncodeConfig(dtype="float32"),
         index=IndexConfig(kind="faiss", recall_queries=5),
-        evaluate=EvaluateConfig(bootstrap_samples=20, examples=2),
     )
     workdir = open_workdir(folder / "work")
 

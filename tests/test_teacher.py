@@ -10,7 +10,8 @@ import pytest
 from layouts import DPR, TEVATRON, lines, write_parquet, write_text
 
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import prepare, recognise, store
+from dpr_jax.data import prepare, store
+from dpr_jax.data.readers import detect
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import open_workdir
 
@@ -21,7 +22,7 @@ SCORED = {"pos_scores": [3.0], "neg_scores": [1.0, 7.0, -2.5]}
 
 def read(path: Path) -> dict[str, float]:
     """The scores of the first row, by text of the passage (its id where it has none of its own)."""
-    row = next(iter(recognise.questions(path).read(None)))
+    row = next(iter(detect.questions(path).read(None)))
     texts = {one.id: one.id if one.id.startswith("P") else one.text for one in row.passages}
     return {texts[id_]: score for id_, score in row.teacher_scores}
 
@@ -50,7 +51,6 @@ def read_row(folder: Path, row: dict[str, Any]) -> dict[str, float]:
         ),
         # one passage alone teaches nothing; such labels mean something else
         ({"anchor": "who", "positive": "him", "label": 1}, {}),
-        ({"anchor": "who", "positive": "him", "label": "entailment"}, {}),
         (LISTS | {"pos_scores": None, "neg_scores": []}, {}),
         (TEVATRON, {}),
     ],
@@ -81,6 +81,7 @@ def test_scores_of_tables(tmp_path: Path) -> None:
         (LISTS | {"neg_scores": [1]}, r":1: neg_scores has 1 numbers for 3 passages"),
         (TRIPLET | {"label": [1, 2, 3]}, r":1: label has 3 numbers for 2 passages"),
         (TRIPLET | {"negative_2": "them", "score": 1}, "score has 1 numbers for 3"),
+        ({"anchor": "who", "positive": "him", "label": "entailment"}, "label must be a number, or"),
         (TRIPLET | {"label": "entailment"}, "label must be a teacher's score.*found"),
         (LISTS | {"pos_scores": [True]}, "pos_scores must be a teacher's score"),
         (LISTS | {"pos_scores": [float("nan")]}, "finite number"),

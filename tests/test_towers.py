@@ -19,7 +19,7 @@ from dpr_jax.config import (
     ModelConfig,
     RetrieveConfig,
 )
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.bert import BertShape

@@ -52,8 +52,7 @@ def run_dir(
             temperature=0.05,
             log_every_steps=1,
             checkpoint_every_steps=2,
-            validation_hard_negatives=2,
-            validation_negatives=0,
+            validation_negatives=2,
         ),
     )
     return config, workdir
@@ -91,7 +90,7 @@ class Killed(Exception):
         ("cpu", {}),
         ("cpu", {"pack_rows": 1}),
         # as on TPUs, with their forms and bits of the device's generator
-        ("tpu", {"shard_optimizer": True, "attention_dropout": 0.2, "dtype": "bfloat16"}),
+        ("tpu", {"shard_optimizer": True, "attention_dropout": 0.2}),
     ],
 )
 def test_a_killed_run_resumes_bit_for_bit(
@@ -308,7 +307,6 @@ def test_shared_towers_stay_equal_whatever_the_loss(
             config.train,
             total_steps=2,
             learn_temperature=True,
-            temperature_rate=10.0,
             symmetric=True,
             matryoshka_widths=(8, 16),
             chunk_size=1,
@@ -320,8 +318,8 @@ def test_shared_towers_stay_equal_whatever_the_loss(
     assert all(np.array_equal(one[name], other[name]) for name in one)
     temperatures = lines(workdir, "temperature")
     assert temperatures[1] == pytest.approx(0.05)
-    # Adam's first update is the learning rate, here the peak, ten times that in the logarithm
-    assert abs(np.log(temperatures[2] / 0.05)) == pytest.approx(1e-2, rel=0.01)
+    # Adam's first update is the learning rate, here the peak, a hundred times that in the logarithm
+    assert abs(np.log(temperatures[2] / 0.05)) == pytest.approx(1e-1, rel=0.01)
 
 
 def forget_the_end(target: RetrieverDir) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.training import validation
 
@@ -14,10 +14,10 @@ def q(positives: tuple[int, ...], hard: tuple[int, ...] = ()) -> Question:
 
 def test_pool_holds_each_passage_once() -> None:
     questions = [q((3, 9), (1, 2, 5)), q((4,), (3, 1)), q((3,))]
-    rows = validation.pool_rows(questions, hard_negatives=2, negatives=5, corpus_rows=10)
+    rows = validation.pool_rows(questions, hard_negatives=2, negatives=5)
     assert rows.tolist() == [1, 2, 3, 4]
-    rows = validation.pool_rows(questions, hard_negatives=0, negatives=0, corpus_rows=10, spread=4)
-    assert rows.tolist() == sorted({3, 4} | {0, 2, 5, 7})
+    rows = validation.pool_rows(questions, hard_negatives=0, negatives=0)
+    assert rows.tolist() == [3, 4]
 
 
 class Fixed:
@@ -63,9 +63,7 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
         validation.ValidationSettings(
             batch_size=2,
             hard_negatives=1,
-            validation_hard_negatives=1,
-            validation_negatives=0,
-            validation_passages=0,
+            validation_negatives=1,
         ),
         temperature=1.0,
     )

@@ -1,5 +1,6 @@
 """The layout of a work directory: what opens, where artifacts go, how pointers move."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,20 @@ def test_an_equal_pointer_writes_nothing(tmp_path: Path) -> None:
     before = workdir.file.stat().st_mtime_ns
     workdir.point("data", folder)
     assert workdir.file.stat().st_mtime_ns == before
+
+
+def test_two_writers_of_one_file_lose_nothing(tmp_path: Path) -> None:
+    """Stages of two retrievers run side by side; each changes config.json."""
+    workdir = open_workdir(tmp_path / "w")
+    workdir.update(current={})
+
+    def point(stage: str) -> None:
+        for number in range(30):
+            folder = workdir.root / f"{stage}-{number}"
+            folder.mkdir()
+            workdir.point(stage, folder)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(point, ("data", "bm25", "mined")))
+    current = workdir.read()["current"]
+    assert current == {stage: f"{stage}-29" for stage in ("data", "bm25", "mined")}

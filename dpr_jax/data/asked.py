@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dpr_jax import artifacts
-from dpr_jax.data import raw, recognise, rows, tables
+from dpr_jax import artifacts, recipes
+from dpr_jax.config import DataConfig
+from dpr_jax.console import say
+from dpr_jax.data import raw
+from dpr_jax.data.readers import detect, opened, tables
+from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.data.store import Question, open_questions, splits
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -38,7 +42,7 @@ def open_asked(workdir: WorkDir, split_or_file: str) -> Asked:
     """
     if split_or_file in (*splits(workdir), "train", "dev", "test"):
         return _of_split(workdir, split_or_file)
-    return _of_file(Path(split_or_file).expanduser())
+    return _of_file(Path(split_or_file).expanduser(), recipes.load_workdir(workdir).data)
 
 
 def _of_split(workdir: WorkDir, split: str) -> Asked:
@@ -51,12 +55,14 @@ def _of_split(workdir: WorkDir, split: str) -> Asked:
     return Asked(split, len(questions), lambda: iter(questions), inputs)
 
 
-def _of_file(path: Path) -> Asked:
-    with rows.readable(str(path)):
+def _of_file(path: Path, data: DataConfig) -> Asked:
+    with opened.readable(str(path)):
         is_folder = path.is_dir()
     if is_folder:
-        path = recognise.beir(path, "test")["test"]
-    source = recognise.questions(path)
+        path = detect.beir(path, "test")["test"]
+    chosen = Chosen("questions", data.columns, "questions")
+    source = detect.questions(path, chosen, data.positive_from)
+    say(f"questions: {path} is {detect.described(source)}")
     sha256 = artifacts.checksum(path)
 
     def read() -> Iterator[Question]:
@@ -68,5 +74,5 @@ def _of_file(path: Path) -> Asked:
     count = sum(1 for _ in read())
     if count == 0:
         raise InputError(f"{path} has no questions; give a file that holds some")
-    name = path.name.removesuffix(".gz").removesuffix(tables.ending(path))
+    name = opened.inner_name(path).removesuffix(tables.ending(path))
     return Asked(f"{name}-{sha256[:8]}", count, read, {"questions": sha256})

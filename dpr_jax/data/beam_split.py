@@ -22,8 +22,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
-from dpr_jax.data import cut, documents, named
+from dpr_jax.data import cut, named
 from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers import documents
+from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.errors import InputError
 
 try:
@@ -137,7 +139,9 @@ class Cutting(beam.DoFn):
         # same bytes
         try:
             with _create(partial) as file:
-                for passage in _passages(document, self._cut, counts, alone=self._files == 1):
+                chosen = Chosen("passages", self._data.columns, "passages")
+                alone = self._files == 1
+                for passage in _passages(document, self._cut, counts, chosen, alone=alone):
                     text = json.dumps(passage._asdict(), ensure_ascii=False)
                     line = f"{text}\n".encode()
                     file.write(line)
@@ -156,7 +160,7 @@ class Cutting(beam.DoFn):
 
 
 def _passages(
-    document: Document, how: cut.Cut, counts: Counter[str], *, alone: bool
+    document: Document, how: cut.Cut, counts: Counter[str], chosen: Chosen, *, alone: bool
 ) -> Iterator[Passage]:
     """The passages of a file; messages name it as it is called, wherever it is read."""
     with _here(document.path) as file:
@@ -164,7 +168,7 @@ def _passages(
             if not alone and documents.is_binary(file):
                 counts[documents.NOT_TEXT] += 1
                 return
-            _, read = documents.recognised_file(file, document.name)
+            _, read, _ = documents.recognised_file(file, document.name, chosen)
             for _, passage in cut.into_passages(read(file, None), how, counts):
                 yield passage
         except InputError as error:
@@ -235,7 +239,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "tokens": data.split_tokens,
         "stride_tokens": data.split_stride_tokens,
         "tokenizer": config.model.init if data.split_tokens else None,
-    }
+    } | ({"columns": data.columns} if data.columns else {})
 
 
 def _options(flags: list[str]) -> PipelineOptions:

@@ -16,9 +16,11 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.console import progress, say
-from dpr_jax.data import named, prepare, raw, rows, store
+from dpr_jax.data import named, raw, store
+from dpr_jax.data.corpus import write_corpus
 from dpr_jax.data.passage_rows import HashTable
-from dpr_jax.data.recognise import Source
+from dpr_jax.data.readers import detect, opened, rows
+from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -145,16 +147,19 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
         id is taken.
     """
     path = Path(passages).expanduser()
-    with rows.readable(passages):
+    with opened.readable(passages):
         there = path.exists()
     if not there:
         raise InputError(f"{passages} does not exist; dpr index add takes a file of passages")
-    how_to_cut = ("split_words", "split_tokens", "split_stride_tokens")
-    data = DataConfig(str(path), **{name: getattr(config.data, name) for name in how_to_cut})
+    kept = ("split_words", "split_tokens", "split_stride_tokens", "columns")
+    data = DataConfig(str(path), **{name: getattr(config.data, name) for name in kept})
     documents: Counter[str] = Counter()
-    source = named.recognised(data, config.model.init, documents)[0]["passages"]
+    found, _ = named.recognised(data, config.model.init, documents, columns_of_any=True)
+    source = found["passages"]
+    say(f"index add: {passages} is {detect.described(source)}")
     settings = {
         "layout": source.layout,
+        "columns": source.columns,
         "cut": named.cut_settings(data, config.model.init, {"passages": source}),
     }
     inputs = {"passages": source.fingerprint()}
@@ -164,7 +169,7 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
         return
     corpus = open_corpus(workdir, log)
     with artifacts.atomic_dir(_next(workdir, log)) as folder:
-        facts, files = prepare.write_corpus(source, folder)
+        facts, files = write_corpus(source, folder)
         _refuse_taken(source, facts.table, corpus)
         origin = _origin(log, "add", settings, inputs)
         artifacts.write_manifest(folder / MANIFEST, origin, files, passages=facts.passages)

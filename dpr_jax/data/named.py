@@ -9,11 +9,13 @@ from pathlib import Path
 
 from dpr_jax.config import DataConfig
 from dpr_jax.console import say
-from dpr_jax.data import cut, documents, from_tfds, recognise, rows
+from dpr_jax.data import cut
 from dpr_jax.data.cut import Cut
 from dpr_jax.data.raw import Passage
-from dpr_jax.data.recognise import Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.readers import columns, detect, documents, from_tfds, opened
+from dpr_jax.data.readers.columns import Chosen
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 
@@ -58,12 +60,12 @@ def split_of(key: str) -> str:
 def with_cut(data: DataConfig) -> DataConfig:
     """Returns the settings, with the paper's cut for a folder of documents without one."""
     folder = Path(data.passages or "")
-    with rows.readable(data.passages or ""):
+    with opened.readable(data.passages or ""):
         is_folder = data.passages is not None and folder.is_dir()
     if data.split_words or data.split_tokens or not is_folder:
         return data
     beir = ("corpus.jsonl*", "queries.jsonl*", "qrels")
-    if recognise.is_split(folder) or any(any(folder.glob(name)) for name in beir):
+    if detect.is_split(folder) or any(any(folder.glob(name)) for name in beir):
         return data
     say(
         f"prepare: {folder} is taken for a folder of documents, cut into passages of"
@@ -78,7 +80,7 @@ def stored_as(key: str) -> str:
 
 
 def recognised(
-    data: DataConfig, model: str, count: Counter[str]
+    data: DataConfig, model: str, count: Counter[str], *, columns_of_any: bool = False
 ) -> tuple[dict[str, Source], dict[str, Path]]:
     """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys;
     all of them there.
@@ -87,9 +89,11 @@ def recognised(
       data: the settings.
       model: whose tokenizer counts the tokens of windows, where documents are to be cut into such.
       count: gets the files that are passed over, and the documents that are cut as they are read.
+      columns_of_any: whether data.columns may name columns that no file has.
 
     Raises:
-      InputError: nothing is named, or a file is missing or of no known layout.
+      InputError: nothing is named, a file is missing or of no known layout, or data.columns names
+        what no file has.
     """
     how = how_to_cut(data, model)
     files: dict[str, Path] = {}
@@ -99,25 +103,33 @@ def recognised(
     for key, name in (passages | asked).items():
         if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
-        with rows.readable(name):
-            if key == "passages" and recognise.is_split(Path(name)):
-                sources[key] = recognise.split_passages(Path(name))
+        with opened.readable(name):
+            if key == "passages" and detect.is_split(Path(name)):
+                sources[key] = detect.split_passages(Path(name))
             elif Path(name).is_dir():
                 role = split_of(key)
-                found = recognise.beir(Path(name), role)
+                found = detect.beir(Path(name), role)
                 files |= {what.replace(role, key, 1): found[what] for what in found}
             else:
                 files[key] = _existing(split_of(key), name)
     for split in SPLITS:
         if name := getattr(data, f"{split}_qrels"):
             files[f"{split}_qrels"] = _existing(f"{split}_qrels", name)
+    chosen = {
+        key: Chosen("passages" if key == "passages" else "questions", data.columns, key)
+        for key in ("passages", *asked)
+    }
     if how:
-        sources["passages"] = _documents(data.passages, how, count)
+        sources["passages"] = _documents(data.passages, how, count, chosen["passages"])
     elif "passages" in files:
-        sources["passages"] = recognise.passages(files["passages"])
+        sources["passages"] = detect.passages(files["passages"], chosen["passages"])
     for key, name in asked.items():
-        known = recognise.questions if key in files else from_tfds.questions
-        sources[key] = known(files.get(key, name))
+        if key in files:
+            sources[key] = detect.questions(files[key], chosen[key], data.positive_from)
+        else:
+            sources[key] = from_tfds.questions(name)
+    if not columns_of_any:
+        columns.refuse_unused(chosen.values())
     if not sources:
         raise InputError("data.passages is not set; it must name the corpus")
     qrels = {key: files[f"{key}_qrels"] for key in asked if f"{key}_qrels" in files}
@@ -158,21 +170,21 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
     return None
 
 
-def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
+def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Source:
     """Documents as a source of the passages they are cut into."""
-    with rows.readable(name or ""):
+    with opened.readable(name or ""):
         there = bool(name) and Path(name).exists()
     if not there:
         raise InputError(
             f"data.passages is {name!r}, which does not exist; with data.split_words or"
             " data.split_tokens it must be a file or folder of documents"
         )
-    if recognise.is_split(Path(name)):
+    if detect.is_split(Path(name)):
         raise InputError(
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"
         )
-    found = documents.recognised(Path(name), count)
+    found = documents.recognised(Path(name), count, chosen)
     return found._replace(
         layout=f"{found.layout}, to be cut into passages",
         read=lambda on_read: cut.into_passages(found.read(on_read), how, count),
@@ -180,7 +192,7 @@ def _documents(name: str, how: Cut, count: Counter[str]) -> Source:
 
 
 def _existing(key: str, name: str) -> Path:
-    with rows.readable(name):
+    with opened.readable(name):
         there = Path(name).is_file()
     if not there:
         raise InputError(f"{name} does not exist or is not a file; data.{key} must name one")

@@ -1,46 +1,26 @@
 """The stage that reads the raw files and writes the data sets `corpus` and `questions`."""
 
-import contextlib
 import itertools
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config
-from dpr_jax.data import formats, named, raw, store
-from dpr_jax.data.formats import Qrels
+from dpr_jax.data import named, raw, store
+from dpr_jax.data.corpus import reading, write_corpus
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
-from dpr_jax.data.raw import Passage, RawQuestion, comparable
-from dpr_jax.data.recognise import Source
-from dpr_jax.data.rows import OnRead
+from dpr_jax.data.raw import RawQuestion, comparable
+from dpr_jax.data.readers import detect, judgements
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.judgements import Qrels
 from dpr_jax.data.store import Question
+from dpr_jax.data.tally import Tally
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
 
-MEGABYTE = 1_000_000
 NOT_THERE = "no gold passage in the corpus, and no answers"
-
-
-class CorpusFacts(NamedTuple):
-    """Facts of the corpus that the questions need, and that are reported.
-
-    Attributes:
-      table: passage id -> row.
-      passages: how many there are.
-      repeated_texts: those whose text another one has.
-      empty_texts: those without text.
-      repeats: rows of the source that repeat an id with its title and text, and were left out.
-    """
-
-    table: HashTable
-    passages: int
-    repeated_texts: int
-    empty_texts: int
-    repeats: int
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -62,7 +42,11 @@ def run(config: Config, workdir: WorkDir) -> None:
             "cut": named.cut_settings(data, config.model.init, sources),
         }
         | ({"drawn_by_seed": config.seed} if data.max_train_questions else {})
-        | ({"on_missing": data.on_missing} if data.on_missing else {}),
+        | {
+            name: getattr(data, name)
+            for name in ("on_missing", "columns", "positive_from")
+            if getattr(data, name) not in (None, {})
+        },
         {key: source.fingerprint() for key, source in sources.items()}
         | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
         form=store.FORM,
@@ -73,23 +57,24 @@ def run(config: Config, workdir: WorkDir) -> None:
         console.say(f"prepare: up to date ({out})")
         return
     names = {"passages": data.passages} | named.questions(data)
-    for key, source in sources.items():
-        console.say(f"prepare: {key}: {names[key]} is {source.layout}")
+    _say_recognised(names, sources, qrels)
 
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(out) as folder:
-        corpus = sources.pop("passages", None) or named.carried(sources)
-        facts, corpus_files = write_corpus(corpus, folder)
+        passages = sources.pop("passages", None) or named.carried(sources)
+        facts, corpus_files = write_corpus(passages, folder)
         if documents:
-            console.say(f"prepare: corpus: cut {_report(documents)}")
+            told = ", ".join(f"{n:,} {what}" for what, n in documents.items() if n)
+            console.say(f"prepare: corpus: cut {told}")
         twice = f"; {facts.repeats:,} stood there again and are kept once" if facts.repeats else ""
         console.say(
             f"prepare: corpus: {facts.passages:,} passages ({facts.repeated_texts:,} repeat"
             f" another's text, {facts.empty_texts:,} have none){twice}"
         )
+        _say_literal("corpus", passages)
 
         # --- the questions, which name passages by row
-        counts: dict[str, Counter[str]] = {key: Counter(kept=0) for key in sources}
+        counts = {key: Tally() for key in sources}
         asked: dict[str, HashedTexts] = {}
         splits: dict[str, Iterable[Question]] = {}
         for key, source in sources.items():
@@ -110,7 +95,10 @@ def run(config: Config, workdir: WorkDir) -> None:
         question_files = store.write_questions(folder, splits) if splits else []
         kept: Counter[str] = Counter()
         for key, count in counts.items():
-            console.say(f"prepare: {key}: {_report(count)}")
+            console.say(f"prepare: {key}: {count.report()}")
+            _say_literal(key, sources[key])
+            for line in count.notable():
+                console.say(f"prepare: WARNING: {key}: {line}")
             kept[named.stored_as(key)] += count["kept"]
         _warn_of_overlap(asked)
         several = [key for key in sources if key.startswith("train/")]
@@ -129,94 +117,25 @@ def run(config: Config, workdir: WorkDir) -> None:
     workdir.point("data", out)
 
 
-# --- the corpus
-
-
-def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
-    """Writes the data set `corpus` of a source of passages, one that stands there twice once.
+def dry_run(config: Config) -> None:
+    """Prints what is recognised in each file, and writes nothing.
 
     Raises:
-      InputError: there is no passage, a row is broken, or an id occurs twice with different texts
-        (file and line).
+      InputError: a file is missing, of no known layout, or broken in its first rows.
     """
-    seen = _Seen()
-    with _reading("prepare corpus", source) as on_read:
-        files = store.write_corpus(folder, seen.noting(p for _, p in _passages(source, on_read)))
-    repeats = seen.ids.table().repeats()
-    if repeats:
-        repeated = (folder / "corpus").rename(folder / "repeated")
-        written = store.Corpus(repeated)
-        _refuse_other_texts(source, written, repeats)
-        again = {row for _, row in repeats}
-        seen = _Seen()
-        once = (passage for row, passage in enumerate(written) if row not in again)
-        files = store.write_corpus(folder, seen.noting(once))
-        shutil.rmtree(repeated)
-    facts = CorpusFacts(
-        table=seen.ids.table(),
-        passages=len(seen.ids),
-        repeated_texts=len(seen.ids) - seen.texts.distinct(),
-        empty_texts=seen.empty,
-        repeats=len(repeats),
-    )
-    return facts, files
+    data = named.with_cut(config.data)
+    sources, qrels = named.recognised(data, config.model.init, Counter())
+    _say_recognised({"passages": data.passages} | named.questions(data), sources, qrels)
 
 
-class _Seen:
-    """Ids and texts of passages, as hashes, taken as the passages go by."""
-
-    def __init__(self) -> None:
-        self.ids, self.texts, self.empty = HashedTexts(), HashedTexts(), 0
-
-    def noting(self, passages: Iterable[Passage]) -> Iterator[Passage]:
-        for passage in passages:
-            self.ids.add(passage.id)
-            self.texts.add(passage.text)
-            self.empty += passage.text == ""
-            yield passage
-
-
-def _passages(source: Source, on_read: OnRead) -> Iterator[tuple[str, Passage]]:
-    """Yields the passages; raises an error where there is none."""
-    passages = source.read(on_read)
-    first = next(passages, None)
-    if first is None:
-        names = ", ".join(str(path) for path in source.files)
-        raise InputError(
-            f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not"
-            " set to a file that has some"
-        )
-    yield first
-    yield from passages
-
-
-def _refuse_other_texts(
-    source: Source, written: store.Corpus, repeats: list[tuple[int, int]]
+def _say_recognised(
+    names: dict[str, str], sources: dict[str, Source], qrels: dict[str, Path]
 ) -> None:
-    """Raises an error where a repeated id has another title or text than the first time."""
-    for start in range(0, len(repeats), store.ROWS_PER_READ):
-        pairs = repeats[start : start + store.ROWS_PER_READ]
-        firsts, laters = (written.rows(rows) for rows in zip(*pairs, strict=True))
-        for pair, first, later in zip(pairs, firsts, laters, strict=True):
-            if first != later:
-                _refuse_repeat(source, *pair)
-
-
-def _refuse_repeat(source: Source, first: int, second: int) -> None:
-    """Raises the error for an id with two texts; reads the corpus again for the line numbers."""
-    found = []
-    for row, (where, passage) in enumerate(source.read(None)):
-        if row in (first, second):
-            found.append((where, passage.id))
-        if row == second:
-            break
-    (first_where, id_), (second_where, other) = found
-    assert id_ == other, f"{id_!r} and {other!r} have the same 64-bit hash; run again"
-    first_line = first_where.replace(f"{source.files[0]}:", "line ")
-    raise InputError(
-        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line} with another"
-        " text; ids must be unique"
-    )
+    """Prints one line per file: its layout, its columns, its first row as understood."""
+    for key, source in sources.items():
+        console.say(f"prepare: {key}: {names[key]} is {detect.described(source)}")
+        if key in qrels:
+            console.say(f"prepare: {key}_qrels: {qrels[key]} is {judgements.described(qrels[key])}")
 
 
 # --- the questions
@@ -229,20 +148,20 @@ def _questions(
     *,
     qrels: dict[str, Path],
     table: HashTable,
-    count: Counter[str],
+    count: Tally,
 ) -> Iterator[Question]:
     """The questions to keep of one file; fills in `count` as it goes."""
     split = named.split_of(key)
-    with _reading(f"prepare {key}", source) as on_read:
+    with reading(f"prepare {key}", source) as on_read:
         rows: Iterable[RawQuestion] = source.read(on_read)
         if split != "train":
             rows = raw.unique(rows)
-        judgements = formats.read_qrels(qrels[key]) if key in qrels else None
-        if judgements:
-            _warn_of_contradictions(judgements)
-            rows = _with_qrels(rows, judgements, count)
-        on_missing = config.data.on_missing or ("drop" if judgements else "error")
-        rows = _in_corpus(rows, table, judgements, count, on_missing=on_missing)
+        judged = judgements.read_qrels(qrels[key]) if key in qrels else None
+        if judged:
+            _warn_of_contradictions(judged)
+            rows = _with_qrels(rows, judged, count)
+        on_missing = config.data.on_missing or ("drop" if judged else "error")
+        rows = _in_corpus(rows, table, judged, count, on_missing=on_missing)
         rows = _usable(rows, split, count, judged=key in qrels)
         if split == "train" and config.data.max_train_questions:
             most = config.data.max_train_questions
@@ -257,15 +176,16 @@ def _questions(
             yield question
     if not count["kept"]:
         name = named.questions(config.data)[key]
-        raise InputError(f"{name} has no question to use as data.{split} ({_report(count)})")
+        raise InputError(f"{name} has no question to use as data.{split} ({count.report()})")
 
 
 def _usable(
-    rows: Iterable[RawQuestion], split: str, count: Counter[str], *, judged: bool
+    rows: Iterable[RawQuestion], split: str, count: Tally, *, judged: bool
 ) -> Iterator[RawQuestion]:
     for row in rows:
+        count.of["questions"] += 1
         if reason := _unusable(row, split, judged=judged):
-            count[f"dropped: {reason}"] += 1
+            count.drop(f"dropped: {reason}", row.where)
         else:
             yield row
 
@@ -300,9 +220,7 @@ def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
     return ""
 
 
-def _with_qrels(
-    rows: Iterable[RawQuestion], qrels: Qrels, count: Counter[str]
-) -> Iterator[RawQuestion]:
+def _with_qrels(rows: Iterable[RawQuestion], qrels: Qrels, count: Tally) -> Iterator[RawQuestion]:
     """Yields the questions with the passages of the qrels in place of their own."""
     asked = set()
     for row in rows:
@@ -314,21 +232,25 @@ def _with_qrels(
             grades=tuple(one.grade for one in positives.values()),
             hard_negatives=tuple(dict.fromkeys(negatives)),
         )
-    count["judged in qrels but not asked"] += len(qrels.positives.keys() - asked)
+    unasked = [id_ for id_ in qrels.positives if id_ not in asked]
+    if unasked:
+        example = qrels.where(unasked[0], next(iter(qrels.positives[unasked[0]])))
+        count.drop("judged in qrels but not asked", example, count=len(unasked), of="judged")
+        count.of["judged"] = len(qrels.positives)
 
 
 def _in_corpus(
     rows: Iterable[RawQuestion],
     table: HashTable,
     qrels: Qrels | None,
-    count: Counter[str],
+    count: Tally,
     *,
     on_missing: str,
 ) -> Iterator[RawQuestion]:
-    """Yields the questions without the gold passages that the corpus lacks, and says how many."""
-    dropped, example = 0, ""
+    """Yields the questions without the gold passages that the corpus lacks, which are counted."""
     for row in rows:
         known = [found != -1 for found in table.rows(row.positives)]
+        count.of["gold passages"] += len(known)
         if not all(known):
             missing = row.positives[known.index(False)]
             where = qrels.where(row.id, missing) if qrels else row.where
@@ -337,20 +259,14 @@ def _in_corpus(
                     f"{where}: gold passage {missing!r} is not in the corpus; data.passages must"
                     " hold every gold passage; leave such passages out with --data.on-missing drop"
                 )
-            example = example or f"{where}: {missing!r}"
-            dropped += known.count(False)
+            lost, reason = known.count(False), "gold passages dropped: not in the corpus"
+            count.drop(reason, f"{where}: {missing!r}", count=lost, of="gold passages")
             row = row._replace(
                 positives=tuple(itertools.compress(row.positives, known)),
                 grades=tuple(itertools.compress(row.grades, known)),
                 unusable=row.unusable or ("" if any(known) or row.answers else NOT_THERE),
             )
         yield row
-    if dropped:
-        count["gold passages dropped: not in the corpus"] += dropped
-        console.say(
-            f"prepare: WARNING: {dropped:,} gold passages are not in the corpus and are left out,"
-            f" such as {example}"
-        )
 
 
 def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
@@ -359,16 +275,21 @@ def _noted(rows: Iterable[Question], asked: HashedTexts) -> Iterator[Question]:
         yield row
 
 
-def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Question:
+def _resolve(row: RawQuestion, table: HashTable, count: Tally) -> Question:
     """Maps ids to rows; negatives that are not in the corpus are left out."""
     positives = table.rows(row.positives)
     gold = set(positives)
     negatives = []
     for ids in (row.hard_negatives, row.negatives):
-        found = [other for other in table.rows(ids) if other != -1]
-        count["negatives dropped: not in the corpus"] += len(ids) - len(found)
+        rows = table.rows(ids)
+        found = [other for other in rows if other != -1]
         kept = [other for other in found if other not in gold]
-        count["negatives dropped: also gold"] += len(found) - len(kept)
+        count.of["negatives"] += len(ids)
+        for reason, lost in (
+            ("not in the corpus", len(ids) - len(found)),
+            ("also gold", len(found) - len(kept)),
+        ):
+            count.drop(f"negatives dropped: {reason}", row.where, count=lost, of="negatives")
         negatives.append(tuple(dict.fromkeys(kept)))
     scored = table.rows([id_ for id_, _ in row.teacher_scores])
     scores: dict[int, float] = {}
@@ -390,10 +311,13 @@ def _resolve(row: RawQuestion, table: HashTable, count: Counter[str]) -> Questio
 # --- what is said
 
 
-def _report(count: Counter[str]) -> str:
-    """All counts but the zeros, as `1,500 kept, 3 dropped: no positive passage`."""
-    parts = [f"{n:,} {what}" for what, n in count.items() if n or what == "kept"]
-    return ", ".join(parts)
+def _say_literal(key: str, source: Source) -> None:
+    """Says how many rows have quotes that are letters, where CSV would have them close."""
+    if source.literal is not None and source.literal.count:
+        console.say(
+            f"prepare: WARNING: {key}: {source.literal.count:,} rows have quotes that do not fit"
+            f" CSV and were taken as letters, such as {source.literal.example}"
+        )
 
 
 def _warn_of_contradictions(qrels: Qrels) -> None:
@@ -417,19 +341,3 @@ def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
                     f"prepare: WARNING: {repeated:,} of {len(asked[split]):,} {split} questions are"
                     f" also in {other}; `dpr inspect` lists them"
                 )
-
-
-@contextlib.contextmanager
-def _reading(title: str, source: Source) -> Iterator[OnRead]:
-    """Progress in megabytes of the files; yields what is to be told the bytes read."""
-    done_bytes = 0
-    total_bytes = sum(path.stat().st_size for path in source.files)
-    with console.progress(title, total_bytes // MEGABYTE, "MB") as advance:
-
-        def on_read(count: int) -> None:
-            nonlocal done_bytes
-            before, done_bytes = done_bytes // MEGABYTE, done_bytes + count
-            if done_bytes // MEGABYTE > before:
-                advance(done_bytes // MEGABYTE - before)
-
-        yield on_read

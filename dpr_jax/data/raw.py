@@ -1,9 +1,12 @@
 """The rows that every reader yields, and the checks that every value passes."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import regex
 
 from dpr_jax.errors import InputError
 
@@ -11,6 +14,7 @@ from dpr_jax.errors import InputError
 ID_KEYS = ("passage_id", "psg_id", "pid", "docid", "doc_id", "_id", "id")
 TEXT_KEYS = ("text", "contents", "passage", "segment", "body")
 _WORD = re.compile(r"\w+")
+_VISIBLE = regex.compile(r"[^\s\p{C}]")
 
 
 class Passage(NamedTuple):
@@ -74,9 +78,9 @@ def question_text(value: Any, where: str) -> str:
     Raises:
       InputError: it is no text, or blank.
     """
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_blank(encodable(value, where)):
         raise InputError(f"{where}: no question; every row needs a text as question")
-    return encodable(value, where).replace("’", "'")
+    return value.replace("’", "'")
 
 
 def answer_texts(value: Any, where: str) -> tuple[str, ...]:
@@ -87,11 +91,12 @@ def answer_texts(value: Any, where: str) -> tuple[str, ...]:
     """
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InputError(f"{where}: answers must be a list of texts, found {short(value)}")
-    if not all(item.strip() for item in value):
+    answers = tuple(encodable(item, where) for item in value)
+    if any(map(is_blank, answers)):
         raise InputError(
             f"{where}: an answer is empty and would be found in every passage; remove it"
         )
-    return tuple(encodable(item, where) for item in value)
+    return answers
 
 
 def one_word(value: Any, what: str, where: str) -> str:
@@ -103,10 +108,10 @@ def one_word(value: Any, what: str, where: str) -> str:
     known = isinstance(value, str | int) and not isinstance(value, bool)
     id_ = str(value) if known else ""
     if id_.split() != [id_] or "\0" in id_:
-        raise InputError(
-            f"{where}: {what} {short(value)} must be one word; run files and qrels separate ids by"
-            " spaces"
-        )
+        rule = "run files and qrels separate ids by spaces"
+        if isinstance(value, float):
+            rule = "an id is a text or a whole number; write the column as such"
+        raise InputError(f"{where}: {what} {short(value)} must be one word; {rule}")
     return encodable(id_, where)
 
 
@@ -118,17 +123,34 @@ def passage(value: dict[str, Any], what: str, where: str) -> Passage:
       InputError: the text is missing, the id is not one word, or a value is no text.
     """
     text = first_of(value, TEXT_KEYS)
-    title = value.get("title")
-    title = "" if title is None else title
-    if not isinstance(text, str) or not isinstance(title, str):
+    title = title_text(value.get("title"), where)
+    if not isinstance(text, str):
         raise InputError(
             f"{where}: {what} has no text; a passage is an object with id, title and text"
         )
     id_ = first_of(value, ID_KEYS)
-    title, text = encodable(title, where), encodable(text, where)
+    text = encodable(text, where)
     if id_ is None or id_ == "":
         return by_content(title, text)
     return Passage(one_word(id_, f"id of {what}", where), title, text)
+
+
+def title_text(value: Any, where: str) -> str:
+    """Returns a title: a text or a number; none for null and for the NaN of a table.
+
+    Raises:
+      InputError: it is something else.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{where}: the title must be a text, found {short(value)}")
+    return encodable(str(value), where)
+
+
+def is_blank(text: str) -> bool:
+    """Returns whether a text has nothing but white space and control characters."""
+    return not text[:1].isalnum() and _VISIBLE.search(text) is None
 
 
 def by_content(title: str, text: str) -> Passage:

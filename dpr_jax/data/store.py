@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dpr_jax import artifacts
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
 

@@ -69,6 +69,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         },
         {**texts.inputs, "model": embedder.fingerprint},
     )
+    parallel.agree(origin["inputs"])
     out = retriever.place(texts.stage, origin)
     parallel.barrier(f"encode: look at {out.name}")
     manifest = out / "manifest.json"
@@ -139,7 +140,7 @@ def _dtype(asked: str) -> str:
 
 
 def _shard_rows(count: int, rows_per_shard: int) -> list[range]:
-    """The rows of each shard."""
+    """Returns the rows of each shard."""
     return [
         range(start, min(start + rows_per_shard, count))
         for start in range(0, count, rows_per_shard)
@@ -162,7 +163,7 @@ def _is_whole(file: Path, rows: int, width: int, dtype: type[np.floating]) -> bo
 def _ready(
     embedder: Embedder, texts: Texts, shards: Iterable[tuple[Path, range]]
 ) -> Iterator[Shard]:
-    """The shards, tokenized one after another; a thread of its own reads the one that follows."""
+    """Yields the shards tokenized, in order; a thread of its own reads the next one."""
     read = ((file, rows, *texts.read(rows)) for file, rows in shards)
     for file, rows, ids, shard_texts in parallel.ahead(read):
         places: dict[Text, int] = {}

@@ -41,7 +41,7 @@ class Texts(NamedTuple):
 
 
 def open_texts(settings: EncodeConfig, workdir: WorkDir) -> Texts:
-    """The passages, or the questions that `encode.questions` names.
+    """Opens the passages, or the questions that `encode.questions` names.
 
     Raises:
       InputError: there are none, or a file cannot be read (by file and line).

@@ -11,7 +11,7 @@ from dpr_jax.console import results_console
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import score
-from dpr_jax.evaluation.examples import Choice, Example, Shown, choose_examples
+from dpr_jax.evaluation.examples import EXAMPLES, Choice, Example, Shown, choose_examples
 from dpr_jax.evaluation.judged import Judged, judge
 from dpr_jax.evaluation.table import TITLES, percent, points, verdict
 from dpr_jax.workdir import WorkDir
@@ -60,7 +60,7 @@ def _compare(config: Config, judged: Judged, run_a: str, run_b: str) -> None:
             view,
             scored,
             {run_b: base},
-            samples=config.evaluate.bootstrap_samples,
+            samples=score.SAMPLES,
             seed=config.seed,
         )
         console.print(_metrics(facts, base, view, run_a, run_b))
@@ -127,7 +127,7 @@ def _wins(
     run_a: str,
     run_b: str,
 ) -> Table:
-    """In how many questions which of the two has a hit among the first k."""
+    """Counts the questions in which one, both or neither of two runs has a hit in the first k."""
     table = Table(title="Questions with a hit among the first k", title_justify="left")
     for name in ("k", "both", f"only {run_a}", f"only {run_b}", "neither"):
         table.add_column(Text(name), justify="right", overflow="fold")
@@ -154,13 +154,13 @@ def _wins_and_losses(config: Config, judged: Judged, run_b: str) -> Choice:
         judged=first.judged,
         baseline=run_b,
         match=config.evaluate.answer_match,
-        count=2 * config.evaluate.examples,
+        count=2 * EXAMPLES,
         seed=config.seed,
     )
 
 
 def _to_read(example: Example) -> Text:
-    """A question, what is right, and each run's first passage."""
+    """Shows a question, its answers, and each run's first passage."""
     lines = Text(f"\n  {example.question}\n", style="bold")
     if example.answers:
         lines.append(f"    answer: {' · '.join(example.answers)}\n", style="not bold")

@@ -11,7 +11,7 @@ from dpr_jax.console import say
 from dpr_jax.data import changes, store
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
-from dpr_jax.evaluation.examples import choose_examples
+from dpr_jax.evaluation.examples import EXAMPLES, choose_examples
 from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
@@ -95,7 +95,7 @@ def _evaluate_set(
     # --- means, intervals, differences
     if settings.baseline not in ranked:
         say(f"evaluate: no run {settings.baseline!r} to compare the others with")
-    chance = {"samples": settings.bootstrap_samples, "seed": config.seed}
+    chance = {"samples": score.SAMPLES, "seed": config.seed}
     summaries = []
     for name, views_scored in scored.items():
         depth = max(map(len, ranked[name]))
@@ -146,7 +146,7 @@ def _evaluate_set(
         judged=views[0].judged,
         baseline=settings.baseline,
         match=settings.answer_match,
-        count=settings.examples,
+        count=EXAMPLES,
         seed=config.seed,
     )
     text = report.render(
@@ -168,7 +168,7 @@ def _evaluate_set(
 
 
 def _warn(left_out: dict[str, str]) -> None:
-    """Names the runs that are not in the table, and why."""
+    """Warns of runs that are not in the table, and says why."""
     for name, why in left_out.items():
         say(f"evaluate: WARNING: run {name} is left out: {why}")
 

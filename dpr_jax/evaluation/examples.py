@@ -11,6 +11,7 @@ import numpy as np
 from dpr_jax.data.answers import has_answer
 from dpr_jax.data.store import Corpus, Question
 
+EXAMPLES = 10  # questions in the report
 TOP = 3
 WINDOW_CHARS = 360
 
@@ -165,8 +166,8 @@ def _example(
 
 
 def _window(text: str, answers: tuple[str, ...]) -> tuple[list[tuple[str, bool]], bool]:
-    """A window of the text around its first literal answer, in pieces, and whether it is the whole
-    text.
+    """Returns a window of the text around its first literal answer, in pieces, and whether that is
+    all.
 
     The marks help reading; whether the passage counts is has_answer's business, which also sees
     answers written another way.

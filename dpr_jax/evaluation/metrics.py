@@ -75,7 +75,7 @@ def graded(
 
 
 def estimate(value_QM: np.ndarray, *, samples: int, seed: int) -> list[Estimate]:
-    """The means of M metrics over the same questions, with 95 % bootstrap intervals.
+    """Returns the means of M metrics over the same questions, with 95 % bootstrap intervals.
 
     Args:
       value_QM: float64, one row a question, at least one.
@@ -129,7 +129,7 @@ def _blocks(width: int, samples: int, seed: int) -> Iterator[tuple[int, np.rando
 
 
 def _draws(questions: int, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """count_SQ, float64: how often each question is drawn in each of `rows` resamplings."""
+    """Returns how often each question is drawn in each of `rows` resamplings: float64 [S, Q]."""
     drawn_SQ = rng.integers(0, questions, (rows, questions))
     drawn_SQ += np.arange(rows)[:, None] * questions
     count_SQ = np.bincount(drawn_SQ.ravel(), minlength=rows * questions)

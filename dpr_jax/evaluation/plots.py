@@ -40,12 +40,12 @@ _STYLE = {
 
 
 def colour(place: int) -> str:
-    """The colour of the run in this place of the order."""
+    """Returns the colour of the run at this place of the order."""
     return COLOURS[place % len(COLOURS)]
 
 
 def accuracy_over_k(curves: dict[str, list[Estimate]], cutoffs: Sequence[int]) -> str:
-    """Top-k accuracy over k, one line a run with its 95 % band.
+    """Draws top-k accuracy over k, one line per run with its 95 % band.
 
     Args:
       curves: run -> estimates for k = 1, 2, ...
@@ -129,8 +129,8 @@ def training(lines: Sequence[dict[str, float]], run: str) -> list[str]:
 
 
 def recall_and_speed(facts: dict[str, Any]) -> str:
-    """Recall against speed of all that was tried when an index was tuned, one colour a build, the
-    setting that was kept in a ring.
+    """Draws recall against speed for all settings that tuning tried: a colour per build, a ring for
+    the one kept.
 
     Args:
       facts: an index.json with `tried` and `target_recall`.
@@ -182,7 +182,7 @@ def recall_and_speed(facts: dict[str, Any]) -> str:
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
-    """A centred moving average over about a tenth of the curve, shorter at its ends."""
+    """Returns a centred moving average over about a tenth of the curve, shorter at its ends."""
     window = np.ones(2 * (len(values) // 20) + 1)
     near = np.convolve(np.ones(len(values)), window, mode="same")
     return np.convolve(values, window, mode="same") / near
@@ -198,9 +198,8 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element that scales, takes the page's ink and font, and is read aloud
-    by its title.
-    """
+    """Returns the figure as an <svg> element that scales, takes the page's ink and font, and has a
+    title for screen readers."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -32,7 +32,7 @@ def render(
     indexes: dict[str, dict[str, Any]],
     manifests: dict[str, dict[str, Any]],
 ) -> str:
-    """The page as text.
+    """Returns the page as text.
 
     Args:
       config: whose settings are shown, those that differ from the defaults first.
@@ -98,15 +98,13 @@ def _last_validation(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _columns(metrics: dict[str, Any]) -> list[str]:
-    """The metrics the page has room for: of the recalls the last one; all of them are in
-    NAME.json.
-    """
+    """Returns the metrics that the page has room for: of the recalls only the last."""
     recalls = [name for name in metrics if name.startswith("recall@")]
     return [name for name in metrics if name not in recalls[:-1]]
 
 
 def _settings(config: Config) -> list[tuple[str, Any, bool]]:
-    """(dotted name, value, whether it is not the default), those that are not the default first."""
+    """Returns (dotted name, value, whether it is not the default), those that are not first."""
     values, defaults = to_dict(config), to_dict(Config())
     rows = []
     for key in keys():

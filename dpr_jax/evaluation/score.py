@@ -11,6 +11,7 @@ from dpr_jax.data.answers import matcher
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.evaluation import metrics
 
+SAMPLES = 2000  # resamplings of the questions for the 95 % intervals
 _TEXTS_KEPT = 50_000
 
 
@@ -46,7 +47,7 @@ class Scored(NamedTuple):
 def views(
     questions: Sequence[Question], corpus: Corpus, match: Literal["string", "regex"]
 ) -> list[View]:
-    """The views that the questions' labels allow, the gold one first.
+    """Returns the views that the questions' labels allow, the gold one first.
 
     By gold passage the questions that have one count; by answer all of them, as in DPR.
     """
@@ -70,8 +71,8 @@ def views(
 
 
 def score(view: View, ranked: list[np.ndarray], cutoffs: Sequence[int]) -> Scored:
-    """Top-k accuracy at the cutoffs and MRR@10; with gold passages nDCG@10, MAP and recall at the
-    cutoffs besides.
+    """Computes top-k accuracy at the cutoffs and MRR@10; with gold passages also nDCG@10, MAP and
+    recall at the cutoffs.
 
     Args:
       view: what is right.
@@ -156,14 +157,14 @@ def macro_average(
 
 
 def _table(scored: Scored) -> np.ndarray:
-    """value_JM: the metrics side by side."""
+    """Returns the metrics side by side, value_JM."""
     return np.stack(list(scored.values.values()), axis=1)
 
 
 def _by_name(
     scored: Scored, numbers: Sequence[metrics.Estimate | metrics.Difference]
 ) -> dict[str, dict[str, float]]:
-    """For JSON, without the last digits, in which machines differ."""
+    """Returns values by metric, rounded: machines differ in the last digits."""
     return {
         metric: {name: round(value, 8) for name, value in found._asdict().items()}
         for metric, found in zip(scored.values, numbers, strict=True)
@@ -173,7 +174,7 @@ def _by_name(
 def curve(
     view: View, scored: Scored, depth: int, *, samples: int, seed: int
 ) -> list[metrics.Estimate]:
-    """Top-k accuracy with its interval for k = 1..depth."""
+    """Returns top-k accuracy with its interval for k = 1..depth."""
     rank_J = scored.rank_Q[view.judged]
     hit_JK = np.stack([ranks.top_k(rank_J, k + 1) for k in range(depth)], axis=1)
     return metrics.estimate(hit_JK, samples=samples, seed=seed)

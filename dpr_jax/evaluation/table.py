@@ -114,10 +114,10 @@ def _shown_names(metrics: dict[str, Any]) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """0.8275 -> 82.8"""
+    """Formats a share in percent: 0.8275 -> 82.8."""
     return f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
-    """0.4575 -> +45.8"""
+    """Formats a difference in points: 0.4575 -> +45.8."""
     return f"{100 * value:+.1f}"

@@ -13,7 +13,7 @@ from dpr_jax.config import Config
 from dpr_jax.console import progress
 from dpr_jax.data import changes
 from dpr_jax.data.changes import Log
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.index.open import MANIFEST
 from dpr_jax.model.embed import Embedder, load_embedder

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dpr_jax import needs
 from dpr_jax.config import IndexConfig
-from dpr_jax.console import say
+from dpr_jax.console import say, size_in_words
 from dpr_jax.errors import InputError
 from dpr_jax.index import defaults, worker
 from dpr_jax.index.engines import faiss_index, scann_index
@@ -15,15 +16,10 @@ from dpr_jax.index.reduction import Reduction
 from dpr_jax.index.tune import Tuned, tune
 
 SCANN_FROM_ROWS = 5000
-# Memory of a build at its peak, measured: before it has any vectors, and for each of their numbers.
-# ScaNN holds three float32 copies (ours, its own, and one while it trains or writes), FAISS one
-# whose arrays double while they grow; the float16 shards are mapped.
-PROCESS_MB = 350
-BYTES_PER_NUMBER = {"scann": 14, "faiss": 10}
 
 # The settings that matter to each engine: another value of another setting builds nothing anew.
 _SETTINGS_OF = {
-    "exact": ("exact_recall",),
+    "exact": (),
     "faiss": ("faiss", "leaves", "leaves_to_search", "ef_search", "reorder"),
     "scann": (
         "leaves",
@@ -119,9 +115,8 @@ def choose_kind(asked: str, count: int) -> tuple[str, str]:
     return "exact", f"{without}, nor is faiss (`pip install faiss-cpu`)"
 
 
-def _memory(kind: str, count: int, dimension: int) -> str:
+def _memory(kind: str, count: int, width: int) -> str:
     """Returns the memory of a build at its peak, in words."""
     if kind == "exact":
         return "copied as they are"
-    megabytes = PROCESS_MB + count * dimension * BYTES_PER_NUMBER[kind] / 1e6
-    return f"about {megabytes:,.0f} MB of memory to build"
+    return f"about {size_in_words(needs.build_bytes(kind, count, width))} of memory to build"

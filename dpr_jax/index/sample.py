@@ -68,7 +68,7 @@ def draw(
             " others, so name a split with more questions by --index.queries"
         )
     rows_R = _spaced(count, certificate + (TUNING_QUERIES if tuning else 0))
-    queries_RD = embeddings.pick_rows(pool, _corpus_rows(rows_R, gone_R))
+    queries_RD = embeddings.pick_rows(pool, corpus_rows(rows_R, gone_R))
     if questions is not None and not np.isfinite(queries_RD).all():
         raise InputError(
             f"{questions} holds NaN or infinity; delete it and encode the questions again with a"
@@ -81,7 +81,7 @@ def draw(
     return Sample(queries_RD[held_out_R], queries_RD[~held_out_R], origin)
 
 
-def _corpus_rows(live_R: np.ndarray, gone_R: np.ndarray) -> np.ndarray:
+def corpus_rows(live_R: np.ndarray, gone_R: np.ndarray) -> np.ndarray:
     """Returns the rows of passages that are counted without the removed ones."""
     gone_before_R = np.searchsorted(gone_R - np.arange(len(gone_R)), live_R, side="right")
     return live_R + gone_before_R

@@ -15,7 +15,7 @@ BAR_CELLS = 30
 
 
 def page(facts: dict[str, Any]) -> str:
-    """The page as text; `facts` is what inspection.json holds."""
+    """Returns the page as text; `facts` is what inspection.json holds."""
     environment = pages.environment()
     environment.filters["percent"] = percent
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def warnings(facts: dict[str, Any]) -> list[str]:
 
 
 def bars(tokens: dict[str, Any]) -> list[tuple[str, float]]:
-    """(range of lengths, share of texts) of a histogram."""
+    """Returns (range of lengths, share of texts) of a histogram."""
     width, last = tokens["width"], len(tokens["bars"]) - 1
     labels = []
     for place in range(last + 1):
@@ -80,7 +80,7 @@ def bars(tokens: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def percent(value: float) -> str:
-    """0.8275 -> 82.8"""
+    """Formats a share in percent: 0.8275 -> 82.8."""
     return f"{100 * value:.1f}"
 
 

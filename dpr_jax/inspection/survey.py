@@ -21,12 +21,12 @@ SizesOf = Callable[[Sequence[Any]], list[int]]  # texts, or (title, text) -> tok
 
 
 def evenly(count: int, sample: int = SAMPLE) -> list[int]:
-    """At most `sample` rows of `count`, evenly apart."""
+    """Returns at most `sample` rows of `count`, evenly apart."""
     return np.unique(np.linspace(0, count - 1, min(count, sample)).round()).astype(int).tolist()
 
 
 def lengths(sizes: Sequence[int], limit: int) -> dict[str, Any]:
-    """Mean, quantiles and histogram of lengths in tokens.
+    """Returns mean, quantiles and histogram of lengths in tokens.
 
     Args:
       sizes: at least one length.

@@ -1,8 +1,7 @@
-"""The stage that finds hard negatives: what ranks high for a question and is no answer to it.
+"""The stage that finds hard negatives: passages that rank high for a question and do not answer it.
 
-A passage that is gold, holds an answer, or repeats much of a gold passage is passed over: trained
-  on as a negative, it would teach
-the opposite of the truth.
+A passage that is gold, holds an answer, or repeats much of a gold passage is passed over: used as a
+negative, it would teach the opposite of the truth.
 """
 
 import itertools
@@ -15,7 +14,7 @@ from dpr_jax import artifacts, console
 from dpr_jax.config import Config, Teacher
 from dpr_jax.config_file import describe
 from dpr_jax.data import store
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.index import bm25
@@ -53,12 +52,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
     # --- search, and pick ----------------------------------------------------
     searchers = [source.start() for source in sources]
-    allowed = Rules(
-        settings.depth,
-        config.evaluate.answer_match,
-        settings.near_duplicate,
-        settings.filter,
-    )
+    allowed = Rules(settings.depth, config.evaluate.answer_match, settings.filter)
     reports: dict[str, Report] = {}
 
     def mined(split: str) -> Iterator[Question]:
@@ -121,9 +115,8 @@ def _open_source(config: Config, retriever: RetrieverDir, name: str, corpus: Cor
 def _proposed(
     config: Config, searchers: list[Searcher], batch: list[Question], first: int
 ) -> list[dict[int, bool]]:
-    """Each question's candidates in the order to try them, from `rules.candidates`; `first` is the
-    number of the batch's first question.
-    """
+    """Returns each question's candidates in the order to try them; the batch starts at question
+    `first`."""
     settings = config.mine
     asked = [question.question for question in batch]
     found = [searcher.search(asked, settings.window) for searcher in searchers]
@@ -133,7 +126,6 @@ def _proposed(
             [Ranking(scores_QK[i], rows_QK[i]) for scores_QK, rows_QK in found],
             question.positives[0],
             skip=settings.skip,
-            absolute_margin=settings.absolute_margin,
             relative_margin=settings.relative_margin,
         )
         if settings.sample:
@@ -150,9 +142,7 @@ def _mine(
     teacher: Teacher | None,
     report: Report,
 ) -> Question:
-    """The question with mined hard negatives, and what the teacher says of them; without one, what
-    the file said of the same passages.
-    """
+    """Returns the question with mined hard negatives and their teacher scores, if there are any."""
 
     def passed_over(rule: str, row: int) -> None:
         report.pass_over(rule, question, row, passage_of)
@@ -176,9 +166,7 @@ def _origin(config: Config, sources: list[Opened]) -> dict[str, dict[str, Any]]:
         "skip": mine.skip,
         "window": mine.window,
         "sample_seed": config.seed if mine.sample else None,
-        "absolute_margin": mine.absolute_margin,
         "relative_margin": mine.relative_margin,
-        "near_duplicate": mine.near_duplicate,
         "filter": describe(mine.filter) if mine.filter else None,
         "teacher": describe(mine.teacher) if mine.teacher else None,
         "answer_match": config.evaluate.answer_match,
@@ -203,9 +191,7 @@ def _shuffled(candidates: dict[int, bool], seed: int, number: int) -> dict[int, 
 def _passages(
     corpus: Corpus, batch: list[Question], proposed: list[Iterable[int]], ahead: int
 ) -> Callable[[int], Passage]:
-    """Passages by row: gold ones and the first `ahead` candidates of each question read at once,
-    others when asked for.
-    """
+    """Returns passages by row; gold and the first `ahead` candidates are read at once."""
     likely = {row for question in batch for row in question.positives}
     likely |= {row for rows in proposed for row in itertools.islice(rows, ahead)}
     in_order = sorted(likely)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dpr_jax.console import say
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 
 PassageOf = Callable[[int], Passage]
@@ -48,7 +48,7 @@ class Report:
             self._samples_kept[place] = _sample(question, kept, passage_of)
 
     def facts(self) -> dict[str, object]:
-        """All counts, for the manifest."""
+        """Returns all counts, for the manifest."""
         return {
             "questions": self.questions,
             "hard_negatives": self.kept,
@@ -80,9 +80,7 @@ class Report:
             say("\n".join(["mine: to read:", *shown]))
 
     def _place(self, count: int, size: int) -> int:
-        """The place of the count-th of many in a sample of `size` that each is to be in with the
-        same chance; from `size` on: not in it.
-        """
+        """Draws the place of the `count`-th item in a reservoir of `size`; `size` or more: none."""
         return count - 1 if count <= size else self._chance.randrange(count)
 
 

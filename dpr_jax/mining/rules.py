@@ -11,11 +11,13 @@ import numpy as np
 
 from dpr_jax.config import Filter, Teacher
 from dpr_jax.data.answers import has_answer
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
 RUN_WORDS = 5
+# From this share of common word runs on a passage counts as a copy of a gold passage.
+NEAR_COPY = 0.6
 _WORD = re.compile(r"\w+")
 
 
@@ -25,14 +27,11 @@ class Rules(NamedTuple):
     Attributes:
       depth: how many to keep.
       match: how an answer is looked for in a text.
-      near_duplicate: share of common word runs from which on a passage counts as a copy of a gold
-        passage, in (0, 1].
       filter: the user's own judgement.
     """
 
     depth: int
     match: Literal["string", "regex"]
-    near_duplicate: float
     filter: Filter | None = None
 
 
@@ -50,11 +49,10 @@ def candidates(
     gold: int,
     *,
     skip: int,
-    absolute_margin: float | None,
     relative_margin: float | None,
 ) -> dict[int, bool]:
-    """The rows that several rankings propose, each one's best in turn, with whether one of them
-    scores it too near the gold passage.
+    """Returns the rows that several rankings propose, the best of each in turn, and for each row
+    whether one of the rankings scores it too near the gold passage.
 
     The margin is that of NV-Retriever (Moreira et al., 2024, arXiv 2407.15831): what scores about
     as high as the gold passage is often another answer. A gold passage that a ranking does not hold
@@ -64,13 +62,12 @@ def candidates(
       rankings: one a source.
       gold: row of the gold passage.
       skip: leave out so many of the best of each ranking.
-      absolute_margin: least distance below the gold passage's score; None: any.
-      relative_margin: the same as a share of the gold passage's score; None: any.
+      relative_margin: least distance below the gold passage's score, as a share of it; None: any.
     """
     proposed: list[list[tuple[int, bool]]] = []
     for ranking in rankings:
         scores_K, rows_K = ranking
-        limit = _limit(ranking, gold, absolute_margin, relative_margin)
+        limit = _limit(ranking, gold, relative_margin)
         near_K = scores_K > limit
         pairs = zip(rows_K[skip:].tolist(), near_K[skip:].tolist(), strict=True)
         proposed.append([(row, near) for row, near in pairs if row >= 0])
@@ -81,15 +78,15 @@ def candidates(
     return found
 
 
-def _limit(ranking: Ranking, gold: int, absolute: float | None, relative: float | None) -> float:
-    """The highest score that is far enough below the gold passage's."""
-    if absolute is None and relative is None:
+def _limit(ranking: Ranking, gold: int, margin: float | None) -> float:
+    """Returns the highest score that is far enough below the gold passage's."""
+    if margin is None:
         return np.inf
     at_gold = np.flatnonzero(ranking.rows_K == gold)
     if not len(at_gold):
         return -np.inf
     score = float(ranking.scores_K[at_gold[0]])
-    return score - max(absolute or 0.0, (relative or 0.0) * abs(score))
+    return score - margin * abs(score)
 
 
 def hard_negatives(
@@ -99,7 +96,7 @@ def hard_negatives(
     rules: Rules,
     passed_over: Callable[[str, int], None],
 ) -> tuple[int, ...]:
-    """The first candidates that the rules allow, `rules.depth` of them if there are so many.
+    """Returns the first candidates that the rules allow, at most `rules.depth`.
 
     Args:
       question: with its gold rows and answers.
@@ -132,14 +129,14 @@ def _allowed(
     rules: Rules,
     passed_over: Callable[[str, int], None],
 ) -> Iterator[int]:
-    """The candidates that pass every rule but the user's own, in their order."""
+    """Yields the candidates that pass every rule but the user's own, in their order."""
     gold_runs = [word_runs(passage_of(row).text) for row in question.positives]
     for row, near_gold_score in candidates.items():
         if row in question.positives:
             passed_over("gold", row)
         elif near_gold_score:
             passed_over("scoring near the gold passage", row)
-        elif near_copy(passage_of(row).text, gold_runs, rules.near_duplicate):
+        elif near_copy(passage_of(row).text, gold_runs):
             passed_over("near copies of a gold passage", row)
         elif has_answer(question.answers, passage_of(row).text, match=rules.match):
             passed_over("with an answer", row)
@@ -148,21 +145,20 @@ def _allowed(
 
 
 def word_runs(text: str) -> frozenset[tuple[str, ...]]:
-    """Every run of five words of a text, without case and punctuation; the whole of a shorter
-    one.
-    """
+    """Returns every run of five words of a text, without case and punctuation, or a shorter text
+    whole."""
     words = _WORD.findall(text.casefold())
     length = min(RUN_WORDS, len(words))
     starts = range(len(words) - length + 1)
     return frozenset(tuple(words[start : start + length]) for start in starts)
 
 
-def near_copy(text: str, gold_runs: Sequence[frozenset[tuple[str, ...]]], share: float) -> bool:
-    """Returns whether a text and a gold passage have at least this share of the shorter one's word
-    runs in common.
+def near_copy(text: str, gold_runs: Sequence[frozenset[tuple[str, ...]]]) -> bool:
+    """Returns whether a text and a gold passage have at least 60 % of the shorter one's word runs
+    in common.
     """
     runs = word_runs(text)
-    return any(len(runs & gold) >= share * min(len(runs), len(gold)) for gold in gold_runs)
+    return any(len(runs & gold) >= NEAR_COPY * min(len(runs), len(gold)) for gold in gold_runs)
 
 
 def teacher_scores(

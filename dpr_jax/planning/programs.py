@@ -17,9 +17,9 @@ from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.index.engines import exact
 from dpr_jax.model import description, dual_encoder, embed, hf
-from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
+from dpr_jax.model.families import Shape
 from dpr_jax.training import program, setup
 from dpr_jax.training.step import Batch
 
@@ -49,7 +49,7 @@ class Model(NamedTuple):
       passage: likewise of passages.
     """
 
-    shape: BertShape
+    shape: Shape
     question: EncoderSettings
     passage: EncoderSettings
 
@@ -79,7 +79,6 @@ def read_model(config: Config) -> Model:
         else:
             folders = {side: hf.resolve(source, side) for side in ("question", "passage")}
         own = {side: description.read(folders[side], side, config.model) for side in folders}
-        setup.check_alike(source, *own.values())
         return Model(hf.read_shape(folders["question"]), own["question"], own["passage"])
 
 
@@ -119,9 +118,11 @@ def _update(
     schedule: setup.Schedule,
 ) -> tuple[Any, tuple[Any, Any]]:
     """Returns the mapped update, and the shapes that it takes."""
-    planned = program.build(config, model.shape, model.passage, schedule, spmd)
-    tower = _params(planned.encoder)
-    params = dual_encoder.dual_params(tower, tower, shared=config.model.shared_towers)
+    shapes = {"question": model.shape, "passage": model.shape}
+    own = {"question": model.question, "passage": model.passage}
+    planned = program.build(config, shapes, own, schedule, spmd)
+    towers = map(_params, planned.encoder)
+    params = dual_encoder.dual_params(*towers, shared=config.model.shared_towers)
     state = jax.eval_shape(planned.initial_state, params)
     return planned.update(config.train.chunk_size), planned.shapes(state, batch(config, model))
 
@@ -175,10 +176,9 @@ def encode(config: Config, model: Model, devices: list[jax.Device]) -> Encoding:
     host.
     """
     dtype = config.encode.dtype
-    encoder = Encoder(
+    encoder = hf.encoder_of_shape(
         model.shape,
-        pooling=model.passage.pooling,
-        normalize=model.passage.normalize,
+        model.passage,
         dtype=jnp.dtype("bfloat16" if dtype == "auto" else dtype),
         platform=parallel.platform_of(devices),
     )
@@ -200,5 +200,4 @@ def search(
         count=passages,
         dimension=config.index.dimensions or width,
         k=config.retrieve.top_k,
-        recall_target=config.index.exact_recall,
     )

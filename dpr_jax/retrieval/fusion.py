@@ -11,13 +11,14 @@ import numpy as np
 
 Ranking = tuple[np.ndarray, np.ndarray]
 
+DEPTH = 1000  # passages per question that each ranking brings in, at least the k asked for
 RANK_CONSTANT = 60  # of Cormack et al.
 STEPS_AROUND = 8  # weights tried on each side of the even one, each sqrt(2) of the next
 
 
 def linear(bm25: Ranking, dense: Ranking, *, weight: float, k: int) -> Ranking:
-    """BM25 + weight * similarity over the union of both rankings (Karpukhin et al., 2020, arXiv
-    2004.04906, section 5).
+    """Fuses by BM25 + weight * similarity over the union of both rankings (Karpukhin et al., 2020,
+    arXiv 2004.04906, section 5).
 
     A passage that is in one ranking only gets the lowest score of the other one (0 where that one
     is empty).
@@ -45,7 +46,7 @@ def linear(bm25: Ranking, dense: Ranking, *, weight: float, k: int) -> Ranking:
 
 
 def reciprocal_rank(rankings: Sequence[Ranking], *, k: int) -> Ranking:
-    """The sum over the rankings of 1 / (60 + rank); one that lacks a passage adds nothing (Cormack
+    """Fuses by the sum over the rankings of 1 / (60 + rank), 0 where a passage is missing (Cormack
     et al., 2009, SIGIR).
 
     Args:
@@ -67,8 +68,8 @@ def reciprocal_rank(rankings: Sequence[Ranking], *, k: int) -> Ranking:
 
 
 def weights_to_try(bm25: Ranking, dense: Ranking) -> list[float]:
-    """Weights from a 16th to 16 times the even one, at which both rankings' scores spread alike;
-    ascending.
+    """Returns weights, ascending, around the one at which both rankings' scores have the same
+    spread.
 
     BM25 scores are in the tens and similarities may be in the tenths, so that no fixed list would
     do.
@@ -84,9 +85,8 @@ def _fuse(
     score: Callable[[list[Ranking], np.ndarray], np.ndarray],
     k: int,
 ) -> Ranking:
-    """The best k of each question by `score`, which gets its lists (one a ranking) and all rows
-    that are in them, ascending.
-    """
+    """Returns the best k per question by `score(lists, rows)`; rows are all that are in a list,
+    ascending."""
     count = len(rankings[0][1])
     scores_QK = np.full((count, k), -np.inf, np.float32)
     rows_QK = np.full((count, k), -1, np.int64)
@@ -101,13 +101,13 @@ def _fuse(
 
 
 def _found(ranking: Ranking, question: int) -> Ranking:
-    """One question's scores [F] and rows [F], without what is missing at the end."""
+    """Returns one question's scores [F] and rows [F], without what is missing at the end."""
     scores_QN, rows_QN = ranking
     found_N = rows_QN[question] >= 0
     return scores_QN[question][found_N], rows_QN[question][found_N]
 
 
 def _spread(ranking: Ranking) -> float:
-    """The mean over questions of the standard deviation of a list's scores."""
+    """Returns the mean over questions of the standard deviation of a list's scores."""
     lists = [_found(ranking, question)[0] for question in range(len(ranking[0]))]
     return float(np.mean([scores_F.std() for scores_F in lists if len(scores_F)] or [0.0]))

@@ -17,7 +17,12 @@ from dpr_jax.retrieval import weight
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.retrieval.retriever import DEV_METRIC
 from dpr_jax.retrieval.runs import Hit, RunFiles, falling
-from dpr_jax.retrieval.searcher import Searcher, open_corpus, open_retriever
+from dpr_jax.retrieval.searcher import (
+    QUESTIONS_AT_ONCE,
+    Searcher,
+    open_corpus,
+    open_retriever,
+)
 from dpr_jax.workdir import RetrieverDir
 
 DEV_CUTOFF = 10  # of DEV_METRIC
@@ -70,7 +75,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             say(f"retrieve: {files.done:,} questions are answered already")
         left = itertools.islice(asked.read(), files.done, None)
         k = min(settings.top_k, len(corpus))
-        for batch, ranking in _found(searcher, left, settings.batch_size, k):
+        for batch, ranking in _found(searcher, left, k):
             all_hits = _hits(batch, corpus, ranking, config.evaluate.answer_match)
             gold = [question.positives for question in batch]
             files.reciprocal_ranks += len(batch) * ranks.mean_reciprocal_rank(
@@ -100,13 +105,13 @@ def _keep_dev_figure(retriever: RetrieverDir, facts: dict[str, Any]) -> None:
 
 
 def _found(
-    searcher: Searcher, questions: Iterator[Question], batch_size: int, k: int
+    searcher: Searcher, questions: Iterator[Question], k: int
 ) -> Iterator[tuple[list[Question], Ranking]]:
     """Yields batches with their rankings.
 
     While one is written, the next is searched, and the one after that encoded.
     """
-    batches = iter(lambda: list(itertools.islice(questions, batch_size)), [])
+    batches = iter(lambda: list(itertools.islice(questions, QUESTIONS_AT_ONCE)), [])
     encoded = parallel.ahead(
         (batch, searcher.encode([question.question for question in batch])) for batch in batches
     )
@@ -116,7 +121,7 @@ def _found(
 def _hits(
     batch: list[Question], corpus: Corpus, ranking: Ranking, answer_match: str
 ) -> list[list[Hit]]:
-    """The passages of every question, best first; what an engine did not find is left out."""
+    """Returns the passages of every question, best first, as far as the engine found any."""
     scores_QK, rows_QK = ranking
     wanted_R = np.unique(rows_QK[rows_QK >= 0])
     passages = dict(zip(wanted_R.tolist(), corpus.rows(wanted_R), strict=True))

@@ -74,7 +74,7 @@ class Retriever:
           InputError: `questions` is one text or no texts at all, one of them is empty, or k is
             below 1.
         """
-        texts = _texts(questions)
+        texts = questions_as_texts(questions)
         if k < 1:
             raise InputError(f"k is {k}; it must be 1 or more")
         if not texts:
@@ -135,7 +135,7 @@ def is_ready(retriever: RetrieverDir) -> bool:
     return index is not None and index.exists()
 
 
-def _texts(questions: Iterable[str]) -> list[str]:
+def questions_as_texts(questions: Iterable[str]) -> list[str]:
     """Returns the questions as a list, or says what they are instead."""
     rule = "questions must be texts that are not empty, in a list or another iterable"
     if isinstance(questions, str):

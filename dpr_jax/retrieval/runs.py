@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.data.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 
@@ -24,7 +24,7 @@ class Hit(NamedTuple):
 
 
 def falling(scores_K: np.ndarray) -> np.ndarray:
-    """Scores as float32 that fall strictly, each changed as little as possible.
+    """Returns the scores as float32 that fall strictly, each changed as little as possible.
 
     trec_eval and its kin read scores as float32, sort by them, and break ties by passage id, not by
       rank: equal scores would come out
@@ -125,9 +125,8 @@ def _cut(path: Path, size: int) -> BinaryIO:
 
 
 def _trec(question: Question, hits: Sequence[Hit], tag: str) -> str:
-    """`question Q0 passage rank score tag` lines; ranks start at 1, nine digits give each float32
-    back exactly.
-    """
+    """Returns lines `question Q0 passage rank score tag`; nine digits give each float32 back
+    exactly."""
     lines = []
     for rank, hit in enumerate(hits, start=1):
         for owner, value in (("question", question.id), ("passage", hit.passage.id)):
@@ -141,7 +140,7 @@ def _trec(question: Question, hits: Sequence[Hit], tag: str) -> str:
 
 
 def _json(question: Question, hits: Sequence[Hit]) -> str:
-    """One entry of DPR's retrieval output, on one line."""
+    """Returns one entry of DPR's retrieval output, on one line."""
     entry: dict[str, Any] = {
         "question": question.question,
         "answers": list(question.answers),

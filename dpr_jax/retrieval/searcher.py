@@ -3,7 +3,8 @@
 A searcher writes nothing: what a retriever lacks is an error that names the command which makes it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from dpr_jax.model.embed import Embedder, load_embedder
 from dpr_jax.retrieval import fusion
 from dpr_jax.retrieval.fusion import Ranking
 from dpr_jax.workdir import RetrieverDir, WorkDir, digest
+
+QUESTIONS_AT_ONCE = 256
 
 
 class Searcher(NamedTuple):
@@ -49,26 +52,35 @@ class Opened(NamedTuple):
       inputs: fingerprints of what they depend on.
       start: opens the index and returns the searcher; takes seconds, and memory.
       parts: of a hybrid, the two that it fuses.
+      embedder: of a dense retriever, its question tower.
     """
 
     settings: dict[str, Any]
     inputs: dict[str, str]
     start: Callable[[], Searcher]
     parts: tuple["Opened", ...] = ()
+    embedder: Embedder | None = None
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the results depend on."""
+        """Returns a hash of all that the results depend on."""
         return digest({"settings": self.settings, "inputs": self.inputs})
 
 
-def open_retriever(retriever: RetrieverDir, corpus: Corpus, config: Config | None = None) -> Opened:
+def open_retriever(
+    retriever: RetrieverDir,
+    corpus: Corpus,
+    config: Config | None = None,
+    *,
+    opened: Mapping[str, Opened] | None = None,
+) -> Opened:
     """Checks that the parts of a retriever belong together and to the corpus as it is now.
 
     Args:
       retriever: its folder.
       corpus: from `open_corpus`.
       config: its settings; None takes the stored ones.
+      opened: retrievers that are open already, by name; a hybrid takes its parts from there.
 
     Raises:
       InputError: a part is missing, of another model, or behind the corpus.
@@ -78,7 +90,7 @@ def open_retriever(retriever: RetrieverDir, corpus: Corpus, config: Config | Non
         return _bm25(retriever, corpus)
     if retriever.kind == "dense":
         return _dense(retriever, corpus, config)
-    return _hybrid(retriever, corpus, config)
+    return _hybrid(retriever, corpus, config, opened or {})
 
 
 def open_corpus(workdir: WorkDir) -> Corpus:
@@ -109,19 +121,12 @@ def words_searcher(index: bm25.Bm25, corpus: Corpus) -> Searcher:
 
 
 def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
-    folder = retriever.current("index")
-    facts = artifacts.read_json(folder / MANIFEST)
+    folder, facts, embedder = _checked(retriever, config)
     _check_corpus(retriever, facts["corpus"])
-    embedder = question_tower(retriever, config)
-    _check_model(retriever, facts["model"], embedder)
 
     def start() -> Searcher:
         index = open_index(folder)
-        if index.count != len(corpus):
-            raise InputError(
-                f"{folder} holds {index.count:,} passages, the corpus {len(corpus):,}; run `dpr"
-                f" encode` and `dpr index --retriever {retriever.name}` again"
-            )
+        _check_rows(retriever, folder, index.count, corpus)
         if index.on_devices:
             # Both steps run on the accelerators; from two threads they could wait for each other.
             return Searcher(
@@ -135,19 +140,25 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
         {"kind": "dense", "dtype": config.encode.dtype},
         {"index": artifacts.fingerprint(folder / MANIFEST), "model": embedder.fingerprint},
         start,
+        embedder=embedder,
     )
 
 
-def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
+def _hybrid(
+    retriever: RetrieverDir, corpus: Corpus, config: Config, there: Mapping[str, Opened]
+) -> Opened:
     """Opens both parts, each with its own recipe, to fuse their rankings."""
     settings, workdir = config.retrieve, retriever.workdir
     for name in settings.parts:
         if name == retriever.name or not workdir.retriever(name).file.exists():
             raise recipes.unknown(workdir, name)
-    parts = tuple(open_retriever(workdir.retriever(name), corpus) for name in settings.parts)
+    parts = tuple(
+        there.get(name) or open_retriever(workdir.retriever(name), corpus)
+        for name in settings.parts
+    )
 
     def find_both(searchers: list[Searcher], queries: tuple[Any, Any], k: int) -> list[Ranking]:
-        depth = min(max(k, settings.fusion_depth), len(corpus))
+        depth = min(max(k, fusion.DEPTH), len(corpus))
         return [one.find(own, depth) for one, own in zip(searchers, queries, strict=True)]
 
     def start() -> Searcher:
@@ -169,7 +180,7 @@ def _hybrid(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
 
         return Searcher(encode, find, {"weight": weight})
 
-    names = ("parts", "fusion", "fusion_weight", "fusion_depth")
+    names = ("parts", "fusion", "fusion_weight")
     opened = Opened(
         {"kind": "hybrid", **{name: getattr(settings, name) for name in names}},
         {name: part.fingerprint for name, part in zip(settings.parts, parts, strict=True)},
@@ -226,18 +237,11 @@ def prepared_dense(retriever: RetrieverDir, corpus: Corpus) -> Opened:
       InputError: a part is missing, or of another model or corpus.
     """
     config = recipes.load(retriever)
-    folder, embeddings = retriever.current("index"), retriever.current("embeddings")
-    facts = artifacts.read_json(folder / MANIFEST)
-    embedder = question_tower(retriever, config)
-    _check_model(retriever, facts["model"], embedder)
+    folder, facts, embedder = _checked(retriever, config)
 
     def start() -> Searcher:
         index = open_index(folder)
-        if index.prepared_count != len(corpus):
-            raise InputError(
-                f"{folder} is of another corpus than {retriever.workdir.data}; run `dpr encode` and"
-                f" `dpr index --retriever {retriever.name}` again"
-            )
+        _check_rows(retriever, folder, index.prepared_count, corpus)
         added_R = np.arange(len(corpus), index.count)  # training knows none of these
 
         def find(queries_QD: np.ndarray, k: int) -> Ranking:
@@ -245,14 +249,34 @@ def prepared_dense(retriever: RetrieverDir, corpus: Corpus) -> Opened:
 
         return Searcher(embedder.encode, find, {})
 
+    embeddings = retriever.current("embeddings") / "manifest.json"
     return Opened(
         {"kind": facts["kind"], "dtype": config.encode.dtype},
-        {
-            "embeddings": artifacts.fingerprint(embeddings / "manifest.json"),
-            "model": embedder.fingerprint,
-        },
+        {"embeddings": artifacts.fingerprint(embeddings), "model": embedder.fingerprint},
         start,
     )
+
+
+def _checked(retriever: RetrieverDir, config: Config) -> tuple[Path, dict[str, Any], Embedder]:
+    """Returns the index's folder, its manifest and the question tower that belongs to it."""
+    folder = retriever.current("index")
+    facts = artifacts.read_json(folder / MANIFEST)
+    embedder = question_tower(retriever, config)
+    if facts["model"] != embedder.passage_fingerprint:
+        raise InputError(
+            f"the index of retriever {retriever.name} holds passages of another encoder, or of the"
+            f" same with another dpr_jax.json or model.* setting, than {retriever.encoder}; run"
+            f" `dpr encode` and `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
+        )
+    return folder, facts, embedder
+
+
+def _check_rows(retriever: RetrieverDir, folder: Path, rows: int, corpus: Corpus) -> None:
+    if rows != len(corpus):
+        raise InputError(
+            f"{folder} holds {rows:,} passages, the corpus {len(corpus):,}; run `dpr encode` and"
+            f" `dpr index --retriever {retriever.name} --workdir {retriever.root}` again"
+        )
 
 
 def _check_corpus(retriever: RetrieverDir, corpus: str) -> None:
@@ -261,13 +285,4 @@ def _check_corpus(retriever: RetrieverDir, corpus: str) -> None:
             f"retriever {retriever.name} is behind the corpus, which was prepared or changed since;"
             f" run `dpr pipeline --workdir {retriever.root}`, or `dpr encode` and `dpr index"
             f" --retriever {retriever.name}`"
-        )
-
-
-def _check_model(retriever: RetrieverDir, model: str, embedder: Embedder) -> None:
-    if model != embedder.passage_fingerprint:
-        raise InputError(
-            f"the index of retriever {retriever.name} holds passages of another encoder, or of the"
-            f" same with another dpr_jax.json or model.* setting, than {retriever.encoder}; run"
-            f" `dpr encode` and `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
         )

@@ -12,7 +12,7 @@ from dpr_jax.data.store import Question, open_questions
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval import fusion
 from dpr_jax.retrieval.fusion import Ranking
-from dpr_jax.retrieval.searcher import Opened, weight_origin
+from dpr_jax.retrieval.searcher import QUESTIONS_AT_ONCE, Opened, weight_origin
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 DEV_QUESTIONS = 2000  # the first so many: one number needs no more
@@ -44,13 +44,12 @@ def tune(retriever: RetrieverDir, opened: Opened, config: Config, *, rows: int) 
 
     # --- both rankings of the dev questions
     searchers = [part.start() for part in opened.parts]
-    depth = min(config.retrieve.fusion_depth, rows)
+    depth = min(fusion.DEPTH, rows)
     found: list[tuple[Ranking, ...]] = []
-    size = config.retrieve.batch_size
     title = f"retrieve {retriever.name}: weight, on dev"
     with progress(title, len(questions), "questions") as advance:
-        for start in range(0, len(questions), size):
-            batch = questions[start : start + size]
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            batch = questions[start : start + QUESTIONS_AT_ONCE]
             texts = [question.question for question in batch]
             found.append(tuple(searcher.search(texts, depth) for searcher in searchers))
             advance(len(batch))

@@ -145,9 +145,8 @@ def collate(
 
 
 def teacher_scores(draws: Sequence[Draw]) -> np.ndarray:
-    """What a teacher said of the passages of each row: float32 [B, G], NaN where it said
-    nothing.
-    """
+    """Returns a teacher's scores of the passages of each row: float32 [B, G], NaN where there is
+    none."""
     scores = [[one.teacher_scores.get(row, np.nan) for row in one.rows] for one in draws]
     return np.array(scores, np.float32)
 
@@ -279,7 +278,7 @@ def stream(
         )
 
     def of_whole(draws: Sequence[Draw]) -> Batch:
-        """This process's part of the global batch, where that depends on the other parts."""
+        """Returns this process's part of the global batch, where it depends on the other parts."""
         batch = local(draws[mine])
         if settings.mask_answers != "off":
             batch = with_answers(batch, draws, mine, corpus, settings.mask_answers)

@@ -142,7 +142,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Waits for what is being saved, and closes the folder."""
         if "_manager" in vars(self):
             self._manager.close()
 
@@ -167,7 +167,7 @@ def hollow(state: TrainState) -> TrainState:
 
 
 def _checksum(state: TrainState) -> int:
-    """CRC-32 over all arrays, each on a thread of its own: about 0.3 s a GB and core."""
+    """Computes CRC-32 over all arrays, each in its own thread: about 0.3 s per GB and core."""
     leaves = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(state)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
         sums = list(threads.map(zlib.crc32, leaves))
@@ -175,7 +175,7 @@ def _checksum(state: TrainState) -> int:
 
 
 def _check_dtypes(state: TrainState, template: TrainState, path: Path) -> None:
-    """Orbax casts silently where a dtype differs; what it read must be what was asked for."""
+    """Refuses arrays of another dtype than asked for; Orbax casts silently."""
 
     def check(found: Any, wanted: Any) -> None:
         found, wanted = np.asarray(found), np.asarray(wanted)

@@ -3,6 +3,7 @@
 What an update needs is known before it runs: XLA says so of the compiled program.
 """
 
+import math
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpr_jax import artifacts, parallel
-from dpr_jax.console import say
+from dpr_jax import artifacts, host, parallel
+from dpr_jax.console import say, size_in_words
 from dpr_jax.errors import InputError
 from dpr_jax.training.step import Batch
 
@@ -42,7 +43,7 @@ class Candidate(NamedTuple):
 
     @property
     def needed_bytes(self) -> int:
-        """Memory that it takes on a device, state and batch included."""
+        """Returns the memory needed on a device, state and batch included."""
         memory = self.program.memory_analysis()
         needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -87,7 +88,7 @@ def choose(
     say(
         f"train: batch of {questions} questions and {passages} passages, on each device"
         f" {best.chunk_size or 'all'} texts at once (train.chunk_size): an update needs"
-        f" {_size(best.needed_bytes)} per device, {_size(free_bytes)} are free"
+        f" {size_in_words(best.needed_bytes)} per device, {size_in_words(free_bytes)} are free"
     )
     return best
 
@@ -96,26 +97,44 @@ def _largest_that_fits(
     compiled: Callable[[int | None], Candidate], texts: int, free_bytes: int
 ) -> Candidate:
     """Tries chunk sizes that divide the texts of a device: all at once, then smaller ones."""
-    best: Candidate | None = compiled(None)
-    tried = [(best.rows, best.needed_bytes)]
-    for size in range(best.rows - 1, 0, -1):
+    best = _unless_too_large(compiled, None)
+    rows = best.rows if best else texts
+    tried = [(rows, best.needed_bytes if best else math.inf)]
+    for size in range(rows - 1, 0, -1):
         if tried[-1][1] <= free_bytes:
             break
         if texts % size == 0 and (size == 1 or _may_fit(size, tried, free_bytes)):
             best = None  # its program and batches go before the next are made
-            best = compiled(size)
-            tried.append((size, best.needed_bytes))
-    if tried[-1][1] > free_bytes:
+            best = _unless_too_large(compiled, size)
+            tried.append((size, best.needed_bytes if best else math.inf))
+    if best is None or tried[-1][1] > free_bytes:
+        needed = size_in_words(tried[-1][1]) if best else "more than there is"
         raise InputError(
-            f"an update needs {_size(tried[-1][1])} on a device even with one text at a time, and"
-            f" {_size(free_bytes)} are free; give a smaller --train.batch-size or"
+            f"an update needs {needed} on a device even with one text at a"
+            f" time, and {size_in_words(free_bytes)} are free; give a smaller --train.batch-size or"
             " --model.max-passage-tokens, or a smaller model.init"
         )
     return best
 
 
-def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
-    """Whether chunks of this size are worth compiling, by those that were too large.
+def _unless_too_large(
+    compiled: Callable[[int | None], Candidate], size: int | None
+) -> Candidate | None:
+    """Returns the candidate, or None where the compiler itself says that memory is too small.
+
+    XLA for TPUs refuses a program that does not fit; for CPUs and GPUs it says what it needs.
+    """
+    try:
+        return compiled(size)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+
+
+def _may_fit(size: int, tried: list[tuple[int, float]], free_bytes: int) -> bool:
+    """Returns whether chunks of this size are worth compiling, judging by those that were too
+    large.
 
     What an update needs grows with the chunk in a line, so two programs foretell the others.
 
@@ -126,7 +145,7 @@ def _may_fit(size: int, tried: list[tuple[int, int]], free_bytes: int) -> bool:
     """
     if size > tried[-1][0] // 2:
         return False
-    if len(tried) == 1:
+    if len(tried) == 1 or math.isinf(tried[-2][1]):
         return True
     (big, at_big), (small, at_small) = tried[-2:]
     per_text = (at_big - at_small) / (big - small)
@@ -144,42 +163,11 @@ def free_memory() -> int:
     if stats and "bytes_limit" in stats:
         return int((1 - RESERVE) * stats["bytes_limit"])
     # what the process holds already, such as the state, is part of what an update needs
-    available = min([*_available_bytes(), 2**62])
+    available = min([*host.available_bytes(), 2**62])
     return int((1 - RESERVE) * available / (len(devices) * _processes_here()))
-
-
-def _available_bytes(root: Path = Path("/")) -> Iterator[int]:
-    """Yields what the host says is available, and what a container's limit leaves."""
-    meminfo = root / "proc" / "meminfo"
-    if meminfo.exists():
-        for line in meminfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                yield int(line.split()[1]) * 1024
-    cgroup = root / "sys" / "fs" / "cgroup"
-    for folder, limit, used, cache in (
-        (cgroup, "memory.max", "memory.current", "inactive_file"),
-        (
-            cgroup / "memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        if all((folder / name).exists() for name in (limit, used, "memory.stat")):
-            bounds = [(folder / name).read_text("utf-8").strip() for name in (limit, used)]
-            words = (folder / "memory.stat").read_text("utf-8").split()
-            stat = dict(zip(words[::2], words[1::2], strict=True))
-            if all(text.isdigit() for text in bounds):  # not "max"
-                # file pages that nobody used lately are dropped before memory runs out
-                yield int(bounds[0]) - int(bounds[1]) + int(stat.get(cache, 0))
 
 
 def _processes_here() -> int:
     """Returns how many processes of this run are on this host."""
-    host = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
-    return int(np.sum(parallel.all_processes(host) == host))
-
-
-def _size(count: float) -> str:
-    """Returns bytes in words: MB below a GB."""
-    return f"{count / GIGABYTE:.1f} GB" if count >= GIGABYTE else f"{count / 1e6:.0f} MB"
+    name = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
+    return int(np.sum(parallel.all_processes(name) == name))

@@ -28,8 +28,8 @@ def error(step: int, why: str, ids: str, folder: Path) -> InputError:
 
 
 def losses_in_doubt(losses: Sequence[float], candidates: int) -> int:
-    """How many of the last logged losses in a row are far too high: 0 for none, IN_A_ROW when the
-    run is lost.
+    """Counts the last logged losses in a row that are far too high; IN_A_ROW means that the run is
+    lost.
 
     Args:
       losses: logged so far, oldest first, all finite; those of a run that was killed and goes on

@@ -13,7 +13,7 @@ from dpr_jax.data.answers import has_answer, tokens
 
 
 def text_key(text: str) -> int:
-    """A number for a passage's text, the same for texts that differ in case and white space alone.
+    """Returns a number that is equal for texts that differ in case and white space alone.
 
     It has 31 bits, which a device can compare. Two different texts share one with a chance of 1 in
       2 billion: in a batch of 128 questions with
@@ -30,7 +30,7 @@ def holds_answer(
     *,
     match: Literal["string", "regex"],
 ) -> np.ndarray:
-    """Which texts contain an answer to which question, by the rule of data/answers.
+    """Returns which texts contain an answer to which question, by the rule of data/answers.
 
     Strings are looked up rather than searched, run of tokens by run of tokens, so that the time
       grows with the texts alone: 0.1 ms each.

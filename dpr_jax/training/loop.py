@@ -1,7 +1,6 @@
 """The training stage: one linear function, from prepared data to checkpoints/ and model/."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from dpr_jax import artifacts, console, parallel
-from dpr_jax.config import Config, TrainConfig
+from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.model import description, dual_encoder, hf, tokenizer
@@ -52,13 +51,14 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     init = workdir.model_source(config.model.init)
     folders = {side: hf.resolve(init, side) for side in SIDES}
     side_settings = {side: description.read(folders[side], side, config.model) for side in SIDES}
-    setup.check_alike(init, *side_settings.values())
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
-    folder = retriever.place("checkpoints", origin.checkpoints)
-    model = retriever.place("model", origin.model)
-    if artifacts.is_fresh(model / "manifest.json", origin.model):
+    inputs = origin["inputs"]
+    parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
+    folder = retriever.place("checkpoints", origin)
+    model = retriever.place("model", origin)
+    if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
             parallel.on_main(lambda: checkpoint.drop_steps(folder))
@@ -66,7 +66,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         return
     train = config.train
     if finished := checkpoint.finished(folder):
-        parallel.on_main(lambda: _export(finished, folder, model, origin.model, retriever, train))
+        parallel.on_main(lambda: _export(finished, folder, model, origin, retriever))
         parallel.on_main(lambda: checkpoint.drop_steps(folder))
         return
     setup.check_division(train.batch_size)
@@ -79,23 +79,30 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
-        tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
+        tokenizer.load(folders[side], side_settings[side].max_tokens, side_settings[side].prompt)
+        for side in SIDES
     )
     texts = (corpus, question_tokenizer, passage_tokenizer)
+    train_tokenizer = question_tokenizer
+    if config.model.max_question_tokens is None:  # batches are padded to the longest question
+        longest = setup.longest_question(questions, question_tokenizer)
+        train_tokenizer = tokenizer.load(
+            folders["question"], longest, side_settings["question"].prompt
+        )
     batch_settings = batches.BatchSettings.of(train, seed=config.seed, mixed=mixed)
     batches.check(questions, batch_settings)
     passages = train.batch_size * (1 + train.hard_negatives)  # of a batch
 
     # --- model ---------------------------------------------------------------
-    shape = hf.read_shape(folders["question"])
+    shapes = {side: hf.read_shape(folders[side]) for side in SIDES}
     spmd = parallel.spmd(train.spmd)
-    planned = program.build(config, shape, side_settings["passage"], schedule, spmd)
+    planned = program.build(config, shapes, side_settings, schedule, spmd)
     encoder, temperature = planned.encoder, planned.settings.temperature
     for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
-        hf.check_tokens(folders[side], shape, tokens.vocabulary)
+        hf.check_tokens(folders[side], shapes[side], tokens.vocabulary)
     params = dual_encoder.dual_params(
-        hf.read_params(folders["question"], shape),
-        hf.read_params(folders["passage"], shape),
+        hf.read_params(folders["question"], shapes["question"], encoder.question.dense),
+        hf.read_params(folders["passage"], shapes["passage"], encoder.passage.dense),
         shared=config.model.shared_towers,
     )
     state = jax.device_get(planned.initial_state(params))
@@ -124,7 +131,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             mapped = planned.update(chunk_size)
             stream = batches.stream(
                 questions,
-                *texts,
+                corpus,
+                train_tokenizer,
+                passage_tokenizer,
                 batch_settings._replace(chunk_size=chunk_size),
                 first_step=first_step,
                 process_index=jax.process_index(),
@@ -148,14 +157,17 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         # --- all input is sound: the folder is this run's --------------------
         if parallel.is_main():
-            artifacts.write_json(folder / "settings.json", origin.checkpoints)
+            artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
         record = Record(folder, first_step=first_step)
         stack.callback(record.close)
 
         # --- updates ---------------------------------------------------------
-        pace = Pace(shape, encoder.pooling, passes=3, processes=jax.process_count())
+        passage_tower = encoder.passage
+        pace = Pace(
+            passage_tower.shape, passage_tower.pooling, passes=3, processes=jax.process_count()
+        )
         trace = Trace(folder / "profile", after=first_step, steps=train.profile_steps)
         stack.callback(trace.close)
         first_read_s = clock()
@@ -196,7 +208,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
             judged = validation.validate(
-                dataclasses.replace(encoder, dropout=0.0),
+                encoder.without_dropout(),
                 params,
                 dev,
                 *texts,
@@ -260,16 +272,16 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         if progress.best_step not in (0, step):
             of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)
         towers = Towers(
-            shape, folders, side_settings, float(temperature_of(state.params, temperature))
+            shapes, folders, side_settings, float(temperature_of(state.params, temperature))
         )
         if parallel.is_main():
             for number, (of_step, known) in of_steps.items():
                 facts = {"step": number, "validation": known.validation}
                 out = folder / f"weights-{number}"
-                write_towers(out, of_step.params, towers, origin.checkpoints, **facts)
+                write_towers(out, of_step.params, towers, origin, **facts)
             finished = {"last": step, "best": progress.best_step or step}
             artifacts.write_json(folder / checkpoint.FINISHED, finished)
-            _export(finished, folder, model, origin.model, retriever, train)
+            _export(finished, folder, model, origin, retriever)
     parallel.barrier("model exported")
     if parallel.is_main():
         checkpoint.drop_steps(folder)
@@ -281,14 +293,14 @@ def _export(
     model: Path,
     origin: dict[str, Any],
     retriever: RetrieverDir,
-    train: TrainConfig,
 ) -> None:
-    """Makes the model of a finished run out of its best or last weights."""
-    export(folder / f"weights-{finished[train.export]}", model, origin)
+    """Makes the model of a finished run out of its best weights."""
+    export(folder / f"weights-{finished['best']}", model, origin)
     retriever.point("checkpoints", folder)
     retriever.point("model", model)
 
 
 def _is_due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps (None: never) happens after this one."""
+    """Returns whether something that happens every so many steps (None: never) happens after this
+    one."""
     return every is not None and step % every == 0

@@ -1,10 +1,10 @@
-"""AdamW with warm-up and decay (Loshchilov and Hutter, 2019, arXiv 1711.05101), a rate a layer, and
-layers that stay as they are.
+"""AdamW with warm-up and linear decay (Loshchilov and Hutter, 2019, arXiv 1711.05101), and layers
+that stay as they are.
 """
 
 import functools
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from dpr_jax.training.step import LOG_TEMPERATURE
 # The paper trained on 8 GPUs, and its code's gradient is that of the global mean loss over their
 # number.
 DPR_DEVICES = 8
+# AdamW moves a number by about the learning rate per update. At the towers' rate the logarithm of
+# the temperature would move by 1 % in 1,000 updates at 2e-5.
+TEMPERATURE_RATE = 100
 
 
 def learning_rate(
@@ -28,21 +31,18 @@ def learning_rate(
     peak: float,
     warmup_steps: int,
     total_steps: int,
-    schedule: Literal["linear", "cosine"] = "linear",
     dpr_parity: bool = False,
 ) -> jax.Array:
-    """Rate of update `step` (0-based): up in a line over the warm-up, then down to zero.
+    """Returns the rate of update `step`: up in a line over the warm-up, then down in a line to 0.
 
-    linear: peak * (total - step) / (total - warmup);  cosine: peak * (1 + cos(pi * (step - warmup)
-      / (total - warmup))) / 2.
-    The first update already moves (peak / warmup_steps), and so does the last one.
+    After the warm-up it is peak * (total - step) / (total - warmup). The first update already moves
+    (peak / warmup_steps), and so does the last one.
 
     Args:
       step: 0-based number of the update.
       peak: highest rate.
       warmup_steps: updates until the peak.
       total_steps: updates in all.
-      schedule: form of the decay.
       dpr_parity: rise from 0 as the original does, whose first update is wasted.
 
     Returns:
@@ -52,9 +52,7 @@ def learning_rate(
     first = 0 if dpr_parity else 1
     rising = (step + first) / warmup_steps if warmup_steps else 1.0
     left = (total_steps - step) / max(total_steps - warmup_steps, 1)
-    left = jnp.clip(left, 0.0, 1.0)
-    falling = left if schedule == "linear" else (1 - jnp.cos(jnp.pi * left)) / 2
-    return peak * jnp.minimum(rising, falling)
+    return peak * jnp.minimum(rising, jnp.clip(left, 0.0, 1.0))
 
 
 def make(
@@ -65,9 +63,8 @@ def make(
     eps: float = 1e-8,
     dpr_parity: bool = False,
     layers: int = 0,
-    layer_decay: float = 1.0,
     frozen: int = 0,
-    temperature_rate: float = 1.0,
+    learn_temperature: bool = False,
     axis: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with betas 0.9 and 0.999, clipped to a global norm.
@@ -79,12 +76,10 @@ def make(
       clip_norm: largest global gradient norm; None does not clip. Weights that stay have no part in
         it.
       dpr_parity: clip_norm and eps act on an eighth of the gradient, as on the paper's 8 GPUs.
-      layers: of a tower; read where one of the following is set.
-      layer_decay: rate of a level as a share of that of the level above it (Howard and Ruder, 2018,
-        arXiv 1801.06146).
+      layers: of a tower; read where some stay as they came.
       frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1
         + n the first n layers too.
-      temperature_rate: rate of a learned temperature, in multiples of that of the towers.
+      learn_temperature: a temperature is among the parameters, at 100 times the towers' rate.
       axis: mapped axis over whose devices the weights are split; None where each has them whole.
     """
     parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
@@ -94,10 +89,8 @@ def make(
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
     if dpr_parity:
         parts.insert(0, optax.scale(1 / DPR_DEVICES))
-    if layer_decay != 1.0:
-        parts.append(_scale_by_level(layer_decay, layers))
-    if temperature_rate != 1.0:
-        parts.append(_scale_temperature(temperature_rate))
+    if learn_temperature:
+        parts.append(_scale_temperature(TEMPERATURE_RATE))
     if not frozen:
         return optax.chain(*parts)
 
@@ -123,7 +116,6 @@ def of(
         peak=train.learning_rate,
         warmup_steps=schedule.warmup_steps,
         total_steps=schedule.total_steps,
-        schedule=train.schedule,
         dpr_parity=train.dpr_parity,
     )
     return rate, make(
@@ -132,9 +124,8 @@ def of(
         clip_norm=train.clip_norm,
         dpr_parity=train.dpr_parity,
         layers=layers,
-        layer_decay=train.layer_decay,
         frozen=frozen,
-        temperature_rate=train.temperature_rate,
+        learn_temperature=train.learn_temperature,
         axis=parallel.AXIS if train.shard_optimizer else None,
     )
 
@@ -147,16 +138,7 @@ def _level(path: tuple[Any, ...], layers: int) -> int:
     found = re.search(r"\['layer_(\d+)'\]", key)
     if found:
         return int(found[1]) + 1
-    return 0 if "['embeddings']" in key else layers
-
-
-def _scale_by_level(decay: float, layers: int) -> optax.GradientTransformation:
-    """Updates times decay ** (number of levels above)."""
-    return optax.stateless(
-        lambda updates, _: jax.tree.map_with_path(
-            lambda path, leaf: leaf * decay ** (layers - _level(path, layers)), updates
-        )
-    )
+    return 0 if "['embeddings']" in key or "['relative_attention_bias']" in key else layers
 
 
 def _scale_temperature(factor: float) -> optax.GradientTransformation:

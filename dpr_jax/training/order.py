@@ -33,7 +33,7 @@ class Part(NamedTuple):
 def parts(
     files: Sequence[tuple[str, range]], upsampling: Sequence[float], batch_size: int
 ) -> list[Part]:
-    """The files to take batches from in turn; none where there is one.
+    """Returns the files to take batches from in turn; none where there is one.
 
     Args:
       files: name and rows of each, as data/store has them.
@@ -64,8 +64,8 @@ def order(
     batch_size: int,
     mixed: Sequence[Part] = (),
 ) -> grain.MapDataset[Question]:
-    """The questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n - 1) *
-    batch_size and on.
+    """Returns the questions, endlessly, shuffled anew each epoch; update n (1-based) takes rows (n
+    - 1) * batch_size and on.
 
     Args:
       questions: of all files.
@@ -103,9 +103,8 @@ def _shuffled(questions: Sequence[Question], seed: int) -> grain.MapDataset[Ques
 
 
 def _turns(mixed: Sequence[Part]) -> grain.MapDataset[tuple[int, int]]:
-    """For each batch, which part it is from and how many of that part's came before: grain spreads
-    them evenly by the shares.
-    """
+    """Returns the part of each batch, and how many of that part's batches came before; grain
+    spreads them evenly by their shares."""
     counts = [
         grain.MapDataset.range(sys.maxsize).map(lambda done, part=part: (part, done))
         for part in range(len(mixed))

@@ -69,7 +69,7 @@ def fill(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def shape_for(parts: Sequence[Batch], layout: Layout) -> Shape:
-    """Rows that every device needs at most, rounded up; the same on every process.
+    """Returns the most rows that any device needs, rounded up; the same on every process.
 
     Args:
       parts: the padded batches of all processes.
@@ -92,7 +92,7 @@ def shape_for(parts: Sequence[Batch], layout: Layout) -> Shape:
 
 
 def pack(batch: Batch, shape: Shape, layout: Layout) -> Batch:
-    """This process's batch with its texts packed, each device's into rows of its own.
+    """Packs the texts of this process's batch into rows, each device's into its own.
 
     Args:
       batch: with padded texts.

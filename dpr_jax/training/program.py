@@ -15,10 +15,10 @@ import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
-from dpr_jax.model import dual_encoder
-from dpr_jax.model.bert import BertShape
+from dpr_jax.model import dual_encoder, hf
 from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
+from dpr_jax.model.dual_encoder import EncoderPair, Params, Side, Tokens
+from dpr_jax.model.families import Shape
 from dpr_jax.training import optimizer, setup
 from dpr_jax.training.step import LOG_TEMPERATURE, StepSettings, TrainState, train_step
 
@@ -39,7 +39,7 @@ class Program(NamedTuple):
     learn_temperature: bool
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> EncoderPair:
         """The architecture of both towers, with dropout."""
         return self.settings.encoder
 
@@ -82,8 +82,8 @@ class Program(NamedTuple):
 
 def build(
     config: Config,
-    shape: BertShape,
-    own: EncoderSettings,
+    shapes: dict[Side, Shape],
+    own: dict[Side, EncoderSettings],
     schedule: setup.Schedule,
     spmd: parallel.Spmd,
 ) -> Program:
@@ -91,42 +91,51 @@ def build(
 
     Args:
       config: of the retriever.
-      shape: architecture of both towers.
-      own: pooling, normalization and temperature of the towers.
+      shapes: architecture of each tower.
+      own: all else that makes a vector in each.
       schedule: updates of the run.
       spmd: the mapping, over devices of one platform, whose forms are computed.
 
     Raises:
-      InputError: no layer is left to train, or a Matryoshka width is too large.
+      InputError: no layer is left to train, a Matryoshka width is too large, or the towers do not
+        fit each other.
     """
     train = config.train
-    frozen = setup.frozen_levels(train, shape.num_hidden_layers)
-    setup.check_widths(train.matryoshka_widths, shape.hidden_size)
-    encoder = Encoder(
-        shape,
-        pooling=own.pooling,
-        normalize=own.normalize,
-        dropout=train.dropout,
-        dtype=jnp.dtype(train.dtype),
-        frozen=frozen,
-        remat=train.remat,
-        attention_dropout=train.attention_dropout,
-        platform=spmd.platform,
+    layers = min(shape.num_hidden_layers for shape in shapes.values())
+    frozen = setup.frozen_levels(train, layers)
+    question, passage = (
+        hf.encoder_of_shape(
+            shapes[side],
+            own[side],
+            dropout=train.dropout,
+            dtype=jnp.dtype(train.dtype),
+            frozen=frozen,
+            remat=train.remat,
+            attention_dropout=train.attention_dropout,
+            platform=spmd.platform,
+        )
+        for side in ("question", "passage")
     )
-    rate, adamw = optimizer.of(train, schedule, layers=shape.num_hidden_layers, frozen=frozen)
-    temperature = train.temperature or own.temperature
+    encoder = EncoderPair(question, passage)
+    setup.check_alike(config.model.init, encoder, shared=config.model.shared_towers)
+    setup.check_widths(train.matryoshka_widths, passage.width)
+    rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=frozen)
+    temperature = train.temperature or own["passage"].temperature
     settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
     if train.shard_optimizer:
         settings = settings._replace(whole=_shapes(encoder, config))
     return Program(settings, rate, spmd, train.learn_temperature)
 
 
-def _shapes(encoder: Encoder, config: Config) -> Params:
+def _shapes(towers: EncoderPair, config: Config) -> Params:
     """The shapes of all params."""
     one = Tokens(np.ones((1, 1), np.int32), np.ones(1, np.int32))
-    init = functools.partial(encoder.init, train=False)
-    tower = jax.eval_shape(init, jax.random.key(0), one)["params"]
-    params = dual_encoder.dual_params(tower, tower, shared=config.model.shared_towers)
+    key = jax.random.key(0)
+    trees = [
+        jax.eval_shape(functools.partial(tower.init, train=False), key, one)["params"]
+        for tower in towers
+    ]
+    params = dual_encoder.dual_params(*trees, shared=config.model.shared_towers)
     if config.train.learn_temperature:
         params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), np.float32)
     return params

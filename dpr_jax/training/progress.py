@@ -28,7 +28,7 @@ class Progress(NamedTuple):
     since_best: int
 
     def validated(self, step: int, validation: dict[str, float], metric: str) -> "Progress":
-        """What is known after one more validation; of equals the first stays the best."""
+        """Returns the progress after one more validation; among equals the first stays the best."""
         value = validation[metric]
         sign = 1 if HIGHER_IS_BETTER[metric] else -1
         if not self.best_step or sign * value > sign * self.best_value:
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
         return self._replace(validation=validation, since_best=self.since_best + 1)
 
     def exhausted(self, patience: int | None) -> bool:
-        """Whether `patience` validations in a row were no better; None is never exhausted."""
+        """Returns whether `patience` validations in a row were no better; never for None."""
         return patience is not None and patience <= self.since_best
 
 

@@ -55,7 +55,7 @@ class Record:
 
 
 def _of_main(losses: list[float]) -> list[float]:
-    """The last of process 0's, which alone is sure to see the file."""
+    """Returns the last logged step of process 0, which alone is sure to see the file."""
     last = np.full(LOSSES_KEPT, np.nan, np.float32)
     last[: len(losses)] = losses[-LOSSES_KEPT:]
     last = parallel.of_main(last)
@@ -63,7 +63,7 @@ def _of_main(losses: list[float]) -> list[float]:
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
-    """What was written so far; a last line cut short by a kill is left out."""
+    """Returns the lines written so far, without a last one that a kill cut short."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

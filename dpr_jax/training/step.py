@@ -20,7 +20,7 @@ from jax import lax
 
 from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder, kernels
-from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
 from dpr_jax.training import gradcache, loss, shards
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
@@ -88,12 +88,11 @@ class StepSettings(NamedTuple):
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
       distillation_weight: its share of the loss; that of the contrast is the rest.
-      teacher_temperature: the teacher's scores are divided by it.
       whole: shapes of the params where each device keeps a part of them and of the moments
         (training/shards.py); None keeps all on every device.
     """
 
-    encoder: Encoder
+    encoder: Encoder | EncoderPair
     optimizer: optax.GradientTransformation
     temperature: float
     mask_duplicates: bool
@@ -104,14 +103,13 @@ class StepSettings(NamedTuple):
     gather: bool = True
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     distillation_weight: float = 0.0
-    teacher_temperature: float = 1.0
     whole: Params | None = None
 
     @classmethod
     def of(
         cls,
         train: TrainConfig,
-        encoder: Encoder,
+        encoder: Encoder | EncoderPair,
         optimizer: optax.GradientTransformation,
         *,
         seed: int,
@@ -247,9 +245,7 @@ def _distillation(
     scored_BG = jnp.isfinite(teacher_BG)
     distance = {"kl": loss.kl_from_teacher, "margin_mse": loss.margin_mse}
     distances = [
-        distance[settings.distillation](
-            scores_BG, teacher_BG / settings.teacher_temperature, scored_BG
-        )
+        distance[settings.distillation](scores_BG, teacher_BG, scored_BG)
         for scores_BG in own_scores
     ]
     return loss.teaches(scored_BG), loss.mean(distances)

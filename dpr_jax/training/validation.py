@@ -14,7 +14,7 @@ import numpy as np
 from dpr_jax import parallel
 from dpr_jax.config import TrainConfig
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.model.dual_encoder import Encoder, Params, tower
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Params, encoder_of, tower
 from dpr_jax.model.embed import Embedder
 from dpr_jax.model.tokenizer import Tokenizer
 
@@ -48,13 +48,10 @@ def pool_rows(
     *,
     hard_negatives: int,
     negatives: int,
-    corpus_rows: int,
-    spread: int = 0,
 ) -> np.ndarray:
-    """Corpus rows of the average-rank pool, sorted, each once: first positives, first hard and
-    first other negatives, and a sub-corpus of `spread` rows at even distances."""
-    spread = min(spread, corpus_rows)
-    rows = {i * corpus_rows // spread for i in range(spread)}
+    """Returns the corpus rows of the average-rank pool, sorted, each once: the first positive, hard
+    negatives and other negatives of every question."""
+    rows: set[int] = set()
     for question in questions:
         rows.add(question.positives[0])
         rows.update(question.hard_negatives[:hard_negatives])
@@ -68,16 +65,13 @@ class ValidationSettings(NamedTuple):
     Attributes:
       batch_size: questions that share their passages as negatives for the NLL, as in training.
       hard_negatives: per question, which such a block holds besides.
-      validation_hard_negatives: per question in the average-rank pool.
-      validation_negatives: other negatives per question in that pool.
-      validation_passages: at even distances in the corpus, which that pool holds besides.
+      validation_negatives: hard negatives, and as many others, per question in the average-rank
+        pool.
     """
 
     batch_size: int
     hard_negatives: int
-    validation_hard_negatives: int
     validation_negatives: int
-    validation_passages: int
 
     @classmethod
     def of(cls, train: TrainConfig) -> "ValidationSettings":
@@ -86,7 +80,7 @@ class ValidationSettings(NamedTuple):
 
 
 def validate(
-    encoder: Encoder,
+    encoder: Encoder | EncoderPair,
     params: Params,
     questions: Sequence[Question],
     corpus: Corpus,
@@ -110,20 +104,18 @@ def validate(
     """
     rows = pool_rows(
         questions,
-        hard_negatives=max(settings.validation_hard_negatives, settings.hard_negatives),
+        hard_negatives=max(settings.validation_negatives, settings.hard_negatives),
         negatives=settings.validation_negatives,
-        corpus_rows=len(corpus),
-        spread=settings.validation_passages,
     )
     position = {int(row): i for i, row in enumerate(rows)}
     question_texts = [one.question for one in questions]
     question_emb = _shared_encode(
-        Embedder(encoder, tower(params, "question"), question_tokenizer),
+        Embedder(encoder_of(encoder, "question"), tower(params, "question"), question_tokenizer),
         len(questions),
         lambda indices: [question_texts[i] for i in indices],
     )
     passage_emb = _shared_encode(
-        Embedder(encoder, tower(params, "passage"), passage_tokenizer),
+        Embedder(encoder_of(encoder, "passage"), tower(params, "passage"), passage_tokenizer),
         len(rows),
         lambda indices: [
             (one.title, one.text) for one in corpus.rows([int(rows[i]) for i in indices])
@@ -167,9 +159,8 @@ def _blocks(
     block: int,
     hard_negatives: int,
 ) -> tuple[list[float], list[bool]]:
-    """NLL and hit of every question among the passages of its block, with other positives of its
-    own masked.
-    """
+    """Computes NLL and hit of every question among the passages of its block, other positives of
+    its own masked."""
     nll, hits = [], []
     for start in range(0, len(questions), block):
         group = questions[start : start + block]
@@ -193,9 +184,7 @@ def _blocks(
 def _shared_encode(
     embedder: Embedder, count: int, texts: Callable[[Sequence[int]], list[Any]]
 ) -> np.ndarray:
-    """Vectors of `count` texts, each process encoding its share: float32 [count, D], the same
-    everywhere.
-    """
+    """Encodes `count` texts, a share per process: float32 [count, D], the same on every process."""
     processes, index = jax.process_count(), jax.process_index()
     share = -(-count // processes)
     mine = range(index * share, min((index + 1) * share, count))

@@ -43,23 +43,19 @@ class ExactIndex:
         *,
         devices: list[jax.Device] | None = None,
         block_rows: int = 0,
-        recall_target: float = 1.0,
     ) -> None:
         """Takes float16 or float32 shards [rows, D].
 
         Args:
           devices: None takes those of this process; `jax.devices()` those of all processes.
           block_rows: a device's share of a block; 0 chooses by platform.
-          recall_target: below 1 each TPU finds its best k of a block by `jax.lax.approx_max_k`,
-            which returns this share of them on average (Chern et al., 2022, arXiv 2206.14286); CPUs
-            and GPUs find all of them all the same.
         """
         devices = jax.local_devices() if devices is None else devices
         self.count = sum(len(shard) for shard in shards)
         if not 0 < self.count < 2**31:
             raise InputError(f"exact search holds 1 to {2**31 - 1:,} vectors, not {self.count:,}")
         self.dimension = shards[0].shape[1]
-        self.settings: dict[str, Any] = {"recall_target": recall_target}
+        self.settings: dict[str, Any] = {}
         default = default_block_rows(platform_of(devices))
         self._share_rows = min(block_rows or default, -(-self.count // len(devices)))
         self._shards = shards
@@ -77,7 +73,7 @@ class ExactIndex:
         """
         for _ in embeddings.checked_blocks(shards):
             pass
-        return cls(shards, recall_target=config.exact_recall)
+        return cls(shards)
 
     def save(self, folder: Path) -> None:
         """Copies the vectors into `folder`."""
@@ -88,7 +84,7 @@ class ExactIndex:
     def load(cls, folder: Path, settings: dict[str, Any]) -> "ExactIndex":
         """Memory-maps what `save` wrote."""
         files = sorted(folder.glob("vectors-*.npy"))
-        return cls([np.load(file, mmap_mode="r") for file in files], **settings)
+        return cls([np.load(file, mmap_mode="r") for file in files])
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k vectors of largest inner product; of equal ones the lower row is first.
@@ -171,7 +167,6 @@ def lower(
     count: int,
     dimension: int,
     k: int,
-    recall_target: float = 1.0,
 ) -> tuple[jax.stages.Lowered, int]:
     """Lowers the search of one block of float16 vectors, also over devices that are not here.
 
@@ -181,7 +176,6 @@ def lower(
       count: vectors in all.
       dimension: of a vector.
       k: hits per query.
-      recall_target: as of `ExactIndex`.
 
     Returns:
       The program, and how many blocks a search goes through.
@@ -201,7 +195,6 @@ def lower(
         0,
         count,
         mesh=mesh,
-        recall_target=recall_target,
     )
     return lowered, -(-count // block)
 
@@ -211,7 +204,7 @@ def default_block_rows(platform: str) -> int:
     return BLOCK_ROWS.get(platform, BLOCK_ROWS_ACCELERATOR)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "recall_target"))
+@functools.partial(jax.jit, static_argnames="mesh")
 def _merge_block(
     best: tuple[jax.Array, jax.Array],
     queries_QD: jax.Array,
@@ -220,7 +213,6 @@ def _merge_block(
     count: int,
     *,
     mesh: Mesh,
-    recall_target: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Merges the best k of earlier rows with the block that begins at row `start`.
 
@@ -228,11 +220,8 @@ def _merge_block(
     rows, so ties need no more care.
     """
     k = best[0].shape[1]
-    top_k = jax.lax.top_k
-    if recall_target < 1:
-        top_k = functools.partial(jax.lax.approx_max_k, recall_target=recall_target)
-    elif platform_of(mesh.devices.reshape(-1)) != "cpu":
-        top_k = top_k_by_groups
+    on_cpu = platform_of(mesh.devices.reshape(-1)) == "cpu"
+    top_k = jax.lax.top_k if on_cpu else top_k_by_groups
 
     def top_of_share(queries_QD: jax.Array, share_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = share_BD.shape[0]

@@ -1,0 +1,68 @@
+"""`Retriever` by way of a running `dpr serve`: questions go there, passages come back."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from typing import Protocol
+
+from dpr_jax.errors import InputError
+from dpr_jax.retrieval.retriever import Found, Retriever, questions_as_texts
+
+KEY = "DPR_API_KEY"
+TIMEOUT_S = 60.0
+
+
+class Searches(Protocol):
+    """What `Retriever` and `RemoteRetriever` have in common, and `export.client.Client` too."""
+
+    def search(self, questions: Iterable[str], k: int = 20) -> list[list[Found]]:
+        """Returns the best passages of every question, best first."""
+
+
+class RemoteRetriever:
+    """Asks POST /v1/search of a server; a key is taken from DPR_API_KEY."""
+
+    def __init__(self, url: str, name: str | None = None) -> None:
+        """Takes the server's address, and a retriever of it; None: the one that it chooses."""
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"url is {url}; it begins with http:// or https://")
+        self._url, self._name = f"{url.rstrip('/')}/v1/search", name
+
+    def search(self, questions: Iterable[str], k: int = 20) -> list[list[Found]]:
+        """Returns the best passages of every question, best first.
+
+        Raises:
+          InputError: the server does not answer, or refuses the request.
+        """
+        return [self._ask(question, k) for question in questions_as_texts(questions)]
+
+    def _ask(self, question: str, k: int) -> list[Found]:
+        body = {"question": question, "k": k} | ({"retriever": self._name} if self._name else {})
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                [result] = json.load(response)["results"]
+            return [Found(*(one[name] for name in Found._fields)) for one in result["passages"]]
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(300).decode(errors="replace").split())
+            raise InputError(f"{self._url} refuses with {error.code}: {said}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._url} does not answer as `dpr serve` does: {error or type(error).__name__}"
+            ) from None
+
+
+def opened(workdir: str | None, url: str | None, name: str | None) -> Searches:
+    """Opens a retriever: of a work directory or of a server.
+
+    Raises:
+      InputError: both are given, or neither; or the retriever cannot be opened.
+    """
+    if (workdir is None) == (url is None):
+        raise InputError("give either workdir, a finished work directory, or url, a `dpr serve`")
+    return Retriever.load(workdir, name) if workdir else RemoteRetriever(url, name)

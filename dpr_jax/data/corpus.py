@@ -1,0 +1,138 @@
+"""Writes the data set `corpus`, each passage once."""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dpr_jax import console
+from dpr_jax.data import raw, store
+from dpr_jax.data.passage_rows import HashedTexts, HashTable
+from dpr_jax.data.raw import Passage
+from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.opened import OnRead
+from dpr_jax.errors import InputError
+
+MEGABYTE = 1_000_000
+
+
+class CorpusFacts(NamedTuple):
+    """Facts of the corpus that the questions need, and that are reported.
+
+    Attributes:
+      table: passage id -> row.
+      passages: how many there are.
+      repeated_texts: those whose text another one has.
+      empty_texts: those without text, or with white space and control characters alone.
+      repeats: rows of the source that repeat an id with its title and text, and were left out.
+    """
+
+    table: HashTable
+    passages: int
+    repeated_texts: int
+    empty_texts: int
+    repeats: int
+
+
+def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
+    """Writes the data set `corpus` of a source of passages, one that stands there twice once.
+
+    Raises:
+      InputError: there is no passage, a row is broken, or an id occurs twice with different texts
+        (file and line).
+    """
+    seen = _Seen()
+    with reading("prepare corpus", source) as on_read:
+        files = store.write_corpus(folder, seen.noting(p for _, p in _passages(source, on_read)))
+    repeats = seen.ids.table().repeats()
+    if repeats:
+        repeated = (folder / "corpus").rename(folder / "repeated")
+        written = store.Corpus(repeated)
+        _refuse_other_texts(source, written, repeats)
+        again = {row for _, row in repeats}
+        seen = _Seen()
+        once = (passage for row, passage in enumerate(written) if row not in again)
+        files = store.write_corpus(folder, seen.noting(once))
+        shutil.rmtree(repeated)
+    facts = CorpusFacts(
+        table=seen.ids.table(),
+        passages=len(seen.ids),
+        repeated_texts=len(seen.ids) - seen.texts.distinct(),
+        empty_texts=seen.empty,
+        repeats=len(repeats),
+    )
+    return facts, files
+
+
+class _Seen:
+    """Ids and texts of passages, as hashes, taken as the passages go by."""
+
+    def __init__(self) -> None:
+        self.ids, self.texts, self.empty = HashedTexts(), HashedTexts(), 0
+
+    def noting(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+        for passage in passages:
+            self.ids.add(passage.id)
+            self.texts.add(passage.text)
+            self.empty += raw.is_blank(passage.text)
+            yield passage
+
+
+def _passages(source: Source, on_read: OnRead) -> Iterator[tuple[str, Passage]]:
+    """Yields the passages; raises an error where there is none."""
+    passages = source.read(on_read)
+    first = next(passages, None)
+    if first is None:
+        names = ", ".join(str(path) for path in source.files)
+        raise InputError(
+            f"{names}: no passage in {source.layout}; the corpus is empty, data.passages is not"
+            " set to a file that has some"
+        )
+    yield first
+    yield from passages
+
+
+def _refuse_other_texts(
+    source: Source, written: store.Corpus, repeats: list[tuple[int, int]]
+) -> None:
+    """Raises an error where a repeated id has another title or text than the first time."""
+    for start in range(0, len(repeats), store.ROWS_PER_READ):
+        pairs = repeats[start : start + store.ROWS_PER_READ]
+        firsts, laters = (written.rows(rows) for rows in zip(*pairs, strict=True))
+        for pair, first, later in zip(pairs, firsts, laters, strict=True):
+            if first != later:
+                _refuse_repeat(source, *pair)
+
+
+def _refuse_repeat(source: Source, first: int, second: int) -> None:
+    """Raises the error for an id with two texts; reads the corpus again for the line numbers."""
+    found = []
+    for row, (where, passage) in enumerate(source.read(None)):
+        if row in (first, second):
+            found.append((where, passage.id))
+        if row == second:
+            break
+    (first_where, id_), (second_where, other) = found
+    assert id_ == other, f"{id_!r} and {other!r} have the same 64-bit hash; run again"
+    first_line = first_where.replace(f"{source.files[0]}:", "line ")
+    raise InputError(
+        f"{second_where}: passage id {id_!r} occurs twice, first at {first_line} with another"
+        " text; ids must be unique"
+    )
+
+
+@contextlib.contextmanager
+def reading(title: str, source: Source) -> Iterator[OnRead]:
+    """Progress in megabytes of the files; yields what is to be told the bytes read."""
+    done_bytes = 0
+    total_bytes = sum(path.stat().st_size for path in source.files)
+    with console.progress(title, total_bytes // MEGABYTE, "MB") as advance:
+
+        def on_read(count: int) -> None:
+            nonlocal done_bytes
+            before, done_bytes = done_bytes // MEGABYTE, done_bytes + count
+            if done_bytes // MEGABYTE > before:
+                advance(done_bytes // MEGABYTE - before)
+
+        yield on_read

@@ -1,0 +1,78 @@
+"""What every engine of an export provides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpr_jax.data.readers.formats import Passage
+from dpr_jax.export.folder import Passages
+from dpr_jax.export.source import Source
+
+
+class Hit(NamedTuple):
+    """What an engine found: a passage by its id, with a score, the higher the better."""
+
+    id: str
+    score: float
+
+
+class Options(NamedTuple):
+    """What the command line says besides engine and folder.
+
+    Attributes:
+      shards: parts to split the corpus into.
+      url: where the engine answers.
+      table: name of its table or collection.
+    """
+
+    shards: int = 1
+    url: str | None = None
+    table: str = "passages"
+
+
+class Connection:
+    """An engine that answers.
+
+    Attributes:
+      about: what answers, in words.
+      knobs: settings that hold for the next search; larger ones find more and take longer.
+      limits: the largest value of each.
+    """
+
+    def __init__(self, folder: Path, about: str) -> None:
+        self.about, self._passages = about, Passages(folder)
+        self.knobs: dict[str, int] = {}
+        self.limits: dict[str, int] = {}
+
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+        """Returns the k best hits of every query, float32 [Q, D], best first."""
+        raise NotImplementedError
+
+    def plan(self) -> str:
+        """Returns how the engine goes about a search now, in words; empty where it has one way."""
+        return ""
+
+    def passages(self, ids: list[str]) -> dict[str, Passage]:
+        """Returns passages by id: from the export's files, where the engine holds no texts."""
+        return {id_: self._passages.by_id(id_) for id_ in ids}
+
+    def close(self) -> None:
+        """Ends the connection, if there is one."""
+
+
+class Engine(NamedTuple):
+    """One engine.
+
+    Attributes:
+      write: fills a folder with its files; returns facts for the manifest.
+      connect: (folder, manifest, options) -> the live engine.
+      then: (folder, manifest) -> the commands that follow the export, one per line.
+      load: loads a finished export into the engine at options.url; None: it loads nothing itself.
+    """
+
+    write: Callable[[Source, Path, Options], dict[str, Any]]
+    connect: Callable[[Path, dict[str, Any], Options], Connection]
+    then: Callable[[Path, dict[str, Any]], list[str]]
+    load: Callable[[Path, dict[str, Any], Options], None] | None = None

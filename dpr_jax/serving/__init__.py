@@ -1,0 +1,1 @@
+"""The server: HTTP, MCP and a page over the retrievers of a work directory."""

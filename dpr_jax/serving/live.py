@@ -1,0 +1,218 @@
+"""Opening a retriever to be served: only where its parts belong together and its certificate
+stands.
+"""
+
+import dataclasses
+import functools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpr_jax import artifacts, recipes
+from dpr_jax.data.store import Corpus
+from dpr_jax.errors import InputError
+from dpr_jax.index.open import MANIFEST, built_of
+from dpr_jax.model.embed import Embedder
+from dpr_jax.retrieval.retriever import dev_figure
+from dpr_jax.retrieval.searcher import Opened, Ranking, Searcher, open_retriever
+from dpr_jax.serving.batches import SIZES, Batcher
+from dpr_jax.workdir import RetrieverDir
+
+DEPTHS = (100, 1000)  # exact search is compiled for these numbers of hits
+WARM_STEP_WORDS = 32  # lengths of questions are padded to multiples of so many tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A retriever that answers, over one state of the corpus; it never changes.
+
+    Attributes:
+      name: in its work directory.
+      state: what its artifacts are, to know whether another opening would give the same.
+      opened: its parts.
+      corpus: the passages.
+      batcher: answers questions.
+      facts: what /v1/info says of it.
+      written_s: when its index was written, seconds since 1970.
+      manifests: of all that it is served from.
+    """
+
+    name: str
+    state: str
+    opened: Opened
+    corpus: Corpus
+    batcher: Batcher
+    facts: dict[str, Any]
+    written_s: float
+    manifests: tuple[Path, ...]
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The question tower; of a hybrid that of its first dense part."""
+        towers = [one.embedder for one in (self.opened, *self.opened.parts) if one.embedder]
+        return towers[0] if towers else None
+
+    def warm_questions(self) -> list[str]:
+        """Returns a question of each length that is compiled on its own, the shortest first."""
+        longest = WARM_STEP_WORDS
+        if self.embedder:
+            longest = int(self.embedder.tokenize(["what " * 1024]).lengths_N[0])
+        words = range(WARM_STEP_WORDS - 2, max(longest, WARM_STEP_WORDS) - 1, WARM_STEP_WORDS)
+        return ["what " * count for count in words]
+
+    def warm(self, stopping: threading.Event) -> None:
+        """Compiles the programs that small batches need, then those of larger ones."""
+        self.batcher.warm(self.warm_questions(), DEPTHS, stopping)
+
+
+def state_of(retriever: RetrieverDir, corpus: str) -> str:
+    """Returns what a retriever is opened from: pointers, settings, and those of its parts.
+
+    Args:
+      retriever: there or not.
+      corpus: fingerprint of the corpus with its changes.
+    """
+    found = retriever.read()
+    state = repr((corpus, found.get("kind"), found.get("source"), found.get("current")))
+    state += repr(found.get("recipe"))
+    if retriever.kind == "hybrid":
+        parts = recipes.load(retriever).retrieve.parts
+        state += "".join(state_of(retriever.workdir.retriever(name), corpus) for name in parts)
+    return state
+
+
+def open_certified(
+    retriever: RetrieverDir,
+    corpus: Corpus,
+    opened: dict[str, Opened],
+    *,
+    min_recall: float,
+) -> tuple[Opened, dict[str, Any]]:
+    """Opens a retriever whose index, embeddings, model and corpus belong together.
+
+    Args:
+      retriever: its folder.
+      corpus: as it is now.
+      opened: retrievers that are open already, by name; those opened here join them.
+      min_recall: least recall@100 that its certificate must state.
+
+    Returns:
+      (the retriever, what /v1/info says of it).
+
+    Raises:
+      InputError: a part is missing, damaged, of another model or corpus, or the certificate does
+        not stand.
+    """
+    if not retriever.file.exists():
+        raise recipes.unknown(retriever.workdir, retriever.name)
+    facts: dict[str, Any] = {"kind": retriever.kind}
+    figure = dev_figure(retriever)
+    if figure is not None:
+        facts["dev_mrr_at_10"] = figure
+    if retriever.kind == "hybrid":
+        names = recipes.load(retriever).retrieve.parts
+        parts = [
+            open_certified(retriever.workdir.retriever(one), corpus, opened, min_recall=min_recall)
+            for one in names
+            if one != retriever.name
+        ]
+        facts["parts"] = list(names)
+        facts["recall_at_100"] = min((one["recall_at_100"] for _, one in parts), default=0.0)
+    elif retriever.kind == "dense":
+        facts |= _certificate(retriever, min_recall)
+    else:
+        facts |= {"recall_at_100": 1.0, "engine": "bm25s"}
+    if retriever.name not in opened:
+        found = open_retriever(retriever, corpus, opened=opened)
+        opened[retriever.name] = found._replace(start=_started_once(found))
+    facts["fingerprint"] = opened[retriever.name].fingerprint
+    return opened[retriever.name], facts
+
+
+def _started_once(opened: Opened) -> Any:
+    """Returns a `start` that opens the index at the first call only."""
+    if opened.embedder is None:
+        return functools.cache(opened.start)
+    return functools.cache(lambda: fixed_shapes(opened.start()))
+
+
+def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:
+    """Returns what index.json certifies of a dense retriever."""
+    folder = retriever.current("index")
+    again = f"run `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
+    with artifacts.hash_later():
+        facts = artifacts.verify(folder / MANIFEST)
+    recall = facts.get("recall_at_100")
+    if not isinstance(recall, int | float) or not facts.get("recall_queries"):
+        raise InputError(f"{folder / MANIFEST} certifies no recall; {again}")
+    if recall < min_recall:
+        raise InputError(
+            f"the index of retriever {retriever.name} has recall@100 {recall:.4f}, and"
+            f" serve.min_recall is {min_recall:g}; give `dpr index` an index.target_recall, or"
+            " lower it"
+        )
+    embeddings = retriever.find("embeddings")
+    if embeddings is not None and embeddings.exists():
+        mine = artifacts.fingerprint(embeddings / "manifest.json")
+        if facts["made_from"]["inputs"]["embeddings"] != mine:
+            raise InputError(
+                f"the index of retriever {retriever.name} is of other embeddings than {embeddings};"
+                f" {again}"
+            )
+    return {
+        "engine": facts["kind"],
+        "dimension": facts["dimension"],
+        "recall_at_100": recall,
+        "recall_queries": facts["recall_queries"],
+        "recall_queries_from": facts["recall_queries_from"],
+        "encoder": retriever.source or "trained here",
+        "versions": facts["versions"],
+    }
+
+
+def written_at(retriever: RetrieverDir) -> float:
+    """Returns when the index was written; of a hybrid that of its older part."""
+    if retriever.kind == "hybrid":
+        parts = recipes.load(retriever).retrieve.parts
+        return min(written_at(retriever.workdir.retriever(name)) for name in parts)
+    manifest = retriever.current("index") / (
+        MANIFEST if retriever.kind == "dense" else "manifest.json"
+    )
+    return manifest.stat().st_mtime if manifest.exists() else time.time()
+
+
+def manifests_of(retriever: RetrieverDir) -> list[Path]:
+    """Returns the manifests of what a retriever is served from, without those of the corpus."""
+    if retriever.kind == "hybrid":
+        parts = recipes.load(retriever).retrieve.parts
+        own = [retriever.current("weight") / "manifest.json"] if retriever.find("weight") else []
+        found = [manifests_of(retriever.workdir.retriever(name)) for name in parts]
+        return own + [manifest for one in found for manifest in one]
+    folder = retriever.current("index")
+    if retriever.kind == "bm25":
+        return [folder / "manifest.json"]
+    found = [folder / MANIFEST, *(other / MANIFEST for other in built_of(folder))]
+    model = Path(retriever.encoder) / "manifest.json"
+    return [*found, model] if model.exists() else found
+
+
+def fixed_shapes(searcher: Searcher) -> Searcher:
+    """Returns a searcher that asks an index on JAX's devices in few shapes, since each compiles.
+
+    Such an index takes questions, not vectors; all others are asked as they are.
+    """
+
+    def find(queries: Any, k: int) -> Ranking:
+        if not isinstance(queries, list) or not queries:
+            return searcher.find(queries, k)
+        size = next((size for size in SIZES if size >= len(queries)), len(queries))
+        depth = next((depth for depth in DEPTHS if depth >= k), 1 << (k - 1).bit_length())
+        padded = queries + queries[-1:] * (size - len(queries))
+        scores_QK, rows_QK = searcher.find(padded, depth)
+        count = len(queries)
+        return np.ascontiguousarray(scores_QK[:count, :k]), rows_QK[:count, :k]
+
+    return searcher._replace(find=find)

@@ -1,0 +1,69 @@
+"""Passages by their id, found without holding the ids."""
+
+import threading
+import time
+
+import numpy as np
+
+from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.store import ROWS_PER_READ, Corpus
+
+
+class NotRead(Exception):
+    """The ids of the corpus are still being read."""
+
+
+class PassageIds:
+    """The rows of ids: 16 bytes per passage, read in the background at the first question."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._table: HashTable | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def find(self, id_: str, *, wait_s: float) -> Passage | None:
+        """Returns the passage of this id, None where there is none; to be called in a thread.
+
+        Args:
+          id_: of the passage.
+          wait_s: longest wait for the ids to be read.
+
+        Raises:
+          NotRead: they are not read yet.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._read, name="dpr-ids", daemon=True)
+                self._thread.start()
+        if self._table is None:
+            self._thread.join(wait_s)
+        if self._table is None:
+            raise NotRead
+        [row] = self._table.rows([id_])
+        if row < 0:
+            return None
+        passage = self._corpus[row]
+        return passage if passage.id == id_ else None  # another id may have the same hash
+
+    def close(self) -> None:
+        """Ends the reading: a thread that still reads would crash the end of the process."""
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join()
+
+    def _read(self) -> None:
+        count = len(self._corpus)
+        hashes_N = np.empty(count, np.int64)
+        for start in range(0, count, ROWS_PER_READ):
+            stop = min(start + ROWS_PER_READ, count)
+            if self._closed:
+                return
+            passages = self._corpus.rows(range(start, stop))
+            hashes_N[start:stop] = [hash(passage.id) for passage in passages]
+            time.sleep(0)  # requests go first
+        live_N = np.delete(np.arange(count), self._corpus.removed_R)
+        order_N = live_N[np.argsort(hashes_N[live_N], kind="stable")]
+        self._table = HashTable(hashes_N[order_N], order_N)

@@ -1,0 +1,111 @@
+"""uvicorn, with limits for clients that are slow or send half a request, and signals of our own."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEADER_BYTES = 65_536
+LINGER_S = 1.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
+    """Returns the HTTP protocol of a connection.
+
+    Args:
+      timeout_s: the headers of a request must have come by then, from its first byte or, for the
+        first request of a connection, from when that was made.
+    """
+
+    class Protocol(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+        _header_bytes = 0
+        _ended = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect()
+
+        def data_received(self, data: bytes) -> None:
+            if self._ended:
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                self._expect()
+                self._header_bytes += len(data)
+                if self._header_bytes > MOST_HEADER_BYTES and b"\r\n\r\n" not in data:
+                    self._end(b"431 Request Header Fields Too Large")
+                    return
+            super().data_received(data)
+
+        def on_headers_complete(self) -> None:
+            self._forget()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def _expect(self) -> None:
+            if self._deadline is None:
+                end = (self._end, b"408 Request Timeout")
+                self._deadline = self.loop.call_later(timeout_s, *end)
+
+        def _forget(self) -> None:
+            self._header_bytes = 0
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _end(self, status: bytes) -> None:
+            """Answers, and closes a little later: closed at once, unread bytes reset it."""
+            if self.transport.is_closing() or self._ended:
+                return
+            self._ended = True
+            self.transport.write(
+                b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+
+    return Protocol
+
+
+class Server(uvicorn.Server):
+    """A server whose end is ours: the first signal drains, the second ends at once."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], float]) -> None:
+        """Takes what to do at the first signal; it returns the seconds until connections end."""
+        super().__init__(config)
+        self._on_signal = on_signal
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Holds the signals, and does not raise them again: drained is well ended."""
+        before = {one: signal.signal(one, self._drain) for one in SIGNALS}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        if self.should_exit or self._captured_signals:
+            self.should_exit = self.force_exit = True
+            return
+        self._captured_signals.append(number)
+        delay_s = self._on_signal()
+        if delay_s <= 0:
+            self.should_exit = True
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, delay_s, self._exit)
+
+    def _exit(self) -> None:
+        self.should_exit = True
