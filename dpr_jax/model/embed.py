@@ -74,17 +74,18 @@ class Embedder:
         self.fingerprint = fingerprint
         self.passage_fingerprint = passage_fingerprint
 
-    def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
+    def encode(self, texts: Sequence[tokenizer.Text], *, prompt: str | None = None) -> np.ndarray:
         """Returns the vectors of texts, in their order.
 
         Args:
           texts: questions, or (title, text) pairs.
+          prompt: put before every text; None: the encoder's own.
 
         Returns:
           float32 [len(texts), width].
         """
         emb_ND = np.empty((len(texts), self.width), np.float32)
-        for batch in self.vectors(self.tokenize(texts)):
+        for batch in self.vectors(self.tokenize(texts, prompt)):
             emb_ND[batch.rows_B] = batch.emb_BD
         return emb_ND
 
