@@ -173,8 +173,9 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    required = "--topology NAME" if "topology" in about.flags else "--workdir DIR"
-    print(f"{words} {required} [--part.setting VALUE ...]\n{about.purpose}\n")
+    needs = {"topology": "NAME", "workdir": "DIR", "out": "DIR"}
+    required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
+    print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts

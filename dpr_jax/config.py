@@ -92,14 +92,26 @@ class DataConfig:
         return (self.test,) if isinstance(self.test, str) else self.test
 
 
+Language = Literal[
+    *("english", "none", "chinese", "japanese", "korean", "thai", "lao", "khmer", "burmese"),
+    *("arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "esperanto"),
+    *("estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian"),
+    *("irish", "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese"),
+    *("romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bm25Config:
-    """Okapi BM25 over title and text, English stemming and stop words (bm25s, PyStemmer)."""
+    """Okapi BM25 over title and text, with stemming and stop words (bm25s, PyStemmer)."""
 
     k1: Annotated[float, Bounds(least=0)] = 0.9
     """Term-frequency saturation (0.9 in the DPR paper)."""
     b: Annotated[float, Bounds(least=0, most=1)] = 0.4
     """Length normalization (0.4 in the DPR paper)."""
+    language: Language | None = None
+    """Stop words and stemming; pairs of characters for scripts without spaces; "none" takes words
+    as they are. None: as found from the corpus."""
 
 
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
@@ -135,7 +147,7 @@ class MineConfig:
     asks for at most 95 %."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
-    cross-encoder's judgement (docs/data.md)."""
+    cross-encoder's judgement (docs/mining.md)."""
     teacher: Teacher | None = None
     """A function of the config file that scores the gold and mined passages of training questions,
     such as a cross-encoder, for `train.distillation`."""
@@ -377,10 +389,12 @@ class EvaluateConfig:
 
     cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
     """The k of top-k accuracy and recall."""
-    answer_match: Literal["string", "regex"] = "string"
-    """Test for an answer in a passage: DPR's token match, or regular expressions
-    (CuratedTREC).
-    """
+    answer_match: Literal["string", "regex", "substring"] = "string"
+    """Test for an answer in a passage: DPR's token match, regular expressions (CuratedTREC), or any
+    run of characters, for scripts without spaces."""
+    drop_self: bool = False
+    """Leave the passage whose id is the question's own out of each ranking, as BEIR does (ArguAna,
+    Quora)."""
     baseline: str = "bm25"
     """Every run is compared with this one."""
 
@@ -423,6 +437,9 @@ class ServeConfig:
     to 127.0.0.1, else any."""
     public_url: str | None = None
     """Address that links to passages begin with; None: the one that the client asked."""
+    open_admin: bool = False
+    """Clients on this machine may call /v1/admin without a key. Not behind a proxy, whose clients
+    all look like this machine."""
     access_log: str = "-"
     """File that the access log is added to; "-" is stdout, "" none."""
     log_questions: bool = False

@@ -292,7 +292,7 @@ def test_the_remedies_of_refusals_work(copy: Path) -> None:
     assert shard.read_bytes() == whole
     retrieve = ["retrieve", "--retriever", "new", "--retrieve.split", "test"]
     steps = until_it_works([*retrieve, "--workdir", str(copy)], 4)
-    assert steps == ["train", "encode", "index"]
+    assert steps == ["mine", "train", "encode", "index"]
 
 
 def test_needs_of_the_quickstart() -> None:

@@ -124,7 +124,6 @@ def test_scores_in_blocks_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch
         matryoshka_widths=(4,),
         distillation="kl",
         distillation_weight=0.3,
-        teacher_temperature=2.0,
     )
     monkeypatch.setattr(loss, "SCORES_AT_ONCE", count)
     assert loss.block_rows(2, count) == 1
