@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINUTE_S = 60
 # the time-outs of `dpr` are shorter than its own, but for tests that are slow
 SHORT = """
-from dpr_jax import peers
-peers.LOST_S, peers.FREED_S = 5.0, 1.0
+from dpr_jax import peers, sockets
+peers.LOST_S, sockets.FREED_S = 5.0, 1.0
 """
 DPR = SHORT + "from dpr_jax.cli import main; main()"
 # runs collectives without end, as training does
@@ -201,6 +201,23 @@ def test_too_few_processes(run: Run, tmp_path: Path) -> None:
     for index in range(2):
         [line] = [line for line in run.lines(index) if "waits for" not in line]
         assert "process 2 of 3 did not come" in line and "DPR_NUM_PROCESSES" in line
+
+
+def test_strangers_at_the_port_are_passed_over(run: Run) -> None:
+    """Such as a port scanner, or a browser."""
+    run.start(0, WORKING.format(work="if turn > 4: return"))
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process": [1], "count": 2}\n', b"[]\n"):
+        end_s = time.monotonic() + MINUTE_S
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", run.port)) as stranger:
+                    stranger.sendall(words)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < end_s
+                time.sleep(0.1)
+    run.start(1, WORKING.format(work="if turn > 4: return"))
+    assert run.wait() == [0, 0], run.lines(0) + run.lines(1)
 
 
 def test_counts_that_differ(run: Run, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuest
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
-        columns = text.rstrip("\r\n").split("\t")
+        columns = rows.as_letters(text)
         if columns == [""]:
             continue
         if len(columns) != 3:
