@@ -291,54 +291,43 @@ class IndexConfig:
 
     kind: Literal["auto", "scann", "faiss", "exact"] = "auto"
     """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else
-    exact.
-    """
+    exact."""
     dimensions: Positive | None = None
     """Make vectors so many numbers wide before the index is built of them, and questions before
-    they are asked; None: their whole width.
-    """
+    they are asked; None: their whole width."""
     reduction: Literal["pca", "truncate"] = "pca"
     """How: by principal components of the corpus, or the first numbers alone, for towers trained
-    with train.matryoshka_widths.
-    """
+    with train.matryoshka_widths."""
     target_recall: Share | None = None
     """Recall@100 against exact search that is wanted: settings below that are None are measured,
-    and the fastest that reach it are kept; None: by rule.
-    """
+    and the fastest that reach it are kept; None: by rule."""
     queries: Literal["train", "dev", "test"] | None = None
     """Questions to measure with, encoded by `dpr encode --encode.questions`; None: corpus rows,
-    which are easier to find.
-    """
+    which are easier to find."""
     leaves: Positive | None = None
     """Partitions (ScaNN tree, FAISS IVF); None: the square root of the number of passages."""
     leaves_to_search: Positive | None = None
     """Partitions searched per query; None: a quarter of the leaves, at least 100 (all, where there
-    are fewer).
-    """
+    are fewer)."""
     reorder: Positive | None = None
     """ScaNN, FAISS with refinement: candidates rescored exactly per query (at least the k asked
-    for); None: 400.
-    """
+    for); None: 400."""
     faiss: str = "auto"
     """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages,
-    else ivf_flat.
-    """
+    else ivf_flat."""
     ef_search: Positive | None = None
     """FAISS HNSW: candidates kept while searching (at least the k asked for); None: 200."""
     dimensions_per_block: Positive | None = None
     """ScaNN: dimensions per code word of the product quantization; None: 2."""
     soar_lambda: Annotated[float, Bounds(above=0)] | None = None
     """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is
-    usual); None: in one alone, or with a target recall whichever is faster.
-    """
+    usual); None: in one alone, or with a target recall whichever is faster."""
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and
-    scores are rounded.
-    """
+    scores are rounded."""
     recall_queries: Positive = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned
-    on.
-    """
+    on."""
 
 
 @dataclasses.dataclass(frozen=True)

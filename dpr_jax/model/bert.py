@@ -256,7 +256,7 @@ class Layer(nn.Module):
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
             # values only where no gradient is wanted
             to_scores = self.platform == "tpu" and not (train and name == "attention_value")
-            if to_scores and wanted is None:
+            if to_scores and x_BLD.shape[1] > 1:
                 return ToScores(shape.num_attention_heads, self.dtype, name=name)(x_BLD)
             y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
