@@ -213,4 +213,5 @@ def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
         row = tokens(texts[0], return_tensors="pt", truncation=True, max_length=64)
         with torch.no_grad():
             wanted = theirs.eval()(**row).pooler_output
-        assert_same(ours(tmp_path, side, texts[:1]), wanted.numpy())
+        cut = ModelConfig(max_question_tokens=64, max_passage_tokens=64)
+        assert_same(ours(tmp_path, side, texts[:1], cut), wanted.numpy())
