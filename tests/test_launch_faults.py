@@ -248,12 +248,12 @@ def test_the_same_number_twice(run: Run) -> None:
     run.count = 3
     code = WORKING.format(work="if turn > 4: return")
     for number in (0, 1, 1):
-        run.start(number, code)
+        run.start(number, code, DPR_JOIN_S="180")
         time.sleep(0.1)
     end_s = time.monotonic() + MINUTE_S
     while not (refused := [one for one in run.processes[1:] if one.poll() is not None]):
         assert time.monotonic() < end_s
         time.sleep(0.1)
     assert [one.returncode for one in refused] == [2]
-    run.start(2, code)
+    run.start(2, code, DPR_JOIN_S="180")
     assert sorted(run.wait()) == [0, 0, 0, 2]
