@@ -26,7 +26,9 @@ def main(source: str, layers: int, out: Path) -> None:
     if out.exists():
         raise SystemExit(f"{out} exists; delete it or name another folder")
     cut = dataclasses.replace(shape, num_hidden_layers=layers)
-    params = hf.read_params(whole, cut)
+    params = hf.read_params(whole, shape)
+    for layer in range(layers, shape.num_hidden_layers):
+        del params["bert"][f"layer_{layer}"]
     out.mkdir(parents=True)
     settings = description.read(whole, "passage", ModelConfig())
     hf.write_encoder(out, template=whole, shape=cut, params=params, settings=settings)

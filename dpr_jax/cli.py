@@ -107,6 +107,7 @@ def run(args: list[str]) -> None:
     if command not in COMMANDS:
         raise InputError(f"no command {command!r}{_near(command, list(COMMANDS))}; {USAGE}")
     if command == "info":
+        host.skip_absent_tpu()
         from dpr_jax import info
 
         print(info.describe())
@@ -121,6 +122,8 @@ def run(args: list[str]) -> None:
         from dpr_jax.planning import machine
 
         machine.set_environment()
+    else:
+        host.skip_absent_tpu()
     console.quiet_libraries()
     dispatch.run(parse(command, rest)._replace(options=beam_options))
 
@@ -138,7 +141,8 @@ def parse(command: str, args: list[str]) -> Call:
     _check_names(args, command)
     workdir = None
     if "workdir" in flags:
-        reads = ("ask", "serve", "compare", "export", "gc", "retriever list", "retriever remove")
+        reads = ("ask", "serve", "compare", "export", "push", "gc")
+        reads += ("retriever list", "retriever remove")
         workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
@@ -203,7 +207,7 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--") or name not in names:
             left.append(arg)
-        elif name in OFF_ON and command != "plan":
+        elif name in OFF_ON and (command, name) != ("plan", "json"):
             found[name] = "yes"
         else:
             value = value if equals else next(arguments, "")
@@ -212,9 +216,10 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             if command == "serve" and name == "retriever":
                 many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
-    for name in ("workdir", "out", "topology"):
+    for name in ("workdir", "out", "topology", "repo"):
         if name in names and name not in found and not (command == "ask" and "url" in found):
-            raise InputError(f"--{name} is missing; {USAGE.replace('workdir', name)}")
+            usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
+            raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
     return found, left
 
 

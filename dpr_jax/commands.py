@@ -79,14 +79,20 @@ COMMANDS = {
         ("serve",),
     ),
     "export": Command(
-        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex",
+        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex;"
+        " or its encoder: model --as dpr, model --as onnx",
         ("ENGINE",),
-        ("workdir", "retriever", "out", "shards", "url", "table"),
+        ("workdir", "retriever", "out", "shards", "url", "table", "as"),
     ),
     "export check": Command(
         "ask a live engine the questions of an export: recall, latency, what to raise",
         ("ENGINE",),
         ("out", "url", "table", "target"),
+    ),
+    "push": Command(
+        "a trained model and its card to the Hugging Face hub; --dry-run lists what would go",
+        (),
+        ("workdir", "retriever", "repo", "license", "data-license", "dry-run"),
     ),
     "retriever list": Command("retrievers with kind, size, dev figure and state"),
     "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
@@ -96,13 +102,13 @@ COMMANDS = {
     "plan": Command(
         "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
         (),
-        ("topology", "json", "passages", "questions"),
+        ("topology", "json", "passages", "questions", "quick"),
         ("", "train", "model", "encode"),
     ),
     "info": Command("versions, devices, and which index backends work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
-OFF_ON = ("json", "yes", "dry-run", "verify", "mcp")  # flags without a value
+OFF_ON = ("json", "yes", "quick", "dry-run", "verify", "mcp")  # flags without a value
 # by flag, or by command and flag where one name means another thing there
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
@@ -116,6 +122,11 @@ FLAG_HELP = {
     "shards": "scann: indexes to split the corpus over, for as many hosts; 1 if not given",
     "url": "where the engine answers; `dpr export pgvector` also loads the files there",
     "table": "pgvector, milvus: name of the table or collection; passages if not given",
+    "as": "model: dpr for transformers' DPR classes, onnx for graphs",
+    "repo": "ORG/NAME on the hub",
+    "license": "of the model, as the hub names it",
+    "data-license": "of the training data, for the card",
+    "push dry-run": "list what would go, and print the card",
     "target": "recall@100 that is wanted; as index.target-recall, else 0.95",
     "k": "passages to show",
     "json": "print JSON",
@@ -127,6 +138,7 @@ FLAG_HELP = {
     "verify": "be ready only once every file was hashed",
     "mcp": "speak the Model Context Protocol on stdin and stdout, without HTTP",
     "yes": "do not ask",
+    "quick": "foretell by towers of one and two layers, and compile nothing whole",
     "topology": "such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
     "passages": "of the corpus (21,015,324)",
     "questions": "of training, where the config gives epochs (58,880)",
@@ -161,7 +173,9 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    print(f"{words} --workdir DIR [--part.setting VALUE ...]\n{about.purpose}\n")
+    needs = {"topology": "NAME", "workdir": "DIR", "out": "DIR"}
+    required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
+    print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts

@@ -92,14 +92,26 @@ class DataConfig:
         return (self.test,) if isinstance(self.test, str) else self.test
 
 
+Language = Literal[
+    *("english", "none", "chinese", "japanese", "korean", "thai", "lao", "khmer", "burmese"),
+    *("arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "esperanto"),
+    *("estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian"),
+    *("irish", "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese"),
+    *("romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bm25Config:
-    """Okapi BM25 over title and text, English stemming and stop words (bm25s, PyStemmer)."""
+    """Okapi BM25 over title and text, with stemming and stop words (bm25s, PyStemmer)."""
 
     k1: Annotated[float, Bounds(least=0)] = 0.9
     """Term-frequency saturation (0.9 in the DPR paper)."""
     b: Annotated[float, Bounds(least=0, most=1)] = 0.4
     """Length normalization (0.4 in the DPR paper)."""
+    language: Language | None = None
+    """Stop words and stemming; pairs of characters for scripts without spaces; "none" takes words
+    as they are. None: as found from the corpus."""
 
 
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
@@ -135,7 +147,7 @@ class MineConfig:
     asks for at most 95 %."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
-    cross-encoder's judgement (docs/data.md)."""
+    cross-encoder's judgement (docs/mining.md)."""
     teacher: Teacher | None = None
     """A function of the config file that scores the gold and mined passages of training questions,
     such as a cross-encoder, for `train.distillation`."""
@@ -150,15 +162,24 @@ class ModelConfig:
     `packaged:all-MiniLM-L6-v2` (needs no network)."""
     shared_towers: bool = False
     """Use one set of weights for questions and passages."""
-    pooling: Literal["cls", "mean"] | None = None
-    """The vector: the last layer's [CLS] state (DPR), or the mean over real tokens."""
+    pooling: (
+        Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None
+    ) = None
+    """The vector: the last layer's [CLS] state (DPR), the mean over real tokens, or another of
+    sentence-transformers' poolings."""
     normalize: bool | None = None
     """Scale vectors to unit length."""
     max_question_tokens: Annotated[int, Bounds(least=4)] | None = None
-    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: at most 64."""
+    """Questions are cut at so many tokens, [CLS] and [SEP] included; None: where the folder says,
+    else at most 64."""
     max_passage_tokens: Annotated[int, Bounds(least=8)] | None = None
     """Passages (title and text) are cut at so many tokens, special tokens included; None: where the
     folder says, else at most 256."""
+    question_prompt: str | None = None
+    """Text before every question, such as "query: ", counted in its tokens; None: as the folder
+    says, or as the encoder is known to want it (docs/encoders.md)."""
+    passage_prompt: str | None = None
+    """Likewise before every passage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +258,10 @@ class TrainConfig:
     gather: bool = True
     """Set every question against the passages of all devices; false: against those of its own
     device alone, to see what gathering is worth."""
+    shard_optimizer: bool = False
+    """Split weights and AdamW's moments over the devices, each of which updates its part: for
+    towers whose state does not fit one device. The result is the same to rounding; weights travel
+    to all devices in every update, matrices in `dtype`."""
     spmd: Literal["pmap", "shard_map"] | None = None
     """Mapping of the per-device step over devices; None: pmap, on TPUs shard_map, where pmap lays
     the embedding tables out anew in every update."""
@@ -364,10 +389,12 @@ class EvaluateConfig:
 
     cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
     """The k of top-k accuracy and recall."""
-    answer_match: Literal["string", "regex"] = "string"
-    """Test for an answer in a passage: DPR's token match, or regular expressions
-    (CuratedTREC).
-    """
+    answer_match: Literal["string", "regex", "substring"] = "string"
+    """Test for an answer in a passage: DPR's token match, regular expressions (CuratedTREC), or any
+    run of characters, for scripts without spaces."""
+    drop_self: bool = False
+    """Leave the passage whose id is the question's own out of each ranking, as BEIR does (ArguAna,
+    Quora)."""
     baseline: str = "bm25"
     """Every run is compared with this one."""
 

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dpr_jax import parts
 from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
@@ -81,19 +82,28 @@ class Spmd(NamedTuple):
         parts together.
       map: `fn(replicated, sharded) -> (replicated, replicated)`, which may use collectives over
         AXIS -> the function that runs on all devices. The first argument's memory is reused when
-        `donate` is set.
+        `donate` is set. With `scattered` the first argument and result are as of `scatter`.
       fetch: a replicated tree -> host arrays.
+      scatter: tree of host arrays -> the same tree, each array split along its first axis over all
+        devices, filled up with zeros where they do not divide it; scalars are whole everywhere.
+      collect: such a tree, and one of the whole arrays' shapes -> whole host arrays; all processes
+        call it.
       shapes: (replicated, sharded) trees of ShapeDtypeStruct, the second with the rows of all
-        processes -> what the mapped function is lowered with where there are no arrays.
+        processes -> what the mapped function is lowered with where there are no arrays; `scattered`
+        as of `map`.
       platform: cpu, gpu or tpu.
+      kind: pmap or shard_map.
     """
 
     replicate: Callable[[Any], Any]
     shard: Callable[[Any], Any]
     map: Callable[..., Callable[[Any, Any], Any]]
     fetch: Callable[[Any], Any]
-    shapes: Callable[[Any, Any], tuple[Any, Any]]
+    scatter: Callable[[Any], Any]
+    collect: Callable[[Any, Any], Any]
+    shapes: Callable[..., tuple[Any, Any]]
     platform: str
+    kind: str
 
 
 def platform_of(devices: Sequence[jax.Device]) -> str:
@@ -102,18 +112,24 @@ def platform_of(devices: Sequence[jax.Device]) -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
-def spmd(kind: Literal["pmap", "shard_map"], devices: list[jax.Device] | None = None) -> Spmd:
+def spmd(
+    kind: Literal["pmap", "shard_map"] | None, devices: list[jax.Device] | None = None
+) -> Spmd:
     """Returns the mapping named by `train.spmd`.
 
     Args:
       kind: pmap, or jit of shard_map without its varying-axes check: with the check on, shard_map
         sums the gradient of replicated weights once more by itself, which makes it W times too
-        large (W devices).
+        large (W devices). None: pmap, on TPUs shard_map. The stacked tables of pmap, [1, rows, D],
+        have another layout there than [rows, D], and all of them are copied twice in every update
+        (docs/log.md).
       devices: all devices of the run, in order; None takes jax.devices(). Those of a topology that
         is not here can be mapped over and compiled for, not run.
     """
     devices = slice_by_slice(jax.devices()) if devices is None else devices
     local = [device for device in devices if device.process_index == jax.process_index()]
+    if kind is None:
+        kind = "shard_map" if platform_of(devices) == "tpu" else "pmap"
     mapping = (_pmap if kind == "pmap" else _shard_map)(devices, local)
     if jax.process_count() > 1 and mapping.platform == "cpu":
         _widen(mapping, len(devices), len(local))
@@ -161,7 +177,19 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def shard(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(_split(leaf, len(local)), stacked), tree)
 
-    def mapped(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
+    def scatter(tree: Any) -> Any:
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            if not leaf.ndim:
+                return replicate(leaf)
+            return jax.device_put(_split(parts.own_rows(leaf, devices, local), len(local)), stacked)
+
+        return jax.tree.map(put, tree)
+
+    def mapped(
+        fn: Callable[[Any, Any], Any], donate: bool = False, scattered: bool = False
+    ) -> Callable[[Any, Any], Any]:
+        del scattered  # each device has its own array either way
         return jax.pmap(
             fn,
             axis_name=AXIS,
@@ -172,14 +200,29 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     def fetch(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
-    def shapes(replicated: Any, sharded: Any) -> tuple[Any, Any]:
+    def collect(tree: Any, whole: Any) -> Any:
+        def take(leaf: jax.Array, like: Any) -> np.ndarray:
+            if not like.shape:
+                return fetch(leaf)
+            return _whole([part[0] for part in parts.in_order(leaf)], like, devices.index(local[0]))
+
+        return jax.tree.map(take, tree, whole)
+
+    def shapes(replicated: Any, sharded: Any, scattered: bool = False) -> tuple[Any, Any]:
         count = len(devices)
+
+        def of_device(leaf: Any) -> tuple[int, ...]:
+            if scattered and leaf.shape:
+                return parts.rounded_up(leaf.shape[0], count) // count, *leaf.shape[1:]
+            return leaf.shape
+
         return (
-            jax.tree.map(lambda leaf: _struct(leaf, (count, *leaf.shape)), replicated),
+            jax.tree.map(lambda leaf: _struct(leaf, (count, *of_device(leaf))), replicated),
             jax.tree.map(lambda leaf: _struct(leaf, _split_shape(leaf.shape, count)), sharded),
         )
 
-    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
+    platform = platform_of(devices)
+    return Spmd(replicate, shard, mapped, fetch, scatter, collect, shapes, platform, "pmap")
 
 
 def _struct(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -207,30 +250,70 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
 
         return jax.tree.map(put, tree)
 
-    def mapped(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
-        body = jax.shard_map(
-            fn,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
+    def scatter(tree: Any) -> Any:
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            if not leaf.ndim:
+                return replicate(leaf)
+            own = parts.own_rows(leaf, devices, local)
+            return jax.make_array_from_process_local_data(split, own)
+
+        return jax.tree.map(put, tree)
+
+    def mapped(
+        fn: Callable[[Any, Any], Any], donate: bool = False, scattered: bool = False
+    ) -> Callable[[Any, Any], Any]:
+        def body(first: Any, second: Any) -> Any:
+            spec = PartitionSpec()
+            if scattered:
+                spec = jax.tree.map(lambda x: PartitionSpec(*(AXIS,) * bool(x.ndim)), first)
+            return jax.shard_map(
+                fn,
+                mesh=mesh,
+                in_specs=(spec, PartitionSpec(AXIS)),
+                out_specs=(spec, PartitionSpec()) if scattered else spec,
+                check_vma=False,
+            )(first, second)
+
         return jax.jit(body, donate_argnums=(0,) if donate else ())
 
     def fetch(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree))
 
-    def shapes(replicated: Any, sharded: Any) -> tuple[Any, Any]:
+    def collect(tree: Any, whole: Any) -> Any:
+        def take(leaf: jax.Array, like: Any) -> np.ndarray:
+            if not like.shape:
+                return fetch(leaf)
+            return _whole(parts.in_order(leaf), like, devices.index(local[0]))
+
+        return jax.tree.map(take, tree, whole)
+
+    def shapes(replicated: Any, sharded: Any, scattered: bool = False) -> tuple[Any, Any]:
+        def part(leaf: Any) -> jax.ShapeDtypeStruct:
+            if not scattered or not leaf.shape:
+                return placed(leaf, whole)
+            rows = parts.rounded_up(leaf.shape[0], len(devices))
+            return placed(_struct(leaf, (rows, *leaf.shape[1:])), split)
+
         def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         jax.tree.map(lambda leaf: _split_shape(leaf.shape, len(devices)), sharded)  # the check
         return (
-            jax.tree.map(lambda leaf: placed(leaf, whole), replicated),
+            jax.tree.map(part, replicated),
             jax.tree.map(lambda leaf: placed(leaf, split), sharded),
         )
 
-    return Spmd(replicate, shard, mapped, fetch, shapes, platform_of(devices))
+    platform = platform_of(devices)
+    return Spmd(replicate, shard, mapped, fetch, scatter, collect, shapes, platform, "shard_map")
+
+
+def _whole(own_parts: list[jax.Array], like: Any, first: int) -> np.ndarray:
+    """The whole array of which this process's devices, from number `first` on, have these parts."""
+    own = np.concatenate([np.asarray(part) for part in own_parts])
+    order = np.argsort(all_processes(np.array([first])))  # slices may stand in another order
+    every = all_processes(own).reshape(len(order), *own.shape)
+    return np.concatenate(every[order])[: like.shape[0]]
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:

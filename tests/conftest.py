@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
@@ -11,7 +12,8 @@ os.environ["XLA_FLAGS"] = (
     # tiny models: compiling well costs far more than running badly
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "accelerator" not in sys.argv:  # `pytest -m accelerator` takes what is there
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # runs that resume, and processes that tests start, compile the same programs again

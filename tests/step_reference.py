@@ -252,7 +252,7 @@ def reference(params: Params, batch: Batch, settings: StepSettings) -> tuple[flo
     return plain.loss, grads
 
 
-def assert_close(found: object, wanted: object) -> None:
+def assert_close(found: object, wanted: object, tolerance: float = TOLERANCE) -> None:
     """Every leaf, relative to its largest entry or a tenth of the tree's.
 
     The tenth is for leaves whose gradient is zero but for rounding: a shift of all passages alike,
@@ -265,7 +265,7 @@ def assert_close(found: object, wanted: object) -> None:
     ):
         scale = max(np.abs(b).max(), overall * 0.1)
         error = np.abs(np.asarray(a) - np.asarray(b)).max() / scale
-        assert error < TOLERANCE, (jax.tree_util.keystr(path), error)
+        assert error < tolerance, (jax.tree_util.keystr(path), error)
 
 
 # --- the mapped step ---------------------------------------------------------

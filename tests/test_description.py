@@ -14,8 +14,9 @@ from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.embed import load_embedder
 
 AS_IT_SAYS = ModelConfig()
+ST = "sentence_transformers.models."
 TRANSFORMER, POOLING, NORMALIZE, DENSE = (
-    {"path": path, "type": f"sentence_transformers.models.{kind}"}
+    {"path": path, "type": ST + kind}
     for path, kind in (
         ("", "Transformer"),
         ("1_Pooling", "Pooling"),
@@ -42,7 +43,7 @@ def test_the_packaged_encoder_without_a_flag() -> None:
     found = description.read(folder, "passage", AS_IT_SAYS)
     assert found == EncoderSettings("mean", True, 256, "space")
     assert found.temperature == 0.05
-    assert description.read(folder, "question", AS_IT_SAYS).max_tokens == 64
+    assert description.read(folder, "question", AS_IT_SAYS).max_tokens == 256  # its own limit
 
 
 def test_a_folder_that_says_nothing_is_cls(folder: Path) -> None:
@@ -63,9 +64,10 @@ def test_vectors_are_made_as_the_folder_says(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "pooling", "message"),
     [
-        ([TRANSFORMER, POOLING, DENSE], {"pooling_mode_cls_token": True}, "a module Dense in '2_D"),
-        ([TRANSFORMER, POOLING], {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens; one"),
-        ([TRANSFORMER, POOLING], {"pooling_mode": "lasttoken"}, "says lasttoken; one of cls and"),
+        ([TRANSFORMER, POOLING, DENSE], {"pooling_mode": "cls"}, "no in_features and out_features"),
+        ([TRANSFORMER, POOLING, NORMALIZE, DENSE], {"pooling_mode": "cls"}, "a module Dense in"),
+        ([TRANSFORMER, POOLING | {"type": ST + "CNN"}], {}, "a module CNN in '1_Pooling'"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": "median"}, "says median; one of cls, mean, max"),
         (
             [TRANSFORMER, POOLING],
             {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
@@ -96,7 +98,11 @@ def test_what_a_folder_says_and_we_cannot_do_is_named(
         ("dpr_jax.json", {"title_and_text": "tab"}, "dpr_jax.json has title_and_text 'tab'; write"),
         ("sentence_bert_config.json", {"max_seq_length": "48"}, "max_seq_length '48'; it must be"),
         ("sentence_bert_config.json", [48], "holds a list, where a dict is expected"),
-        ("config.json", {"max_position_embeddings": "512"}, "max_position_embeddings '512'; it"),
+        (
+            "config.json",
+            {"model_type": "bert", "max_position_embeddings": "512"},
+            "max_position_embeddings '512'; it",
+        ),
         ("config.json", ["bert"], "config.json holds a list, where a dict is expected"),
         ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts .'query: '.;"),
         (
@@ -144,18 +150,17 @@ def test_module_names_of_sentence_transformers_6(folder: Path) -> None:
     assert found == EncoderSettings("mean", True, 64, "space")
 
 
-def test_contradictions_and_prompts_are_said_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contradictions_are_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(description, "say", said.append)
     says(folder, [TRANSFORMER, POOLING], pooling_mode_mean_tokens=True)
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
     for _ in range(2):
-        found = description.read(folder, "question", ModelConfig(pooling="cls"))
-    assert found.pooling == "cls"
-    assert len(said) == 2 and "model.pooling is cls, though" in said[1]
-    assert "has a prompt 'query', 'query: '" in said[0]
+        model = ModelConfig(pooling="cls", question_prompt="ask: ")
+        found = description.read(folder, "question", model)
+    assert (found.pooling, found.prompt) == ("cls", "ask: ")
+    assert len(said) == 2 and "model.pooling is cls, though" in said[0]
+    assert "model.question_prompt is 'ask: ', though" in said[1] and "'query: '" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -211,9 +216,9 @@ def test_a_pair_is_one_string_with_the_separator(folder: Path) -> None:
 
 
 def test_lower_case_is_part_of_an_encoder(folder: Path) -> None:
-    backend = json.loads((folder / "tokenizer.json").read_text())
-    backend["normalizer"]["lowercase"] = False
-    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["do_lower_case"] = False  # which stands above tokenizer.json, as in transformers
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     texts = ["PARIS [SEP] a", "paris [SEP] a"]
     upper, lower = tokenizer.load(folder, 32).ids(texts)
     cased = load_embedder(str(folder), "question", model=AS_IT_SAYS).fingerprint
@@ -348,6 +353,6 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path, file: str)
     (tmp_path / "vocab.txt").write_text("\n".join(BASE) + "\n", encoding="utf-8")
     (tmp_path / file).write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(
-        InputError, match="tokenizer_class 'BertJapaneseTokenizer', which vocab.txt"
+        InputError, match="tokenizer_class 'BertJapaneseTokenizer', which can only be read from"
     ):
         tokenizer.load(tmp_path, 16)

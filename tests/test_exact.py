@@ -167,3 +167,16 @@ def test_hits_in_order() -> None:
     )
     assert rows_QK.tolist() == [[4, 3, 9, -1]]
     assert scores_QK.tolist() == [[2.0, 1.0, 1.0, -np.inf]]
+
+
+@pytest.mark.parametrize("columns", [1024, 1000, 256])
+def test_the_best_of_groups_are_those_of_all(columns: int) -> None:
+    """Also among equals, of which the first stand first, and below minus infinity."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 40, (5, columns)).astype(np.float32)
+    scores[1] = -np.inf
+    scores[2, 7:] = -np.inf
+    for k in (1, 5):
+        found = jax.jit(exact.top_k_by_groups, static_argnums=1)(scores, k)
+        for one, other in zip(found, jax.lax.top_k(scores, k), strict=True):
+            np.testing.assert_array_equal(one, other)

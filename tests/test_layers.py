@@ -22,6 +22,7 @@ COMMON = {
     "pages",
     "parallel",
     "recipes",
+    "remote",
     "workdir",
 }
 

@@ -5,6 +5,7 @@ every stage.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -256,6 +257,42 @@ def test_gc_deletes_what_nothing_names_and_asks(copy: Path) -> None:
     dpr("ask", "which river?", "--retriever", "trained", "--workdir", copy)
     done = dpr("gc", "--workdir", copy)
     assert "every artifact is in use" in done.stderr
+
+
+def until_it_works(command: list[str], most: int) -> list[str]:
+    """Runs a command, and as long as it is refused what the refusal says; returns what that was."""
+    followed: list[str] = []
+    while True:
+        code = "from dpr_jax.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        if done.returncode == 0:
+            return followed
+        assert done.returncode == 2 and len(followed) < most, done.stderr
+        if deleted := re.search(r"delete (\S+) and run", done.stderr):
+            Path(deleted[1]).unlink()
+        remedy = re.search(r"run `dpr ([^`]+)`", done.stderr)
+        assert remedy, done.stderr
+        followed += until_it_works(shlex.split(remedy[1]), most) + [remedy[1].split()[0]]
+
+
+def test_the_remedies_of_refusals_work(copy: Path) -> None:
+    """A damaged shard, then a retriever of which nothing is there, by their messages alone."""
+    trained = open_workdir(copy).retriever("trained")
+    shard = next(trained.current("embeddings").glob("*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    index = ["index", "--retriever", "trained", "--workdir", str(copy), "--index.leaves", "7"]
+    assert until_it_works(index, 1) == ["encode"]
+    assert shard.read_bytes() == whole
+    retrieve = ["retrieve", "--retriever", "new", "--retrieve.split", "test"]
+    steps = until_it_works([*retrieve, "--workdir", str(copy)], 4)
+    assert steps == ["mine", "train", "encode", "index"]
 
 
 def test_needs_of_the_quickstart() -> None:

@@ -26,12 +26,13 @@ from step_reference import (
     make_tokens,
     mapped_gradient,
     reference,
+    with_teacher,
 )
 
 from dpr_jax import parallel
 from dpr_jax.model import dual_encoder
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
-from dpr_jax.training import gradcache, loss
+from dpr_jax.training import contrast, gradcache, loss
 from dpr_jax.training.step import (
     LOG_TEMPERATURE,
     Batch,
@@ -108,6 +109,53 @@ def test_gradient_with_every_option() -> None:
     found_loss, found, _ = mapped_gradient("shard_map", 4, params, batch, settings)
     np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
     assert_close(found, wanted)
+
+
+def test_scores_in_blocks_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question at a time on each of four devices, with all that looks at scores."""
+    rng = np.random.default_rng(1)
+    count = QUESTIONS * PASSAGES
+    batch = with_teacher(rng, make_batch(rng))._replace(
+        passage_columns_P=rng.permutation(count).astype(np.int32),
+        holds_answer_BP=rng.random((QUESTIONS, count)) < 0.2,
+    )
+    settings = make_settings(
+        symmetric=True,
+        matryoshka_widths=(4,),
+        distillation="kl",
+        distillation_weight=0.3,
+    )
+    monkeypatch.setattr(loss, "SCORES_AT_ONCE", count)
+    assert loss.block_rows(2, count) == 1
+    wanted_loss, wanted = reference(make_params(), batch, settings)
+    found_loss, found, _ = mapped_gradient("pmap", 4, make_params(), batch, settings)
+    np.testing.assert_allclose(found_loss, wanted_loss, rtol=TOLERANCE)
+    assert_close(found, wanted)
+
+
+def test_scores_of_a_huge_batch_take_the_memory_of_a_block() -> None:
+    """32,768 questions with a hard negative each on eight devices: 1.1 GB of scores on each."""
+    questions, passages, width = 32768 // 8, 65536, 768
+    shape = jax.ShapeDtypeStruct
+    inputs = (
+        shape((questions, width), jnp.float32),
+        shape((passages, width), jnp.float32),
+        shape((passages,), jnp.int32),
+        shape((questions, 1), jnp.int32),
+    )
+
+    def mean_nll(q_BD: jax.Array, p_PD: jax.Array, texts_P: jax.Array, known_BM: jax.Array):
+        def usable(label_B: jax.Array, known_BM: jax.Array) -> jax.Array:
+            return loss.usable(texts_P >= 0, label_B, loss.same_text(known_BM, texts_P))
+
+        label_B = jnp.arange(len(q_BD)) * 2
+        one = contrast.Contrast(q_BD, p_PD, label_B, (known_BM,), usable)
+        return jnp.mean(contrast.judge(one, 1.0, None).nll_B)
+
+    program = jax.jit(jax.grad(mean_nll, argnums=(0, 1))).lower(*inputs).compile()
+    vectors = (questions + passages) * width * 4
+    # two copies of the passages' gradient, and a few matrices of a block
+    assert program.memory_analysis().temp_size_in_bytes < 2 * vectors + 6 * 4 * loss.SCORES_AT_ONCE
 
 
 def test_without_gathering_each_device_is_alone() -> None:
@@ -234,8 +282,8 @@ def test_updates_are_those_of_one_device_and_compile_once() -> None:
         state = TrainState(np.zeros((), np.int32), make_params(), opt_state)
         update = spmd.map(counted, donate=True)
         on_devices, losses = spmd.replicate(state), []
-        for step in range(3):
-            batch = make_batch(np.random.default_rng(step))
+        for number in range(3):
+            batch = make_batch(np.random.default_rng(number))
             on_devices, metrics = update(on_devices, spmd.shard(batch))
             losses.append(spmd.fetch(metrics)["loss"])
         results.append(losses)

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, parallel
 from dpr_jax.config import Config, MineConfig, ModelConfig, TrainConfig
 from dpr_jax.config_rules import validate
 from dpr_jax.data import prepare, store
@@ -84,17 +84,25 @@ class Killed(Exception):
     """Stands for SIGKILL in the middle of a run."""
 
 
-@pytest.mark.parametrize("pack_rows", [None, 1])
+@pytest.mark.parametrize(
+    ("platform", "changed"),
+    [
+        ("cpu", {}),
+        ("cpu", {"pack_rows": 1}),
+        # as on TPUs, with their forms and bits of the device's generator
+        ("tpu", {"shard_optimizer": True, "attention_dropout": 0.2}),
+    ],
+)
 def test_a_killed_run_resumes_bit_for_bit(
     run_dir: tuple[Config, RetrieverDir],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    pack_rows: int | None,
+    platform: str,
+    changed: dict,
 ) -> None:
     config, workdir = run_dir
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, pack_rows=pack_rows)
-    )
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changed))
+    monkeypatch.setattr(parallel, "platform_of", lambda devices: platform)
     broken = copied(workdir.workdir, tmp_path / "broken")
     loop.run(config, workdir)
 

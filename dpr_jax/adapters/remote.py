@@ -12,6 +12,7 @@ from dpr_jax.retrieval.retriever import Found, Retriever, questions_as_texts
 
 KEY = "DPR_API_KEY"
 TIMEOUT_S = 60.0
+QUESTIONS_AT_ONCE = 16
 
 
 class Searches(Protocol):
@@ -36,18 +37,26 @@ class RemoteRetriever:
         Raises:
           InputError: the server does not answer, or refuses the request.
         """
-        return [self._ask(question, k) for question in questions_as_texts(questions)]
+        texts, found = questions_as_texts(questions), []
+        for start in range(0, len(texts), QUESTIONS_AT_ONCE):
+            found += self._ask(texts[start : start + QUESTIONS_AT_ONCE], k)
+        return found
 
-    def _ask(self, question: str, k: int) -> list[Found]:
-        body = {"question": question, "k": k} | ({"retriever": self._name} if self._name else {})
+    def _ask(self, questions: list[str], k: int) -> list[list[Found]]:
+        body = {"questions": questions, "k": k}
+        if self._name:
+            body["retriever"] = self._name
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                [result] = json.load(response)["results"]
-            return [Found(*(one[name] for name in Found._fields)) for one in result["passages"]]
+                results = json.load(response)["results"]
+            return [
+                [Found(*(one[name] for name in Found._fields)) for one in result["passages"]]
+                for result in results
+            ]
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(300).decode(errors="replace").split())
             raise InputError(f"{self._url} refuses with {error.code}: {said}") from None

@@ -11,6 +11,7 @@ from dpr_jax.data import store
 from dpr_jax.data.store import Corpus
 from dpr_jax.inspection import show, survey
 from dpr_jax.model import description, hf, tokenizer
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Side
 from dpr_jax.workdir import WorkDir
 
@@ -29,12 +30,14 @@ def run(config: Config, workdir: WorkDir) -> None:
     folder, model = workdir.root / "inspection", config.model
     data = workdir.data / "manifest.json"
     corpus = store.open_corpus(workdir)
+    towers = _settings(model)
     sets = [(name, len(rows)) for name, rows in store.train_sets(workdir)]
     origin = artifacts.made_from(
         "inspect",
         {
             "init": model.init,
-            **{f"max_{side}_tokens": limit for side, limit in _limits(model).items()},
+            **{f"max_{side}_tokens": own.max_tokens for side, own in towers.items()},
+            **{f"{side}_prompt": own.prompt for side, own in towers.items() if own.prompt},
             "answer_match": config.evaluate.answer_match,
         }
         | ({"train_sets": [[*names] for names in sets]} if sets else {}),
@@ -51,28 +54,26 @@ def run(config: Config, workdir: WorkDir) -> None:
     console.say(f"inspect: {folder / 'inspection.html'}")
 
 
-def _limits(model: ModelConfig) -> dict[Side, int]:
-    """Returns the tokens at which the texts of each side are cut."""
+def _settings(model: ModelConfig) -> dict[Side, EncoderSettings]:
+    """Returns how the texts of each side are read."""
     sides: tuple[Side, Side] = ("question", "passage")
-    return {
-        side: description.read(hf.resolve(model.init, side), side, model).max_tokens
-        for side in sides
-    }
+    return {side: description.read(hf.resolve(model.init, side), side, model) for side in sides}
 
 
 def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]:
     splits = {name: store.open_questions(workdir, name) for name in store.splits(workdir)}
     for number, (name, rows) in enumerate(store.train_sets(workdir), 1):
         splits[f"train/{number} {Path(name).name}"] = splits["train"].part(rows)
+    towers = _settings(config.model)
     question_tokens, passage_tokens = (
-        tokenizer.load(hf.resolve(config.model.init, side), UNCUT_TOKENS)
-        for side in ("question", "passage")
+        tokenizer.load(hf.resolve(config.model.init, side), UNCUT_TOKENS, own.prompt)
+        for side, own in towers.items()
     )
     with console.progress("inspect corpus", len(corpus), "passages") as advance:
         corpus_facts = survey.corpus(
             corpus,
             lambda texts: [len(ids) for ids in passage_tokens.ids(texts)],
-            _limits(config.model)["passage"],
+            towers["passage"].max_tokens,
             advance,
         )
     facts, asked = {}, {}
@@ -82,7 +83,7 @@ def _measure(config: Config, workdir: WorkDir, corpus: Corpus) -> dict[str, Any]
             questions,
             corpus,
             lambda texts: [len(ids) for ids in question_tokens.ids(texts)],
-            _limits(config.model)["question"],
+            towers["question"].max_tokens,
             config.evaluate.answer_match,
         )
     return {

@@ -1,7 +1,8 @@
-"""BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled.
+"""BERT (Devlin et al., 2019, arXiv 1810.04805) in Flax linen, post-LayerNorm, layers unrolled; also
+RoBERTa, XLM-RoBERTa, DistilBERT and MPNet, which differ from it in their embeddings and biases.
 
-Module names follow Hugging Face's checkpoint names, so that model/hf.py needs no table. Shape
-letters: B rows, L tokens, D width, H heads, K width of a head, F width of the feed-forward layer.
+Shape letters: B rows, L tokens, D width, H heads, K width of a head, F width of the feed-forward
+layer.
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ import numpy as np
 
 from dpr_jax.model import kernels
 from dpr_jax.model.dropout import Dropout
+from dpr_jax.model.layer_norm import LayerNorm
+from dpr_jax.model.product import product_precision
+from dpr_jax.model.relative import BUCKETS, bias, biased_attention
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -37,7 +41,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BertShape:
-    """What config.json says of the architecture."""
+    """What config.json says of the architecture.
+
+    Attributes:
+      type_vocab_size: 0 for no token types.
+      position_offset: rows of the position table before that of a text's first token.
+      relative_bias: whether scores have a bias by the distance of two tokens.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -48,6 +58,18 @@ class BertShape:
     type_vocab_size: int
     layer_norm_eps: float
     hidden_act: str
+    position_offset: int = 0
+    relative_bias: bool = False
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that a text may have."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def feed_forward_products(self) -> int:
+        """Products of width times intermediate_size in a layer."""
+        return 2
 
 
 class Wanted(NamedTuple):
@@ -127,15 +149,25 @@ class Bert(nn.Module):
           float array [B, L, D] of `dtype`, or [B, S, D] of the wanted tokens; rows at padding and
           at empty places are meaningless.
         """
-        x_BLD = Embeddings(self.shape, self.dropout, self.dtype, name="embeddings")(
-            ids_BL, positions_BL, train=train
+        embeddings = Embeddings(
+            self.shape, self.dropout, self.dtype, self.platform, name="embeddings"
         )
+        x_BLD = embeddings(ids_BL, positions_BL, train=train)
 
         def run(layer: Layer, *inputs: jax.Array | Wanted | None) -> jax.Array:
             return layer(*inputs, train=train)
 
         run = nn.remat(run) if self.remat else run
         count = self.shape.num_hidden_layers
+        biases = [None, None]  # of all tokens, and of the wanted ones
+        if self.shape.relative_bias:
+            init, name = nn.initializers.normal(0.02), "relative_attention_bias"
+            heads = self.shape.num_attention_heads
+            table_NH = nn.Embed(BUCKETS, heads, embedding_init=init, name=name).embedding
+            biases = [bias(table_NH, positions_BL, positions_BL)] * 2
+            if wanted is not None:
+                at_BS1 = wanted.states(positions_BL[..., None].astype(jnp.float32))
+                biases[1] = bias(table_NH, at_BS1[..., 0].astype(jnp.int32), positions_BL)
         for i in range(count):
             if i + 1 == self.frozen:
                 x_BLD = jax.lax.stop_gradient(x_BLD)
@@ -147,16 +179,18 @@ class Bert(nn.Module):
                 self.platform,
                 name=f"layer_{i}",
             )
-            x_BLD = run(layer, x_BLD, mask_BLL, wanted if i + 1 == count else None)
+            last = i + 1 == count
+            x_BLD = run(layer, x_BLD, mask_BLL, wanted if last else None, biases[last])
         return x_BLD
 
 
 class Embeddings(nn.Module):
-    """Word + position + type 0, LayerNorm, dropout."""
+    """Word + position + type 0 (where there are types), LayerNorm, dropout."""
 
     shape: BertShape
     dropout: float
     dtype: jnp.dtype
+    platform: str = "cpu"
 
     @nn.compact
     def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array, *, train: bool) -> jax.Array:
@@ -168,11 +202,26 @@ class Embeddings(nn.Module):
             embedding_init=init,
             name="position_embeddings",
         )
-        kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
+        if shape.position_offset:
+            positions_BL = _without_padding(ids_BL, positions_BL, shape.position_offset)
         x_BLD = word(ids_BL) + position(positions_BL)
-        x_BLD += kind(jnp.zeros((), jnp.int32))
-        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm")(x_BLD)
+        if shape.type_vocab_size:
+            kind = embed(shape.type_vocab_size, embedding_init=init, name="token_type_embeddings")
+            x_BLD += kind(jnp.zeros((1,), jnp.int32))
+        x_BLD = _layer_norm(shape, self.dtype, "LayerNorm", self.platform)(x_BLD)
         return Dropout(self.dropout)(x_BLD, train=train)
+
+
+def _without_padding(ids_BL: jax.Array, positions_BL: jax.Array, offset: int) -> jax.Array:
+    """Returns the rows of RoBERTa's position table: a text may hold the padding token as a word,
+    which is not counted and has the row before the first.
+    """
+    is_pad_BL = (ids_BL == offset - 1).astype(jnp.int32)
+    before_BL = jnp.cumsum(is_pad_BL, axis=1) - is_pad_BL
+    begins_BL = jnp.arange(ids_BL.shape[1])[None] - positions_BL
+    begins_BL = jnp.broadcast_to(jnp.maximum(begins_BL, 0), ids_BL.shape)
+    before_BL -= jnp.take_along_axis(before_BL, begins_BL, axis=1)
+    return offset + jnp.where(is_pad_BL, -1, positions_BL - before_BL)
 
 
 class Layer(nn.Module):
@@ -190,6 +239,7 @@ class Layer(nn.Module):
         x_BLD: jax.Array,
         mask_BLL: jax.Array,
         wanted: Wanted | None = None,
+        bias_BHLL: jax.Array | None = None,
         *,
         train: bool,
     ) -> jax.Array:
@@ -204,6 +254,10 @@ class Layer(nn.Module):
         drop = functools.partial(dropout, train=train)
 
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
+            # values only where no gradient is wanted
+            to_scores = self.platform == "tpu" and not (train and name == "attention_value")
+            if to_scores and wanted is None:
+                return ToScores(shape.num_attention_heads, self.dtype, name=name)(x_BLD)
             y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
 
@@ -213,26 +267,58 @@ class Layer(nn.Module):
             mask_BLL = wanted.mask_BSL
             x_BLD = wanted.states(x_BLD)
         rate = self.dropout if self.attention_dropout is None else self.attention_dropout
-        y_BLHK = kernels.attention(
+        attend = functools.partial(kernels.attention, platform=self.platform)
+        if bias_BHLL is not None:
+            attend = functools.partial(biased_attention, bias_BHLM=bias_BHLL)
+        y_BLHK = attend(
             heads(x_BLD, "attention_query"),
             k_BLHK,
             v_BLHK,
             mask_BLL,
-            platform=self.platform,
             dropout_rate=rate,
             dropout_key=dropout.key(train=train, rate=rate),
         )
         y_BLD = dense(shape.hidden_size, name="attention_output")(y_BLHK.reshape(x_BLD.shape))
-        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm")(x_BLD + drop(y_BLD))
+        x_BLD = _layer_norm(shape, self.dtype, "attention_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
         h_BLF = dense(shape.intermediate_size, name="intermediate")(x_BLD)
         h_BLF = ACTIVATIONS[shape.hidden_act](h_BLF)
         y_BLD = dense(shape.hidden_size, name="output")(h_BLF)
-        return _layer_norm(shape, self.dtype, "output_LayerNorm")(x_BLD + drop(y_BLD))
+        return _layer_norm(shape, self.dtype, "output_LayerNorm", self.platform)(
+            x_BLD + drop(y_BLD)
+        )
 
 
-def _layer_norm(shape: BertShape, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Flax takes the mean and variance in float32 whatever `dtype` is."""
+class ToScores(nn.Module):
+    """A Dense whose result is laid out with the tokens innermost, for the products of attention.
+
+    Heads of 64 are narrower than a TPU's 128 lanes; else XLA copies its result there.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns [B, L, H, K] of `dtype`."""
+        rows, length, width = x_BLD.shape
+        init = nn.initializers.normal(0.02)
+        kernel_DF = self.param("kernel", init, (width, width)).astype(self.dtype)
+        bias_F = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        precision = product_precision(self.dtype)
+        y_BFL = jnp.einsum("bld,df->bfl", x_BLD.astype(self.dtype), kernel_DF, precision=precision)
+        y_BFL += bias_F[:, None]  # before the axes change places, or XLA adds it before a copy
+        return y_BFL.reshape(rows, self.heads, -1, length).transpose(0, 3, 1, 2)
+
+
+def _layer_norm(
+    shape: BertShape, dtype: jnp.dtype, name: str, platform: str = "cpu"
+) -> nn.LayerNorm | LayerNorm:
+    """Mean and variance are taken in float32 whatever `dtype` is."""
+    if platform != "cpu":
+        return LayerNorm(shape.layer_norm_eps, dtype, name=name)
     # the two-pass variance: the one-pass form loses digits at BERT's large means
     return nn.LayerNorm(
         epsilon=shape.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name

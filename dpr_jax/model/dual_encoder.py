@@ -2,6 +2,8 @@
 3.1).
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -9,10 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpr_jax.model.bert import Bert, BertShape, Wanted
+from dpr_jax.model.bert import Wanted
+from dpr_jax.model.families import MODULES, Shape
+from dpr_jax.model.modules import DenseShape
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "sigmoid": nn.sigmoid,
+    "silu": nn.silu,
+}
 TEXTS_PER_ROW = 8  # most texts that share a packed row; a place for each is computed
 
 
@@ -67,24 +79,26 @@ class Packed(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """One tower: BERT, pooling, optional scaling to unit length.
+    """One tower: BERT or its like, pooling, linear layers, optional scaling to unit length.
 
     Attributes:
-      shape: BERT's architecture.
+      shape: architecture, which also says the family.
       pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
-        the mean over real tokens.
+        the mean over real tokens; the others are sentence-transformers' (modules.POOLINGS).
       normalize: scale to unit length.
       dropout: rate for hidden states, used when training.
-      dtype: compute precision of BERT; pooling and the vectors are float32.
-      frozen: levels of BERT from below without a gradient; see Bert.
+      dtype: compute precision up to the last layer; all after it is float32.
+      frozen: levels from below without a gradient; see Bert.
       remat: compute each layer again in the backward pass instead of keeping its activations.
       attention_dropout: rate for attention weights; None: as `dropout`.
       platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
         is mapped over, which may be others than the process has.
+      dense: layers after pooling.
+      cut: numbers of a vector that are kept; None keeps all.
     """
 
-    shape: BertShape
-    pooling: Literal["cls", "mean"] = "cls"
+    shape: Shape
+    pooling: str = "cls"
     normalize: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -92,6 +106,14 @@ class Encoder(nn.Module):
     remat: bool = False
     attention_dropout: float | None = None
     platform: str = "cpu"
+    dense: tuple[DenseShape, ...] = ()
+    cut: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Size of a vector."""
+        whole = self.dense[-1].outputs if self.dense else self.shape.hidden_size
+        return min(self.cut or whole, whole)
 
     @property
     def drops(self) -> bool:
@@ -103,7 +125,7 @@ class Encoder(nn.Module):
         """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places;
         they mean nothing where there is no text.
         """
-        bert = Bert(
+        states = MODULES[type(self.shape)](
             self.shape,
             self.dropout,
             self.dtype,
@@ -122,26 +144,84 @@ class Encoder(nn.Module):
             position_BL = jnp.arange(ids_BL.shape[1])[None]
             mask_BLL = place_BSL = (position_BL < tokens.lengths_B[:, None])[:, None]
 
-        if self.pooling == "cls":
-            pick_BSL = place_BSL & (position_BL[:, None] == 0)
-            if self.platform != "cpu" and not isinstance(tokens, Rows):
-                pick_BSL = None  # a slice: a product costs a TPU as much as a tenth of a layer
+        if self.pooling in ("cls", "lasttoken"):
+            if self.pooling == "cls":
+                pick_BSL = place_BSL & (position_BL[:, None] == 0)
+                if self.platform != "cpu" and not isinstance(tokens, Rows):
+                    pick_BSL = None  # a slice: a product costs a TPU as much as a tenth of a layer
+            else:  # where the next token is of no text, or of another
+                pick_BSL = place_BSL & ~jnp.pad(place_BSL[..., 1:], ((0, 0), (0, 0), (0, 1)))
             wanted = Wanted(pick_BSL, place_BSL)
-            emb_BSD = bert(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
+            emb_BSD = states(ids_BL, mask_BLL, position_BL, wanted=wanted, train=train)
             emb_BSD = emb_BSD.astype(jnp.float32)
         else:
-            x_BLD = bert(ids_BL, mask_BLL, position_BL, train=train)
-            # a product, not a scatter: the same sum in every run on every device
-            total_BSD = jnp.einsum(
-                "bsl,bld->bsd",
-                place_BSL.astype(jnp.float32),
-                x_BLD.astype(jnp.float32),
-                precision="highest",
-            )
-            count_BS1 = jnp.sum(place_BSL, axis=2, keepdims=True)
-            emb_BSD = total_BSD / jnp.maximum(count_BS1, 1)
+            x_BLD = states(ids_BL, mask_BLL, position_BL, train=train).astype(jnp.float32)
+            emb_BSD = _pooled(x_BLD, place_BSL, position_BL, self.pooling)
         emb_BD = emb_BSD.reshape(-1, emb_BSD.shape[-1])
+        for number, layer in enumerate(self.dense):
+            linear = nn.Dense(
+                layer.outputs, use_bias=layer.bias, precision="highest", name=f"dense_{number}"
+            )
+            emb_BD = ACTIVATIONS[layer.activation](linear(emb_BD))
+        emb_BD = emb_BD[:, : self.width]
         return unit_length(emb_BD) if self.normalize else emb_BD
+
+
+class EncoderPair(NamedTuple):
+    """The architectures of both towers, which may differ."""
+
+    question: Encoder
+    passage: Encoder
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors have unit length, which is the same for both."""
+        return self.passage.normalize
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.passage.drops
+
+    @property
+    def platform(self) -> str:
+        """That of the devices which both are mapped over."""
+        return self.passage.platform
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Compute precision of both."""
+        return self.passage.dtype
+
+    def without_dropout(self) -> "EncoderPair":
+        """Returns both as they are used outside of training."""
+        off = {"dropout": 0.0, "attention_dropout": 0.0}
+        return EncoderPair(*(dataclasses.replace(one, **off) for one in self))
+
+
+def encoder_of(encoder: "Encoder | EncoderPair", side: Side) -> Encoder:
+    """Returns the architecture of one tower."""
+    return encoder if isinstance(encoder, Encoder) else getattr(encoder, side)
+
+
+def _pooled(
+    x_BLD: jax.Array, place_BSL: jax.Array, position_BL: jax.Array, pooling: str
+) -> jax.Array:
+    """Returns one vector per place from the states of its tokens: float32 [B, S, D]."""
+    if pooling == "max":
+        # one place after another: all at once would take S times the memory of the states
+        def largest(place_BL: jax.Array) -> jax.Array:
+            return jnp.max(jnp.where(place_BL[..., None], x_BLD, -jnp.inf), axis=1)
+
+        tops = [largest(place_BSL[:, s]) for s in range(place_BSL.shape[1])]
+        return jnp.where(jnp.any(place_BSL, axis=2)[..., None], jnp.stack(tops, axis=1), 0)
+    weight_BSL = place_BSL.astype(jnp.float32)
+    if pooling == "weightedmean":
+        weight_BSL *= position_BL[:, None] + 1
+    # a product, not a scatter: the same sum in every run on every device
+    total_BSD = jnp.einsum("bsl,bld->bsd", weight_BSL, x_BLD, precision="highest")
+    count_BS1 = jnp.maximum(jnp.sum(weight_BSL, axis=2, keepdims=True), 1)
+    return total_BSD / (jnp.sqrt(count_BS1) if pooling == "mean_sqrt_len_tokens" else count_BS1)
 
 
 def unit_length(emb_BD: jax.Array) -> jax.Array:
@@ -164,7 +244,7 @@ def tower(params: Params, side: Side) -> Params:
 
 
 def encode(
-    encoder: Encoder,
+    encoder: Encoder | EncoderPair,
     params: Params,
     side: Side,
     tokens: Tokens | Packed | Rows,
@@ -173,7 +253,7 @@ def encode(
     """Turns texts into vectors with one of the towers.
 
     Args:
-      encoder: the architecture of both towers.
+      encoder: the architecture of the towers.
       params: of both towers, from `dual_params`.
       side: which tower.
       tokens: a padded or packed batch, or bare rows, of which all places are returned.
@@ -182,6 +262,7 @@ def encode(
     Returns:
       float32 [B, D].
     """
+    encoder = encoder_of(encoder, side)
     if isinstance(tokens, Packed):
         places = encode(encoder, params, side, tokens.rows, dropout_key)
         return places[tokens.slot_B]

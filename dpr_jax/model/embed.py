@@ -44,8 +44,8 @@ class Embedder:
     """One tower with its tokenizer, ready to encode.
 
     Attributes:
-      shape: BERT's architecture.
-      pooling: "cls" or "mean".
+      shape: architecture of the tower.
+      pooling: how the last layer becomes a vector.
       width: size of a vector.
       fingerprint: hash of the tower's weights, tokenizer and settings.
       passage_fingerprint: that of the model's passage tower, the same from either side: questions
@@ -74,21 +74,22 @@ class Embedder:
         self._batch_tokens = (batch_tokens or default) * len(devices)
         self._device_count = len(devices)
         self.shape, self.pooling = encoder.shape, encoder.pooling
-        self.width = encoder.shape.hidden_size
+        self.width = encoder.width
         self.fingerprint = fingerprint
         self.passage_fingerprint = passage_fingerprint
 
-    def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
+    def encode(self, texts: Sequence[tokenizer.Text], *, prompt: str | None = None) -> np.ndarray:
         """Returns the vectors of texts, in their order.
 
         Args:
           texts: questions, or (title, text) pairs.
+          prompt: put before every text; None: the encoder's own.
 
         Returns:
           float32 [len(texts), width].
         """
         emb_ND = np.empty((len(texts), self.width), np.float32)
-        for batch in self.vectors(self.tokenize(texts)):
+        for batch in self.vectors(self.tokenize(texts, prompt)):
             emb_ND[batch.rows_B] = batch.emb_BD
         return emb_ND
 
@@ -127,7 +128,7 @@ class Embedder:
         done = 0
         while done < count:
             length = padded_length(int(texts.lengths_N[order_N[done]]), count)
-            length = min(length, self.shape.max_position_embeddings)
+            length = min(length, self.shape.positions)
             rows = min(few, max(1, self._batch_tokens // length))
             rows = _round_up(rows, self._device_count)
             rows_B = order_N[done : done + rows]
@@ -213,22 +214,20 @@ def load_embedder(
       InputError: the model cannot be found or read, or its two towers do not belong together.
     """
     folders = {one: hf.resolve(source, one) for one in ("question", "passage")}
-    _check_pair(source, folders)
     own = {one: description.read(folder, one, model) for one, folder in folders.items()}
+    _check_pair(source, folders, own)
     prints = {one: hf.fingerprint(folders[one], own[one]) for one in folders}
-    shape = hf.read_shape(folders[side])
-    encoder = Encoder(
-        shape,
-        pooling=own[side].pooling,
-        normalize=own[side].normalize,
+    encoder = hf.read_encoder(
+        folders[side],
+        own[side],
         dtype=jnp.dtype(compute_dtype(dtype)),
         platform=parallel.platform_of(jax.local_devices()),
     )
-    tokens = tokenizer.load(folders[side], own[side].max_tokens)
-    hf.check_tokens(folders[side], shape, tokens.vocabulary)
+    tokens = tokenizer.load(folders[side], own[side].max_tokens, own[side].prompt)
+    hf.check_tokens(folders[side], encoder.shape, tokens.vocabulary)
     return Embedder(
         encoder,
-        hf.read_params(folders[side], shape),
+        hf.read_params(folders[side], encoder.shape, encoder.dense),
         tokens,
         batch_tokens=batch_tokens,
         fingerprint=prints[side],
@@ -236,19 +235,21 @@ def load_embedder(
     )
 
 
-def _check_pair(source: str, folders: dict[Side, Path]) -> None:
+def _check_pair(
+    source: str, folders: dict[Side, Path], own: dict[Side, description.EncoderSettings]
+) -> None:
     """Refuses two towers that cannot have been meant to work together."""
     question, passage = folders["question"], folders["passage"]
-    if question == passage:
-        return
-    manifest = passage.parent / "manifest.json"
+    manifest = (passage if question == passage else passage.parent) / "manifest.json"
     if manifest.exists():
         artifacts.verify(
             manifest,
-            "the two encoders there must be those of one training: run `dpr train` again, which"
-            f" writes both, or remove {manifest} if you put them together yourself",
+            "the encoders there must be those of one training: run `dpr train` again, which"
+            f" writes them, or remove {manifest} if you put them together yourself",
         )
-    widths = [hf.read_shape(one).hidden_size for one in (question, passage)]
+    if question == passage:
+        return
+    widths = [hf.read_encoder(folders[one], own[one]).width for one in ("question", "passage")]
     if widths[0] != widths[1]:
         raise InputError(
             f"{source}: its question encoder gives vectors of width {widths[0]}, its passage"

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from dpr_jax.model.bert import BertShape
+from dpr_jax.model.families import Shape
 
 # dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest
 # that fits counts (makers' data sheets)
@@ -18,19 +18,20 @@ PEAK_FLOPS = {
 }
 
 
-def forward_flops(shape: BertShape, lengths: np.ndarray, pooling: str) -> float:
+def forward_flops(shape: Shape, lengths: np.ndarray, pooling: str) -> float:
     """Operations of the forward pass for texts of these lengths, as the field counts them: matrix
     products alone.
 
-    A layer has 8 D^2 + 4 D F a token for its matrices and 4 L D a token for attention over L tokens
-    (D width, F feed-forward width). With "cls" pooling the last one computes keys and values of all
-    tokens, 4 D^2 each, and everything else for one token of a text.
+    A layer has 8 D^2 + 4 D F a token for its matrices (6 D F where it is gated) and 4 L D a token
+    for attention over L tokens (D width, F feed-forward width). With "cls" or "lasttoken" pooling
+    the last one computes keys and values of all tokens, 4 D^2 each, and everything else for one
+    token of a text.
     """
     width, lengths = shape.hidden_size, lengths.astype(np.float64)
-    matrices = 8 * width**2 + 4 * width * shape.intermediate_size
+    matrices = 8 * width**2 + 2 * width * shape.intermediate_size * shape.feed_forward_products
     layer = matrices * lengths.sum() + 4 * width * np.square(lengths).sum()
     last = layer
-    if pooling == "cls":
+    if pooling in ("cls", "lasttoken"):
         keys_and_values = 4 * width**2
         last = (keys_and_values + 4 * width) * lengths.sum()
         last += (matrices - keys_and_values) * len(lengths)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from dpr_jax.model.bert import BertShape
+from dpr_jax.model.families import Shape
 from dpr_jax.model.flops import forward_flops, peak_flops
 
 T = TypeVar("T")
@@ -48,14 +48,12 @@ jax.monitoring.register_event_duration_secs_listener(_compiled)
 class Pace:
     """Counts the batches that this process computed; gives their rates since the last restart."""
 
-    def __init__(
-        self, shape: BertShape, pooling: str, *, passes: int = 1, processes: int = 1
-    ) -> None:
+    def __init__(self, shape: Shape, pooling: str, *, passes: int = 1, processes: int = 1) -> None:
         """Starts the clock.
 
         Args:
           shape: architecture of the towers.
-          pooling: "cls" or "mean".
+          pooling: of the towers.
           passes: what a text costs in forward passes; 3 in training, as backward is twice forward.
           processes: number of those that do as much as this one; rates count them all.
         """

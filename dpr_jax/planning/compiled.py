@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "token": 0}
+NOTED_BYTES = 1 << 20  # of an instruction without an estimate, to be named
 ABSURD_CYCLES = 1e15  # XLA's mark of what it cannot estimate
 # computed by no unit, or part of another instruction's estimate
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id",
     "after-all", "iota", "broadcast", "copy-start", "copy-done", "slice-start", "slice-done",
     "async-start", "async-update", "async-done", "optimization-barrier", "domain", "add-dependency",
-    "call", "while", "conditional", "fusion", "get-dimension-size", "dynamic-slice-start",
+    "call", "while", "conditional", "get-dimension-size", "dynamic-slice-start",
     "dynamic-slice-done", "rng-get-and-update-state",
 }  # fmt: skip
 COLLECTIVES = (
@@ -172,10 +173,23 @@ class Text:
                 found += [inner, *self.within(inner)]
         return found
 
+    def is_free(self, one: Instruction) -> bool:
+        """Whether an instruction without an estimate computes nothing, or only uses the links."""
+        if one.opcode == "custom-call":
+            return one.target in NOTES
+        opcodes = [one.opcode, *(inner.opcode for inner in self.within(one))]
+        kinds = {opcode.removesuffix("-start").removesuffix("-done") for opcode in opcodes}
+        return bool(kinds & {*COLLECTIVES}) or one.opcode in FREE
+
     def bytes_of(self, computation: str, one: Instruction) -> int:
-        """Returns what an instruction reads and writes, in bytes."""
+        """Returns what an instruction reads and writes; a gather reads what it returns."""
         shapes = self.shapes[computation]
-        return size(one.shape) + sum(size(shapes.get(name, "")) for name in {*one.operands})
+        result = size(one.shape)
+        operands = [size(shapes.get(name, "")) for name in {*one.operands}]
+        opcodes = {one.opcode, *(inner.opcode for inner in self.within(one))}
+        if opcodes & {"gather", "dynamic-slice", "slice"}:
+            operands = [min(result, operand) for operand in operands]
+        return result + sum(operands)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -279,54 +293,56 @@ PARTS = (
 )
 
 
-def part_of(op_name: str) -> str:
+def part_of(one: Instruction) -> str:
     """Returns the part of a program that an instruction belongs to, by the name of its source."""
     for part, pattern in PARTS:
-        if re.search(pattern, op_name):
+        if re.search(pattern, one.op_name):
             return part
-    return "optimizer" if re.search(r"/(mul|add|sub|div|sqrt|square|integer_pow)", op_name) else ""
+    if not one.op_name:
+        return "copies" if one.opcode in ("copy", "reshape", "transpose") else "other"
+    # an update is written in no module: its operations stand right below the mapping
+    return "optimizer" if re.search(r"shard_map/[\w.]+$", one.op_name) else "other"
 
 
-def cycles(text: Text, *, bytes_per_cycle: float) -> Cycles:
+def cycles(text: Text, *, bytes_per_cycle: float, flops_per_cycle: float) -> Cycles:
     """Returns the compiler's estimate for one run.
+
+    What carries none is counted at its memory traffic, a kernel of our own (Pallas) besides at the
+    operations that it says it has; a kernel that says nothing makes the total unknown.
 
     Args:
       text: of a program for a TPU.
-      bytes_per_cycle: of the device's memory: the bound for what has no estimate.
+      bytes_per_cycle: of the device's memory.
+      flops_per_cycle: of its matrix units.
     """
     by_part: Counter[str] = Counter()
     charges: dict[tuple[str, str], Charge] = {}
     charged_cycles, unknown = 0.0, []
     for computation, one, times in text.run():
-        kind = one.opcode.removesuffix("-start").removesuffix("-done")
+        where = part_of(one)
         estimate = one.cycles
-        where = part_of(one.op_name)
         if estimate is None:
-            custom = one.opcode == "custom-call"
-            if kind in COLLECTIVES or (one.opcode in FREE and one.opcode != "fusion"):
+            if text.is_free(one):
                 continue
-            if custom and one.target in NOTES:
-                continue
-            if one.opcode == "fusion" and any(
-                inner.opcode.removesuffix("-start") in COLLECTIVES for inner in text.within(one)
-            ):
-                continue  # its time is that of the links
             moved = text.bytes_of(computation, one)
-            if math.isnan(times):
-                unknown.append(f"{one.opcode} in a loop whose turns are not known")
-                continue
-            what = one.target if custom else one.opcode
-            old = charges.get((what, where), Charge(what, where, 0, 0))
-            charges[what, where] = Charge(
-                what, where, old.count + int(times), old.bytes + int(times * moved)
-            )
             estimate = moved / bytes_per_cycle
-            charged_cycles += times * estimate
+            if one.target == "tpu_custom_call":
+                flops = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.rest)
+                if not flops:
+                    unknown.append(f"kernel {one.name} ({one.op_name}) has no cost_estimate")
+                    continue
+                estimate = max(estimate, int(flops[1]) / flops_per_cycle)
+            if not math.isnan(times):
+                charged_cycles += times * estimate
+                if one.opcode == "custom-call" or moved >= NOTED_BYTES:
+                    key = one.target or one.opcode, where
+                    old = charges.get(key, Charge(*key, 0, 0))
+                    more = old.count + int(times), old.bytes + int(times * moved)
+                    charges[key] = Charge(*key, *more)
         if math.isnan(times):
-            if estimate:
-                unknown.append(f"{one.opcode} {one.name} in a loop whose turns are not known")
+            unknown.append(f"{one.opcode} {one.name} is in a loop whose turns are not known")
             continue
-        by_part[where or "other"] += times * estimate
+        by_part[where] += times * estimate
     total = None if unknown else sum(by_part.values())
     return Cycles(total, dict(by_part), [*charges.values()], charged_cycles, unknown)
 
@@ -335,7 +351,7 @@ def traffic(text: Text) -> int:
     """Returns the bytes that all kernels of a run read and write, on a device."""
     total = 0.0
     for computation, one, times in text.run():
-        if one.opcode in FREE - {"fusion", "copy-start", "broadcast", "iota"}:
+        if one.opcode in FREE - {"copy-start", "broadcast", "iota"}:
             continue
         total += (1 if math.isnan(times) else times) * text.bytes_of(computation, one)
     return int(total)

@@ -3,20 +3,22 @@
 No figure here is a time on the clock. TPUs: by XLA's cost model. GPUs: a bound from public figures.
 """
 
-import re
+import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.config import Config
+from dpr_jax.config import Config, TrainConfig
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.model.flops import forward_flops
-from dpr_jax.planning import compiled, machine, needs, programs, show
+from dpr_jax.planning import counts, machine, needs, programs, show
+from dpr_jax.planning.counts import Counts
 from dpr_jax.planning.machine import Machine
 from dpr_jax.planning.programs import Model
 from dpr_jax.training import setup
@@ -27,29 +29,17 @@ from dpr_jax.training.chunking import RESERVE
 COUNTS = {"passages": 21_015_324, "questions": 58_880}
 # of accelerators that reading and tokenizing feed, per process (docs/scaling.md, measured)
 READ_PER_S = 20_000
-COST_MODEL, PUBLIC = "by XLA's cost model", "a bound from public figures"
 
 
-class Reading(NamedTuple):
-    """What a compiled program says.
-
-    Attributes:
-      state_bytes: arguments that stay from run to run, on a device.
-      temporary_bytes: what a run needs besides.
-      text: of the program; None where it did not fit into the memory of the compiler's device.
-    """
-
-    state_bytes: int
-    temporary_bytes: int
-    text: compiled.Text | None
-
-    @property
-    def peak_bytes(self) -> int:
-        """State and temporaries."""
-        return self.state_bytes + self.temporary_bytes
-
-
-def run(config: Config, topology: str, *, passages: int, questions: int, out: str | None) -> None:
+def run(
+    config: Config,
+    topology: str,
+    *,
+    passages: int,
+    questions: int,
+    quick: bool = False,
+    out: str | None = None,
+) -> None:
     """Compiles the programs of `config` for a topology; prints the plan and writes it.
 
     Args:
@@ -57,6 +47,7 @@ def run(config: Config, topology: str, *, passages: int, questions: int, out: st
       topology: such as v5e:2x4 or gpu:h100:8.
       passages: of the corpus.
       questions: of training, where the config gives epochs.
+      quick: foretell deep towers by one and two layers alone.
       out: JSON file to write; a page goes beside it. None prints alone.
 
     Raises:
@@ -64,6 +55,7 @@ def run(config: Config, topology: str, *, passages: int, questions: int, out: st
         cannot share.
     """
     target = machine.parse(topology)
+    _check_output(out)
     model = programs.read_model(config)
     devices = machine.devices(target)
     count = len(devices)
@@ -72,8 +64,6 @@ def run(config: Config, topology: str, *, passages: int, questions: int, out: st
             f"train.batch_size is {config.train.batch_size}, which {count} devices cannot share"
             f" evenly; make it a multiple, such as --train.batch-size {16 * count}"
         )
-    if out is not None and Path(out).suffix == ".html":
-        raise InputError(f"--json {out} ends in .html, as the page beside it does; name FILE.json")
     hosts = (
         len({device.process_index for device in devices})
         if target.platform == "tpu"
@@ -91,9 +81,10 @@ def run(config: Config, topology: str, *, passages: int, questions: int, out: st
         "passages": passages,
     }
     with ThreadPoolExecutor(2) as threads:  # XLA compiles beside Python
-        search = threads.submit(_search, config, model, target, devices, passages)
-        encode = threads.submit(_encode, config, model, target, devices, hosts, passages)
-        facts["train"] = _train(config, model, target, devices, schedule)
+        common = (config, model, target, devices)
+        search = threads.submit(_search, *common, passages)
+        encode = threads.submit(_encode, *common, hosts=hosts, passages=passages, quick=quick)
+        facts["train"] = _train(*common, schedule, quick=quick)
         facts["encode"], facts["search"] = encode.result(), search.result()
     width = config.index.dimensions or model.shape.hidden_size
     facts["host"] = needs.of_host(passages, width, config.index.kind)
@@ -107,6 +98,17 @@ def run(config: Config, topology: str, *, passages: int, questions: int, out: st
         say(f"plan: {out} and {page}")
 
 
+def _check_output(out: str | None) -> None:
+    """Raises InputError where the plan could not be written, before minutes of compiling."""
+    if out is None:
+        return
+    path = Path(out)
+    if path.suffix != ".json":
+        raise InputError(f"--json {out} must end in .json; the page goes beside it as .html")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"--json {out} cannot be written: {path.absolute().parent} is no folder")
+
+
 # --- the three programs ----------------------------------------------------------
 
 
@@ -116,94 +118,90 @@ def _train(
     target: Machine,
     devices: list[jax.Device],
     schedule: setup.Schedule,
+    *,
+    quick: bool,
 ) -> dict[str, Any]:
-    """Plans the update: how it fits is foretold by one and two layers, then compiled whole."""
+    """Plans the update: whether it fits is foretold by one and two layers, then compiled whole."""
     layers = model.shape.num_hidden_layers
-    usable = (1 - RESERVE) * target.chip.allocated * target.chip.memory_bytes
+    usable = _usable(target)
 
-    def reading(layers: int, chunk_size: int | None) -> Reading:
-        say(f"plan: compiling the update, {layers} layer(s), chunk {chunk_size or 'all'}")
-        lowered = programs.train(
-            config, model.cut(layers), devices, schedule=schedule, chunk_size=chunk_size
-        )
-        return _read(lowered)
+    def compile_layers(train: TrainConfig, layers: int) -> Counts:
+        changed = dataclasses.replace(config, train=train)
+        how = f"chunk_size {train.chunk_size or 'all'}"
+        how += ", shard_optimizer" if train.shard_optimizer else ""
+        say(f"plan: compiling the update with {layers} layer(s), {how}")
+        lowered = programs.train(changed, model.cut(layers), devices, schedule=schedule)
+        return counts.read(lowered, target)
 
-    def foretold(chunk_size: int | None) -> Reading:
+    def foretell(train: TrainConfig) -> Counts:
         if layers <= 2:
-            return reading(layers, chunk_size)
-        one, two = reading(1, chunk_size), reading(2, chunk_size)
-        return Reading(
-            *(int(a + (layers - 1) * (b - a)) for a, b in zip(one[:2], two[:2], strict=True)), None
-        )
+            return compile_layers(train, layers)
+        return compile_layers(train, 1).per_layer(compile_layers(train, 2), layers)
 
-    asked = config.train.chunk_size
-    expected = foretold(asked)
-    chunk_size, advice = asked, None
-    if expected.peak_bytes > usable:
-        chunk_size, advice = _advice(config, devices, expected, foretold, usable)
-    whole = reading(layers, chunk_size)
-    confirmed = whole.text is not None and whole.peak_bytes <= usable
+    best = expected = foretell(config.train)
+    fits = expected.fits and expected.peak_bytes <= usable
+    chosen, advice = config.train, None
+    if not fits:
+        chosen, advice = _advise(config.train, len(devices), foretell, usable)
+    compiled_whole = layers > 2 and not quick
+    if compiled_whole:
+        best = compile_layers(chosen, layers)
+    elif not fits:
+        best = foretell(chosen)
+    holds = best.fits and best.peak_bytes <= usable
+    if advice:
+        advice["confirmed"] = compiled_whole and holds
 
-    flops = 3 * _flops(model, config, len(devices))
-    facts = _facts(whole, target, len(devices), flops)
-    seconds = facts["seconds"]
-    facts |= {
-        "fits": confirmed if advice is None else expected.peak_bytes <= usable,
+    found = counts.facts(best, target, len(devices), 3 * _flops(model, config, len(devices)))
+    seconds = found["seconds"]
+    return found | {
+        "fits": fits and holds,
         "usable_bytes": int(usable),
         "foretold_bytes": expected.peak_bytes,
-        "chunk_size": chunk_size,
-        "advice": advice and {**advice, "confirmed": confirmed},
+        "foretold_cycles": expected.cycles and expected.cycles.total,
+        "extrapolated": layers > 2 and not compiled_whole,
+        "chunk_size": chosen.chunk_size,
+        "shard_optimizer": chosen.shard_optimizer,
+        "advice": advice,
         "steps": schedule.total_steps,
         "hours": None if seconds is None else schedule.total_steps * seconds / 3600,
-        "largest_batch": _largest_batch(config, model, whole, usable, len(devices)),
-        "needless": _needless(facts["collectives"]),
-    }
-    return facts
-
-
-def _advice(
-    config: Config,
-    devices: list[jax.Device],
-    expected: Reading,
-    foretold: Any,
-    usable: float,
-) -> tuple[int | None, dict[str, Any]]:
-    """Returns the largest chunk that is foretold to fit, by a line through two chunk sizes."""
-    texts = config.train.batch_size * (1 + config.train.hard_negatives) // len(devices)
-    sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0]
-    if not sizes or expected.state_bytes > usable:
-        return config.train.chunk_size, {
-            "chunk_size": None,
-            "why": "weights, gradients and moments alone do not fit: a smaller encoder, or chips"
-            " with more memory",
-        }
-    low = sizes[-1]
-    at_low = foretold(low).peak_bytes
-    high = sizes[0]
-    at_high = foretold(high).peak_bytes if high > low else at_low
-    slope = (at_high - at_low) / max(high - low, 1)
-    fitting = [size for size in sizes if at_low + slope * (size - low) <= usable]
-    if not fitting:
-        return low, {
-            "chunk_size": None,
-            "why": f"even one text at a time is foretold to take {at_low / 1e9:.1f} GB",
-        }
-    best = fitting[0]
-    return best, {
-        "chunk_size": best,
-        "foretold_bytes": int(at_low + slope * (best - low)),
-        "why": "all texts at once do not fit; with this chunk_size they do, for a second forward"
-        " pass",
+        "largest_batch": _largest_batch(config, best, usable, len(devices)),
+        "needless": _needless(found["collectives"]),
     }
 
 
-def _largest_batch(
-    config: Config, model: Model, whole: Reading, usable: float, devices: int
-) -> dict[str, Any]:
-    """Returns the largest global batch that fits, as activations grow with it in a line."""
-    weights = whole.state_bytes / 3  # beside AdamW's two moments; gradients are as large
-    per_question = max(whole.temporary_bytes - weights, 1) * devices / config.train.batch_size
-    each = max(0, int((usable - whole.state_bytes - weights) / per_question))
+def _advise(
+    train: TrainConfig, devices: int, foretell: Callable[[TrainConfig], Counts], usable: float
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Finds the largest chunk of a device's texts that is foretold to fit, by a line through two
+    chunk sizes; where none does, with the optimizer's state split over the devices.
+
+    Chunks keep less than `train.remat`, which is therefore not tried.
+    """
+    texts = train.batch_size * (1 + train.hard_negatives) // devices
+    sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0] or [1]
+    small = sizes[min(len(sizes) - 1, 2)]
+    for sharded in (train.shard_optimizer, True):
+        changed = dataclasses.replace(train, shard_optimizer=sharded)
+        at = {
+            size: foretell(dataclasses.replace(changed, chunk_size=size)).peak_bytes
+            for size in {sizes[0], small}
+        }
+        per_text = (at[sizes[0]] - at[small]) / max(sizes[0] - small, 1)
+        for size in sizes:
+            foretold = int(at[small] + per_text * (size - small))
+            if foretold <= usable:
+                changed = dataclasses.replace(changed, chunk_size=size)
+                what = {"chunk_size": size, "shard_optimizer": sharded}
+                return changed, {**what, "foretold_bytes": foretold}
+    return train, {"chunk_size": None, "shard_optimizer": None, "foretold_bytes": None}
+
+
+def _largest_batch(config: Config, best: Counts, usable: float, devices: int) -> dict[str, Any]:
+    """Returns the largest global batch that fits: activations grow with it in a line."""
+    gradients = best.state_bytes / 3  # as large as the weights, which stand beside two moments
+    per_question = max(best.temporary_bytes - gradients, 1) * devices / config.train.batch_size
+    each = max(0, int((usable - best.state_bytes - gradients) / per_question))
     return {"questions_per_device": each, "questions": each * devices, "extrapolated": True}
 
 
@@ -212,30 +210,37 @@ def _encode(
     model: Model,
     target: Machine,
     devices: list[jax.Device],
+    *,
     hosts: int,
     passages: int,
+    quick: bool,
 ) -> dict[str, Any]:
-    """Plans encoding the corpus."""
-    program = programs.encode(config, model, devices, hosts)
-    whole = _read(program.lowered)
-    here = len(devices) // hosts
-    lengths = np.full(program.rows // here, program.length)
+    """Plans encoding the corpus; every host encodes shards of its own."""
+    layers = model.shape.num_hidden_layers
+    here = devices[: len(devices) // hosts]
+    if quick and layers > 2:
+        one, program = (programs.encode(config, model.cut(n), here) for n in (1, 2))
+        best = counts.read(one.lowered, target).per_layer(
+            counts.read(program.lowered, target), layers
+        )
+    else:
+        program = programs.encode(config, model, here)
+        best = counts.read(program.lowered, target)
+    lengths = np.full(program.rows // len(here), program.length)
     flops = forward_flops(model.shape, lengths, model.passage.pooling)
-    facts = _facts(whole, target, here, flops)
-    usable = (1 - RESERVE) * target.chip.allocated * target.chip.memory_bytes
-    seconds = facts["seconds"]
-    rate = None if seconds is None else hosts * program.rows / seconds
-    fed = None if rate is None else min(rate, READ_PER_S * hosts)
-    return facts | {
-        "fits": whole.text is not None and whole.peak_bytes <= usable,
+    found = counts.facts(best, target, len(here), flops)
+    seconds = found["seconds"]
+    rate = seconds and hosts * program.rows / seconds
+    fed = rate and min(rate, READ_PER_S * hosts)
+    return found | {
+        "fits": best.fits and best.peak_bytes <= _usable(target),
+        "extrapolated": quick and layers > 2,
         "rows": program.rows,
         "length": program.length,
         "passages_per_second": rate,
-        "hours_of_devices": rate and passages / rate / 3600,
+        "device_hours": rate and len(devices) * passages / rate / 3600,
         "hours": fed and passages / fed / 3600,
-        "limited_by": None
-        if rate is None
-        else ("the host's reading thread" if fed < rate else "the devices"),
+        "limited_by": fed and ("the host, which reads" if fed < rate else "the devices"),
     }
 
 
@@ -245,17 +250,16 @@ def _search(
     """Plans exact search over the whole corpus."""
     width = config.index.dimensions or model.shape.hidden_size
     lowered, blocks = programs.search(config, width, passages, devices)
-    whole = _read(lowered)
+    best = counts.read(lowered, target)
     queries = lowered.args_info[0][1].shape[0]
     rows = -(-passages // blocks // len(devices))
-    facts = _facts(whole, target, len(devices), 2.0 * queries * rows * width)
+    found = counts.facts(best, target, len(devices), 2.0 * queries * rows * width)
     held = 2 * passages * width // len(devices)
-    free = target.chip.allocated * target.chip.memory_bytes
-    seconds = facts["seconds"]
-    stays = held <= free / 2
-    return facts | {
+    stays = held <= target.chip.allocated * target.chip.memory_bytes / 2
+    seconds = found["seconds"]
+    return found | {
         "state_bytes": held,
-        "peak_bytes": held + whole.temporary_bytes,
+        "peak_bytes": held + best.temporary_bytes,
         "fits": stays,
         "blocks": blocks,
         "queries": queries,
@@ -263,85 +267,12 @@ def _search(
     }
 
 
-# --- what all of them say --------------------------------------------------------
+def _usable(target: Machine) -> float:
+    """Returns the memory that `dpr train` would use of a chip."""
+    return (1 - RESERVE) * target.chip.allocated * target.chip.memory_bytes
 
 
-def _read(lowered: jax.stages.Lowered) -> Reading:
-    """Compiles, and reads memory and text; a program too large for the device says its size."""
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
-            raise
-        size = float(used[1]) * 1024 ** "_KMGT".index(used[2])
-        return Reading(0, int(size), None)
-    memory = program.memory_analysis()
-    state = memory.argument_size_in_bytes
-    extra = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Reading(state, extra, compiled.Text(program.as_text()))
-
-
-def _facts(whole: Reading, target: Machine, devices: int, flops: float) -> dict[str, Any]:
-    """Returns what the text of a program says, for one run on a device.
-
-    Args:
-      whole: the program.
-      target: what it is compiled for.
-      devices: that it is mapped over.
-      flops: of its matrix products on a device.
-    """
-    chip = target.chip
-    facts: dict[str, Any] = {
-        "state_bytes": whole.state_bytes,
-        "temporary_bytes": whole.temporary_bytes,
-        "peak_bytes": whole.peak_bytes,
-        "memory_bytes": int(chip.memory_bytes),
-        "cycles": None,
-        "peak_share": None,
-        "seconds": None,
-        "collectives": [],
-        "flops": flops,
-        "source": COST_MODEL if target.platform == "tpu" else PUBLIC,
-    }
-    if whole.text is None:
-        return facts
-    found = compiled.collectives(whole.text)
-    links = sum(_link_seconds(one, devices, chip.link_rate) for one in found)
-    facts["collectives"] = [one._asdict() for one in found]
-    facts["link_seconds"] = links
-    if target.platform == "gpu":
-        moved = compiled.traffic(whole.text)
-        by_memory, by_products = moved / chip.memory_rate, flops / chip.peak_flops
-        facts |= {
-            "traffic_bytes": moved,
-            "memory_seconds": by_memory,
-            "product_seconds": by_products,
-            "seconds": max(by_memory, by_products) + links,
-        }
-    else:
-        counted = compiled.cycles(whole.text, bytes_per_cycle=chip.memory_rate / chip.clock_hz)
-        facts |= {
-            "cycles": counted.total,
-            "by_part": counted.by_part,
-            "charged": [one._asdict() for one in counted.charged],
-            "charged_cycles": counted.charged_cycles,
-            "unknown": counted.unknown,
-        }
-        if counted.total is not None:
-            facts["compute_seconds"] = counted.total / chip.clock_hz
-            facts["seconds"] = facts["compute_seconds"] + links
-    if facts["seconds"]:
-        facts["peak_share"] = flops / chip.peak_flops / facts["seconds"]
-        facts["link_share"] = links / facts["seconds"]
-    return facts
-
-
-def _link_seconds(one: compiled.Collective, devices: int, rate: float) -> float:
-    """Returns the time on the links at their published rate, as if nothing else ran beside it."""
-    crossed = (devices - 1) / devices
-    times = {"all-reduce": 2 * crossed, "reduce-scatter": devices - 1}.get(one.kind, crossed)
-    return times * one.bytes / rate
+# --- what follows ----------------------------------------------------------------
 
 
 def _needless(found: list[dict[str, Any]]) -> list[str]:
@@ -369,15 +300,11 @@ def _flops(model: Model, config: Config, devices: int) -> float:
 
 def _assumptions(config: Config, model: Model, facts: dict[str, Any]) -> list[str]:
     """Returns what the figures take for granted."""
+    limits = model.question.max_tokens, model.passage.max_tokens
+    encoded = facts["encode"]["length"]
     said = [
-        (
-            f"every training text is padded to its limit ({model.question.max_tokens} and"
-            f" {model.passage.max_tokens} tokens)"
-        ),
-        (
-            f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of"
-            f" {facts['encode']['length']}"
-        ),
+        f"training texts are padded to {limits[0]} and {limits[1]} tokens",
+        f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of {encoded}",
         f"a process reads {READ_PER_S:,} passages per second",
         "collectives run beside nothing, at the published rate of the links",
         f"{1 - RESERVE:.0%} of the memory that JAX takes may be used, as `dpr train` does",

@@ -17,9 +17,9 @@ from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.index.engines import exact
 from dpr_jax.model import description, dual_encoder, embed, hf
-from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
+from dpr_jax.model.families import Shape
 from dpr_jax.training import program, setup
 from dpr_jax.training.step import Batch
 
@@ -49,7 +49,7 @@ class Model(NamedTuple):
       passage: likewise of passages.
     """
 
-    shape: BertShape
+    shape: Shape
     question: EncoderSettings
     passage: EncoderSettings
 
@@ -79,7 +79,6 @@ def read_model(config: Config) -> Model:
         else:
             folders = {side: hf.resolve(source, side) for side in ("question", "passage")}
         own = {side: description.read(folders[side], side, config.model) for side in folders}
-        setup.check_alike(source, *own.values())
         return Model(hf.read_shape(folders["question"]), own["question"], own["passage"])
 
 
@@ -99,16 +98,33 @@ def train(
     devices: list[jax.Device],
     *,
     schedule: setup.Schedule,
-    chunk_size: int | None = None,
 ) -> jax.stages.Lowered:
     """Lowers the update that `dpr train` maps over the devices."""
-    planned = program.build(
-        config, model.shape, model.passage, schedule, parallel.spmd(config.train.spmd, devices)
-    )
-    tower = _params(planned.encoder)
-    params = dual_encoder.dual_params(tower, tower, shared=config.model.shared_towers)
+    spmd = parallel.spmd(config.train.spmd, devices)
+    update, shapes = _update(config, model, spmd, schedule)
+    return update.lower(*shapes)
+
+
+def trace(config: Config, model: Model, spmd: parallel.Spmd, *, schedule: setup.Schedule) -> str:
+    """Returns the text of the update before it is lowered."""
+    update, shapes = _update(config, model, spmd, schedule)
+    return str(jax.make_jaxpr(update)(*shapes))
+
+
+def _update(
+    config: Config,
+    model: Model,
+    spmd: parallel.Spmd,
+    schedule: setup.Schedule,
+) -> tuple[Any, tuple[Any, Any]]:
+    """Returns the mapped update, and the shapes that it takes."""
+    shapes = {"question": model.shape, "passage": model.shape}
+    own = {"question": model.question, "passage": model.passage}
+    planned = program.build(config, shapes, own, schedule, spmd)
+    towers = map(_params, planned.encoder)
+    params = dual_encoder.dual_params(*towers, shared=config.model.shared_towers)
     state = jax.eval_shape(planned.initial_state, params)
-    return planned.update(chunk_size).lower(*planned.spmd.shapes(state, batch(config, model)))
+    return planned.update(config.train.chunk_size), planned.shapes(state, batch(config, model))
 
 
 def batch(config: Config, model: Model) -> Batch:
@@ -155,21 +171,21 @@ class Encoding(NamedTuple):
     length: int
 
 
-def encode(config: Config, model: Model, devices: list[jax.Device], hosts: int) -> Encoding:
-    """Lowers one batch of passages of mean length as `dpr encode` maps it on every host."""
-    here = devices[: len(devices) // hosts]  # each process encodes shards of its own
+def encode(config: Config, model: Model, devices: list[jax.Device]) -> Encoding:
+    """Lowers one batch of passages of mean length as `dpr encode` maps it over the devices of a
+    host.
+    """
     dtype = config.encode.dtype
-    encoder = Encoder(
+    encoder = hf.encoder_of_shape(
         model.shape,
-        pooling=model.passage.pooling,
-        normalize=model.passage.normalize,
+        model.passage,
         dtype=jnp.dtype("bfloat16" if dtype == "auto" else dtype),
-        platform=parallel.platform_of(here),
+        platform=parallel.platform_of(devices),
     )
     tokens = min(MEAN_TOKENS, model.passage.max_tokens)
     length = min(embed.padded_length(tokens, embed.FEW_TEXTS + 1), model.passage.max_tokens)
     lowered, rows = embed.lower(
-        encoder, _params(encoder), here, length, batch_tokens=config.encode.batch_tokens
+        encoder, _params(encoder), devices, length, batch_tokens=config.encode.batch_tokens
     )
     return Encoding(lowered, rows, length)
 

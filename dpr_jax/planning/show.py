@@ -88,12 +88,17 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     batch = train["largest_batch"]
     if train["advice"]:
         advice = train["advice"]
-        found = f"train.chunk_size = {advice['chunk_size']}" if advice["chunk_size"] else "nothing"
-        confirmed = "confirmed" if advice["confirmed"] else "NOT confirmed"
+        confirmed = "confirmed" if advice["confirmed"] else "not confirmed"
+        remedy = "no chunk_size does, also with train.shard_optimizer: take chips of more memory"
+        if advice["chunk_size"]:
+            sharded = " and train.shard_optimizer" if advice["shard_optimizer"] else ""
+            remedy = (
+                f"train.chunk_size {advice['chunk_size']}{sharded} does, for a second forward pass"
+                f" ({confirmed} by compiling it whole)"
+            )
         said.append(
             f"train does not fit as it is ({size(train['foretold_bytes'])} foretold,"
-            f" {size(train['usable_bytes'])} may be used); {found}: {advice['why']}"
-            f" ({confirmed} by compiling it whole)"
+            f" {size(train['usable_bytes'])} may be used); {remedy}"
         )
     said.append(
         f"train: the largest batch that fits is about {batch['questions']:,} questions"
@@ -120,8 +125,9 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     host = facts["host"]
     said.append(
         f"host: prepare {size(host['prepare_memory_bytes'])}, building the index"
-        f" {size(host['index_build_memory_bytes'])}, serving {size(host['serving_memory_bytes'])}"
-        f" of memory; {size(sum(host['disk_bytes'].values()))} of disk"
+        f" {size(host['index_build_memory_bytes'])}, serving"
+        f" {size(host['serving_memory_bytes'])} of memory;"
+        f" {size(sum(host['disk_bytes'].values()))} of disk"
     )
     return said
 

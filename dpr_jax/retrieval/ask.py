@@ -33,7 +33,7 @@ def run(where: WorkDir | str, question: str, *, name: str | None, k: int, as_jso
     if isinstance(where, str):
         name, why, found = _ask_server(where, question, name, k)
     else:
-        retriever = Retriever.load(where.root, name)
+        retriever = Retriever.load(where.address, name)
         [found] = retriever.search([question], k=k)
         name, why = retriever.name, retriever.why
     if as_json:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from dpr_jax import artifacts, console
 from dpr_jax.model import hf
-from dpr_jax.model.bert import BertShape
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side, tower
+from dpr_jax.model.families import Shape
 
 SIDES: tuple[Side, Side] = ("question", "passage")
 
@@ -18,13 +18,13 @@ class Towers(NamedTuple):
     """What the folders of two towers say besides their weights.
 
     Attributes:
-      shape: architecture.
+      shapes: architecture of each side.
       folders: of the encoders that the weights started from, whose tokenizer files go along.
       settings: pooling, normalization and length of each side.
       temperature: of training.
     """
 
-    shape: BertShape
+    shapes: dict[Side, Shape]
     folders: dict[Side, Path]
     settings: dict[Side, EncoderSettings]
     temperature: float
@@ -33,7 +33,8 @@ class Towers(NamedTuple):
 def write_towers(
     folder: Path, params: Params, towers: Towers, origin: dict[str, Any], **facts: Any
 ) -> None:
-    """Writes question_encoder/ and passage_encoder/, whole or not at all.
+    """Writes question_encoder/ and passage_encoder/, or one encoder where both sides share it,
+    whole or not at all.
 
     Args:
       folder: to make.
@@ -43,17 +44,24 @@ def write_towers(
       facts: put into the manifest, such as the validation of these weights.
     """
     with artifacts.atomic_dir(folder) as partial:
-        for side in SIDES:
-            target = partial / f"{side}_encoder"
-            target.mkdir()
+        settings = towers.settings
+        for side in ("passage",) if "shared" in params else SIDES:
+            target = partial
+            if "shared" not in params:
+                target = partial / f"{side}_encoder"
+                target.mkdir()
             hf.write_encoder(
                 target,
                 template=towers.folders[side],
-                shape=towers.shape,
+                shape=towers.shapes[side],
                 params=tower(params, side),
-                settings=towers.settings[side],
+                settings=settings[side],
                 temperature=towers.temperature,
+                prompts={one: settings[one].prompt for one in SIDES},
+                max_question_tokens=settings["question"].max_tokens,
             )
+        if "shared" not in params:
+            hf.write_router(partial, settings, towers.temperature)
         _write_manifest(partial, origin, facts)
 
 

@@ -15,11 +15,11 @@ import jax
 from jax import lax
 
 from dpr_jax.model import dual_encoder
-from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Rows, Side, Tokens
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Rows, Side, Tokens
 
 
 def encode(
-    encoder: Encoder,
+    encoder: Encoder | EncoderPair,
     params: Params,
     side: Side,
     tokens: Tokens | Packed | Rows,

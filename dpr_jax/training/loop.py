@@ -1,7 +1,6 @@
 """The training stage: one linear function, from prepared data to checkpoints/ and model/."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -52,7 +51,6 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     init = workdir.model_source(config.model.init)
     folders = {side: hf.resolve(init, side) for side in SIDES}
     side_settings = {side: description.read(folders[side], side, config.model) for side in SIDES}
-    setup.check_alike(init, *side_settings.values())
     start = "".join(hf.fingerprint(folders[s], side_settings[s]) for s in SIDES)
     mined = setup.mined_folder(config, retriever)
     origin = setup.origin(config, workdir, start, mined)
@@ -60,6 +58,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
     folder = retriever.place("checkpoints", origin)
     model = retriever.place("model", origin)
+    checkpoint.share(folder, retriever.remote)
     if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
@@ -81,23 +80,30 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     mixed = order.parts(store.train_sets(workdir), train.upsampling, train.batch_size)
     dev = list(store.open_questions(workdir, "dev", mined=mined)) if config.data.dev else []
     question_tokenizer, passage_tokenizer = (
-        tokenizer.load(folders[side], side_settings[side].max_tokens) for side in SIDES
+        tokenizer.load(folders[side], side_settings[side].max_tokens, side_settings[side].prompt)
+        for side in SIDES
     )
     texts = (corpus, question_tokenizer, passage_tokenizer)
+    train_tokenizer = question_tokenizer
+    if config.model.max_question_tokens is None:  # batches are padded to the longest question
+        longest = setup.longest_question(questions, question_tokenizer)
+        train_tokenizer = tokenizer.load(
+            folders["question"], longest, side_settings["question"].prompt
+        )
     batch_settings = batches.BatchSettings.of(train, seed=config.seed, mixed=mixed)
     batches.check(questions, batch_settings)
     passages = train.batch_size * (1 + train.hard_negatives)  # of a batch
 
     # --- model ---------------------------------------------------------------
-    shape = hf.read_shape(folders["question"])
+    shapes = {side: hf.read_shape(folders[side]) for side in SIDES}
     spmd = parallel.spmd(train.spmd)
-    planned = program.build(config, shape, side_settings["passage"], schedule, spmd)
+    planned = program.build(config, shapes, side_settings, schedule, spmd)
     encoder, temperature = planned.encoder, planned.settings.temperature
     for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
-        hf.check_tokens(folders[side], shape, tokens.vocabulary)
+        hf.check_tokens(folders[side], shapes[side], tokens.vocabulary)
     params = dual_encoder.dual_params(
-        hf.read_params(folders["question"], shape),
-        hf.read_params(folders["passage"], shape),
+        hf.read_params(folders["question"], shapes["question"], encoder.question.dense),
+        hf.read_params(folders["passage"], shapes["passage"], encoder.passage.dense),
         shared=config.model.shared_towers,
     )
     state = jax.device_get(planned.initial_state(params))
@@ -116,9 +122,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         # --- the mapped step, and its batches --------------------------------
         console.say(
             f"train: {len(questions):,} questions, {total_steps:,} updates on"
-            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {train.spmd}"
+            f" {jax.device_count()} device(s) of {jax.process_count()} process(es), {spmd.kind}"
         )
-        on_devices = spmd.replicate(state)
+        on_devices = planned.place(state)
         template = checkpoint.hollow(state)
         del state, saved, params  # the devices have it: no second copy on the host
 
@@ -126,7 +132,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             mapped = planned.update(chunk_size)
             stream = batches.stream(
                 questions,
-                *texts,
+                corpus,
+                train_tokenizer,
+                passage_tokenizer,
                 batch_settings._replace(chunk_size=chunk_size),
                 first_step=first_step,
                 process_index=jax.process_index(),
@@ -153,11 +161,16 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
+        if retriever.remote and parallel.is_main():
+            stack.enter_context(retriever.remote.kept_up(folder))
         record = Record(folder, first_step=first_step)
         stack.callback(record.close)
 
         # --- updates ---------------------------------------------------------
-        pace = Pace(shape, encoder.pooling, passes=3, processes=jax.process_count())
+        passage_tower = encoder.passage
+        pace = Pace(
+            passage_tower.shape, passage_tower.pooling, passes=3, processes=jax.process_count()
+        )
         trace = Trace(folder / "profile", after=first_step, steps=train.profile_steps)
         stack.callback(trace.close)
         first_read_s = clock()
@@ -198,7 +211,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
         def judge(step: int, params: dual_encoder.Params) -> dict[str, float]:
             judged = validation.validate(
-                dataclasses.replace(encoder, dropout=0.0),
+                encoder.without_dropout(),
                 params,
                 dev,
                 *texts,
@@ -243,7 +256,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
                         " same command goes on from the checkpoint before"
                     )
                 continue
-            state = spmd.fetch(on_devices)
+            state = planned.fetch(on_devices)
             progress = progress._replace(validation={})
             if due_judge:
                 found = judge(step, state.params)
@@ -257,12 +270,12 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         checkpoints.wait()
 
         # --- the result: weights of the last and the best step, without AdamW's state ---
-        state = spmd.fetch(on_devices)
+        state = planned.fetch(on_devices)
         of_steps = {step: (state, progress)}
         if progress.best_step not in (0, step):
             of_steps[progress.best_step] = checkpoints.read(progress.best_step, template)
         towers = Towers(
-            shape, folders, side_settings, float(temperature_of(state.params, temperature))
+            shapes, folders, side_settings, float(temperature_of(state.params, temperature))
         )
         if parallel.is_main():
             for number, (of_step, known) in of_steps.items():

@@ -7,6 +7,8 @@ their question.
 import jax
 import jax.numpy as jnp
 
+SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32: more are computed in blocks of questions
+
 
 def scores(
     question_emb_BD: jax.Array,
@@ -28,6 +30,14 @@ def scores(
     # "highest": TPUs and GPUs multiply float32 in fewer bits unless told otherwise
     product_BP = jnp.matmul(question_emb_BD, passage_emb_PD.T, precision="highest")
     return product_BP / temperature
+
+
+def block_rows(questions: int, passages: int) -> int:
+    """Returns how many questions are scored at once: all, or the most that divide them and keep to
+    SCORES_AT_ONCE.
+    """
+    most = max(1, SCORES_AT_ONCE // passages)
+    return next(size for size in range(min(questions, most), 0, -1) if questions % size == 0)
 
 
 def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:

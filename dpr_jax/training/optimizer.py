@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dpr_jax import parallel
 from dpr_jax.config import TrainConfig
 from dpr_jax.model.dual_encoder import Params
+from dpr_jax.training import shards
 from dpr_jax.training.setup import Schedule
 from dpr_jax.training.step import LOG_TEMPERATURE
 
@@ -63,6 +65,7 @@ def make(
     layers: int = 0,
     frozen: int = 0,
     learn_temperature: bool = False,
+    axis: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with betas 0.9 and 0.999, clipped to a global norm.
 
@@ -77,9 +80,12 @@ def make(
       frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1
         + n the first n layers too.
       learn_temperature: a temperature is among the parameters, at 100 times the towers' rate.
+      axis: mapped axis over whose devices the weights are split; None where each has them whole.
     """
     parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
-    if clip_norm:
+    if clip_norm and axis:
+        parts.insert(0, shards.clip_by_global_norm(clip_norm, axis))
+    elif clip_norm:
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
     if dpr_parity:
         parts.insert(0, optax.scale(1 / DPR_DEVICES))
@@ -120,6 +126,7 @@ def of(
         layers=layers,
         frozen=frozen,
         learn_temperature=train.learn_temperature,
+        axis=parallel.AXIS if train.shard_optimizer else None,
     )
 
 
@@ -131,7 +138,7 @@ def _level(path: tuple[Any, ...], layers: int) -> int:
     found = re.search(r"\['layer_(\d+)'\]", key)
     if found:
         return int(found[1]) + 1
-    return 0 if "['embeddings']" in key else layers
+    return 0 if "['embeddings']" in key or "['relative_attention_bias']" in key else layers
 
 
 def _scale_temperature(factor: float) -> optax.GradientTransformation:

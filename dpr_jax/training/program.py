@@ -8,15 +8,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
-from dpr_jax.model.bert import BertShape
+from dpr_jax.model import dual_encoder, hf
 from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import Encoder, Params
+from dpr_jax.model.dual_encoder import EncoderPair, Params, Side, Tokens
+from dpr_jax.model.families import Shape
 from dpr_jax.training import optimizer, setup
 from dpr_jax.training.step import LOG_TEMPERATURE, StepSettings, TrainState, train_step
 
@@ -37,7 +39,7 @@ class Program(NamedTuple):
     learn_temperature: bool
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> EncoderPair:
         """The architecture of both towers, with dropout."""
         return self.settings.encoder
 
@@ -51,19 +53,37 @@ class Program(NamedTuple):
             params = {**params, LOG_TEMPERATURE: start}
         return TrainState(np.zeros((), np.int32), params, self.settings.optimizer.init(params))
 
+    def place(self, state: TrainState) -> Any:
+        """Puts a whole state of host arrays on all devices."""
+        split = self.settings.whole is not None
+        return (self.spmd.scatter if split else self.spmd.replicate)(state)
+
+    def fetch(self, on_devices: Any) -> TrainState:
+        """Returns the whole state as host arrays; all processes call it."""
+        if self.settings.whole is None:
+            return self.spmd.fetch(on_devices)
+        params = self.settings.whole
+        opt_state = jax.eval_shape(self.settings.optimizer.init, params)
+        step = jax.ShapeDtypeStruct((), np.int32)
+        return self.spmd.collect(on_devices, TrainState(step, params, opt_state))
+
+    def shapes(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
+        """Returns what `update` is lowered with, from the shapes of the whole state and batch."""
+        return self.spmd.shapes(state, batch, scattered=self.settings.whole is not None)
+
     def update(self, chunk_size: int | None) -> Callable[[Any, Any], Any]:
         """Returns (state, batch) -> (state, metrics) on all devices; the state's memory is
         reused.
         """
         settings = self.settings._replace(chunk_size=chunk_size)
         step = functools.partial(train_step, settings=settings, axis=parallel.AXIS)
-        return self.spmd.map(step, donate=True)
+        return self.spmd.map(step, donate=True, scattered=settings.whole is not None)
 
 
 def build(
     config: Config,
-    shape: BertShape,
-    own: EncoderSettings,
+    shapes: dict[Side, Shape],
+    own: dict[Side, EncoderSettings],
     schedule: setup.Schedule,
     spmd: parallel.Spmd,
 ) -> Program:
@@ -71,29 +91,51 @@ def build(
 
     Args:
       config: of the retriever.
-      shape: architecture of both towers.
-      own: pooling, normalization and temperature of the towers.
+      shapes: architecture of each tower.
+      own: all else that makes a vector in each.
       schedule: updates of the run.
       spmd: the mapping, over devices of one platform, whose forms are computed.
 
     Raises:
-      InputError: no layer is left to train, or a Matryoshka width is too large.
+      InputError: no layer is left to train, a Matryoshka width is too large, or the towers do not
+        fit each other.
     """
     train = config.train
-    frozen = setup.frozen_levels(train, shape.num_hidden_layers)
-    setup.check_widths(train.matryoshka_widths, shape.hidden_size)
-    encoder = Encoder(
-        shape,
-        pooling=own.pooling,
-        normalize=own.normalize,
-        dropout=train.dropout,
-        dtype=jnp.dtype(train.dtype),
-        frozen=frozen,
-        remat=train.remat,
-        attention_dropout=train.attention_dropout,
-        platform=spmd.platform,
+    layers = min(shape.num_hidden_layers for shape in shapes.values())
+    frozen = setup.frozen_levels(train, layers)
+    question, passage = (
+        hf.encoder_of_shape(
+            shapes[side],
+            own[side],
+            dropout=train.dropout,
+            dtype=jnp.dtype(train.dtype),
+            frozen=frozen,
+            remat=train.remat,
+            attention_dropout=train.attention_dropout,
+            platform=spmd.platform,
+        )
+        for side in ("question", "passage")
     )
-    rate, adamw = optimizer.of(train, schedule, layers=shape.num_hidden_layers, frozen=frozen)
-    temperature = train.temperature or own.temperature
+    encoder = EncoderPair(question, passage)
+    setup.check_alike(config.model.init, encoder, shared=config.model.shared_towers)
+    setup.check_widths(train.matryoshka_widths, passage.width)
+    rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=frozen)
+    temperature = train.temperature or own["passage"].temperature
     settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
+    if train.shard_optimizer:
+        settings = settings._replace(whole=_shapes(encoder, config))
     return Program(settings, rate, spmd, train.learn_temperature)
+
+
+def _shapes(towers: EncoderPair, config: Config) -> Params:
+    """The shapes of all params."""
+    one = Tokens(np.ones((1, 1), np.int32), np.ones(1, np.int32))
+    key = jax.random.key(0)
+    trees = [
+        jax.eval_shape(functools.partial(tower.init, train=False), key, one)["params"]
+        for tower in towers
+    ]
+    params = dual_encoder.dual_params(*trees, shared=config.model.shared_towers)
+    if config.train.learn_temperature:
+        params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), np.float32)
+    return params

@@ -1,6 +1,7 @@
 """What a training run depends on, and what cannot be trained at all."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +11,16 @@ from dpr_jax import artifacts
 from dpr_jax.config import Config, TrainConfig
 from dpr_jax.config_file import to_dict
 from dpr_jax.data import store
+from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
-from dpr_jax.model.description import EncoderSettings
+from dpr_jax.model.dual_encoder import EncoderPair
+from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # settings that do not change what is in the checkpoints
 INCIDENTAL = ("log_every_steps", "checkpoint_every_steps", "profile_steps")
 DEFAULT_EPOCHS, DEFAULT_STEPS = 10, 1000  # the fewer updates of the two
+QUESTION_BLOCK = 8192  # questions tokenized at a time
 FORM = 3  # since the last layer of a [CLS] tower draws dropout for [CLS] alone
 
 
@@ -39,7 +43,9 @@ def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> 
         inputs["train_sets"] = ", ".join(str(len(rows)) for _, rows in files)
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
     model = to_dict(config.model)
-    del model["init"]  # known by its content: a folder may have moved
+    # known by their content: a folder may have moved, and prompts are part of the encoders
+    for name in ("init", "question_prompt", "passage_prompt"):
+        del model[name]
     settings = {"train": train, "model": model, "seed": config.seed}
     return artifacts.made_from("train", settings, inputs, form=FORM)
 
@@ -95,14 +101,33 @@ def schedule(train: TrainConfig, questions: int) -> Schedule:
     return Schedule(total_steps, min(round(train.warmup * total_steps), total_steps - 1))
 
 
-def check_alike(init: str, question: EncoderSettings, passage: EncoderSettings) -> None:
-    """Raises InputError where two towers make their vectors in different ways."""
-    if question[:2] != passage[:2]:
+def check_alike(init: str, encoder: EncoderPair, *, shared: bool) -> None:
+    """Raises InputError where two towers cannot be trained together."""
+    question, passage = encoder
+    if question.width != passage.width:
+        raise InputError(
+            f"{init}: its question encoder gives vectors of width {question.width}, its passage"
+            f" encoder of width {passage.width}; they must be equal"
+        )
+    if question.normalize != passage.normalize or (shared and question != passage):
         raise InputError(
             f"{init}: its question encoder has pooling {question.pooling}, normalize"
             f" {question.normalize}, its passage encoder {passage.pooling}, {passage.normalize};"
-            " set model.pooling and model.normalize"
+            " set model.pooling and model.normalize, and model.shared_towers to false where they"
+            " are of different architectures"
         )
+
+
+def longest_question(questions: Sequence[Question], tokens: Tokenizer) -> int:
+    """Returns the tokens of the longest training question, rounded up to a multiple of 8, at most
+    where the encoder cuts.
+    """
+    longest = 1
+    for start in range(0, len(questions), QUESTION_BLOCK):
+        block = range(start, min(start + QUESTION_BLOCK, len(questions)))
+        lengths_N = tokens.rows([questions[row].question for row in block]).lengths_N
+        longest = max(longest, int(lengths_N.max()))
+    return min(tokens.max_tokens, -(-longest // 8) * 8)
 
 
 def check_division(batch_size: int) -> None:

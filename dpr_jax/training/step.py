@@ -9,6 +9,7 @@ is the gradient of the mean over the global batch, to rounding:
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,8 +20,9 @@ from jax import lax
 
 from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder, kernels
-from dpr_jax.model.dual_encoder import Encoder, Packed, Params, Tokens
-from dpr_jax.training import gradcache, loss
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
+from dpr_jax.training import contrast, gradcache, loss, shards
+from dpr_jax.training.contrast import Contrast
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
 
@@ -87,9 +89,11 @@ class StepSettings(NamedTuple):
       gather: every question meets the passages of all devices; else those of its own device alone.
       distillation: what is learned of a teacher's scores besides.
       distillation_weight: its share of the loss; that of the contrast is the rest.
+      whole: shapes of the params where each device keeps a part of them and of the moments
+        (training/shards.py); None keeps all on every device.
     """
 
-    encoder: Encoder
+    encoder: Encoder | EncoderPair
     optimizer: optax.GradientTransformation
     temperature: float
     mask_duplicates: bool
@@ -100,12 +104,13 @@ class StepSettings(NamedTuple):
     gather: bool = True
     distillation: Literal["off", "kl", "margin_mse"] = "off"
     distillation_weight: float = 0.0
+    whole: Params | None = None
 
     @classmethod
     def of(
         cls,
         train: TrainConfig,
-        encoder: Encoder,
+        encoder: Encoder | EncoderPair,
         optimizer: optax.GradientTransformation,
         *,
         seed: int,
@@ -115,15 +120,6 @@ class StepSettings(NamedTuple):
         names = {*cls._fields} & {field.name for field in dataclasses.fields(train)}
         own = {name: getattr(train, name) for name in names} | {"temperature": temperature}
         return cls(encoder, optimizer, seed=seed, **own)
-
-
-class _Contrast(NamedTuple):
-    """B vectors, each to be told which of P candidates is its match."""
-
-    emb_BD: jax.Array
-    candidate_emb_PD: jax.Array
-    label_B: jax.Array
-    usable_BP: jax.Array
 
 
 def batch_loss(
@@ -143,14 +139,10 @@ def batch_loss(
     question_emb_BD, passage_emb_PD = _encode(params, batch, settings, dropout_key)
     temperature = temperature_of(params, settings.temperature)
     contrasts = _contrasts(question_emb_BD, passage_emb_PD, batch, settings, axis)
-    scores = [loss.scores(one.emb_BD, one.candidate_emb_PD, temperature) for one in contrasts]
-    nll_B = loss.mean(
-        [
-            loss.nll(scores_BP, one.label_B, one.usable_BP)
-            for scores_BP, one in zip(scores, contrasts, strict=True)
-        ]
-    )
-    hit_B = loss.first_is_label(scores[0], contrasts[0].label_B, contrasts[0].usable_BP)
+    own = None if settings.distillation == "off" else batch.teacher_scores_BG.shape[1]
+    judged = [contrast.judge(one, temperature, own) for one in contrasts]
+    nll_B = loss.mean([one.nll_B for one in judged])
+    hit_B = judged[0].hit_B
     if settings.distillation == "off":
         share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), axis)
         total = jnp.sum(nll_B * share_B)
@@ -160,7 +152,7 @@ def batch_loss(
     # they are
     of_questions = slice(None, None, 2 if settings.symmetric else 1)
     taught_B, distance_B = _distillation(
-        scores[of_questions], contrasts[0].label_B, batch, settings
+        [one.own_scores_BG for one in judged[of_questions]], batch, settings
     )
     weights_2B = jnp.stack([batch.weight_B, batch.weight_B * taught_B])
     sums_2 = lax.pmean(jnp.sum(weights_2B, axis=1), axis)
@@ -178,29 +170,20 @@ def batch_loss(
 
 
 def _distillation(
-    scores: list[jax.Array],
-    label_B: jax.Array,
-    batch: Batch,
-    settings: StepSettings,
+    own_scores: list[jax.Array], batch: Batch, settings: StepSettings
 ) -> tuple[jax.Array, jax.Array]:
     """Which questions a teacher's scores say something of, bool [B], and how far the student is
     from them, float32 [B].
 
     Args:
-      scores: float32 [B, P] of the questions for all passages, one a width.
-      label_B: where in P each question's own passages begin.
+      own_scores: float32 [B, G] of the questions for their own passages, one a width.
     """
     teacher_BG = batch.teacher_scores_BG
     scored_BG = jnp.isfinite(teacher_BG)
     distance = {"kl": loss.kl_from_teacher, "margin_mse": loss.margin_mse}
-    own_BG = label_B[:, None] + jnp.arange(teacher_BG.shape[1])
     distances = [
-        distance[settings.distillation](
-            jnp.take_along_axis(scores_BP, own_BG, axis=1),
-            teacher_BG,
-            scored_BG,
-        )
-        for scores_BP in scores
+        distance[settings.distillation](scores_BG, teacher_BG, scored_BG)
+        for scores_BG in own_scores
     ]
     return loss.teaches(scored_BG), loss.mean(distances)
 
@@ -234,7 +217,7 @@ def _contrasts(
     batch: Batch,
     settings: StepSettings,
     axis: str,
-) -> list[_Contrast]:
+) -> list[Contrast]:
     """All that the loss is the mean of; first this device's questions against the passages of all
     devices.
     """
@@ -252,24 +235,46 @@ def _contrasts(
     device = lax.axis_index(axis) if settings.gather else 0
     own_B = device * questions + jnp.arange(questions)
     label_B = own_B * stride
-    excluded_BP = None
+    known = {}  # what says which passages are no negatives of a question
     if settings.mask_duplicates:
-        excluded_BP = loss.same_text(batch.positive_texts_BM, all_texts_P)
+        known["texts"] = batch.positive_texts_BM
     if batch.holds_answer_BP is not None:
-        holds_BP = batch.holds_answer_BP[:, gather(batch.passage_columns_P)]
-        excluded_BP = holds_BP if excluded_BP is None else excluded_BP | holds_BP
-    usable_BP = loss.usable(all_texts_P >= 0, label_B, excluded_BP)
-    contrasts = [_Contrast(question_emb_BD, all_passage_emb_PD, label_B, usable_BP)]
+        known["answers"] = batch.holds_answer_BP
+        columns_P = gather(batch.passage_columns_P)
+
+    def excluded(given: Iterable[jax.Array], of_P: slice = slice(None)) -> jax.Array | None:
+        each = dict(zip(known, given, strict=True))
+        excluded_BP = None
+        if "texts" in each:
+            excluded_BP = loss.same_text(each["texts"], all_texts_P[of_P])
+        if "answers" in each:
+            holds_BP = each["answers"][:, columns_P[of_P]]
+            excluded_BP = holds_BP if excluded_BP is None else excluded_BP | holds_BP
+        return excluded_BP
+
+    def usable(label_B: jax.Array, *given: jax.Array) -> jax.Array:
+        return loss.usable(all_texts_P >= 0, label_B, excluded(given))
+
+    questions_first = Contrast(
+        question_emb_BD, all_passage_emb_PD, label_B, tuple(known.values()), usable
+    )
+    contrasts = [questions_first]
 
     if settings.symmetric:
-        excluded_BQ = None
-        if excluded_BP is not None:
+        given_B = ()
+        if known:
             # what all questions say of this device's positives
-            excluded_BQ = exchange(excluded_BP[:, ::stride]).T
-        usable_BQ = loss.usable(all_texts_P[::stride] >= 0, own_B, excluded_BQ)
+            positives = slice(None, None, stride)
+            given_B = (exchange(excluded(known.values(), positives)).T,)
+
+        def usable_questions(label_B: jax.Array, *given: jax.Array) -> jax.Array:
+            return loss.usable(all_texts_P[::stride] >= 0, label_B, *given)
+
         all_question_emb_QD = gather(question_emb_BD)
         positive_emb_BD = passage_emb_PD[::stride]
-        contrasts.append(_Contrast(positive_emb_BD, all_question_emb_QD, own_B, usable_BQ))
+        contrasts.append(
+            Contrast(positive_emb_BD, all_question_emb_QD, own_B, given_B, usable_questions)
+        )
 
     def cut(emb_BD: jax.Array, width: int) -> jax.Array:
         narrow = emb_BD[:, :width]
@@ -309,7 +314,7 @@ def train_step(
     """One update.
 
     Args:
-      state: the same on every device.
+      state: the same on every device; with `settings.whole`, arrays are this device's part.
       batch: this device's share.
       settings: static.
       axis: name of the mapped axis.
@@ -324,10 +329,18 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     key = jax.random.fold_in(key, lax.axis_index(axis))
     dropout_key = key if settings.encoder.drops else None
-    grads, metrics = global_gradient(state.params, batch, settings, dropout_key, axis)
+    if settings.whole is None:
+        grads, metrics = global_gradient(state.params, batch, settings, dropout_key, axis)
+        norm = optax.tree.norm(grads)
+    else:
+        params = shards.gather(state.params, settings.whole, axis, settings.encoder.dtype)
+        grad_of = jax.grad(batch_loss, has_aux=True)
+        grads, metrics = grad_of(params, batch, settings, dropout_key, axis)
+        grads, metrics = shards.mean(grads, axis), lax.pmean(metrics, axis)
+        norm = shards.norm(grads, axis)
     updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["grad_norm"] = norm
     if LOG_TEMPERATURE in state.params:
         metrics["temperature"] = temperature_of(state.params, settings.temperature)
     return TrainState(state.step + 1, params, opt_state), metrics

@@ -14,7 +14,7 @@ import numpy as np
 from dpr_jax import parallel
 from dpr_jax.config import TrainConfig
 from dpr_jax.data.store import Corpus, Question
-from dpr_jax.model.dual_encoder import Encoder, Params, tower
+from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Params, encoder_of, tower
 from dpr_jax.model.embed import Embedder
 from dpr_jax.model.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ class ValidationSettings(NamedTuple):
 
 
 def validate(
-    encoder: Encoder,
+    encoder: Encoder | EncoderPair,
     params: Params,
     questions: Sequence[Question],
     corpus: Corpus,
@@ -110,12 +110,12 @@ def validate(
     position = {int(row): i for i, row in enumerate(rows)}
     question_texts = [one.question for one in questions]
     question_emb = _shared_encode(
-        Embedder(encoder, tower(params, "question"), question_tokenizer),
+        Embedder(encoder_of(encoder, "question"), tower(params, "question"), question_tokenizer),
         len(questions),
         lambda indices: [question_texts[i] for i in indices],
     )
     passage_emb = _shared_encode(
-        Embedder(encoder, tower(params, "passage"), passage_tokenizer),
+        Embedder(encoder_of(encoder, "passage"), tower(params, "passage"), passage_tokenizer),
         len(rows),
         lambda indices: [
             (one.title, one.text) for one in corpus.rows([int(rows[i]) for i in indices])

@@ -1,0 +1,216 @@
+"""Against the real implementations: sentence-transformers, transformers, their tokenizers.
+
+Runs where PyTorch is: make parity.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs PyTorch: make parity")
+pytest.importorskip("sentence_transformers", reason="needs sentence-transformers: make parity")
+
+import families
+import torch
+import transformers
+from make_golden import hard_texts, real_texts
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+from dpr_jax.config import ModelConfig
+from dpr_jax.export import model_dpr
+from dpr_jax.export.model_tower import Tower
+from dpr_jax.model import description, hf, modules, tokenizer
+from dpr_jax.model.embed import load_embedder
+from dpr_jax.training.export import Towers, write_towers
+
+pytestmark = pytest.mark.filterwarnings("default")
+GOLDEN = Path(__file__).parents[1] / "golden/encoders"
+FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
+PLAIN = [name for name in FAMILIES if name != "dpr"]  # that sentence-transformers opens
+AS_IT_SAYS = ModelConfig()
+PAIRS = [("Paris", "lies on the Seine"), ("A long title " * 30, "text"), ("t", "text " * 90)]
+LONG = ["word " * 10_000, "日本" * 10_000, "<s>" * 300]
+
+
+def opened(folder: Path) -> SentenceTransformer:
+    options = {"dtype": "float32"}  # else it computes in the precision of the files
+    return SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True, model_kwargs=options
+    )
+
+
+def ours(source: Path, side: str, texts: list, model: ModelConfig = AS_IT_SAYS) -> np.ndarray:
+    return load_embedder(str(source), side, model=model, dtype="float32").encode(texts)
+
+
+def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [*real_texts(20), *hard_texts()]
+
+
+@pytest.mark.parametrize("pooling", modules.POOLINGS.values())
+@pytest.mark.parametrize("name", PLAIN)
+def test_folders_of_sentence_transformers(
+    name: str, pooling: str, texts: list[str], tmp_path: Path
+) -> None:
+    """Every family with every pooling, prompts, a Dense layer and Normalize, as it saves them."""
+    shutil.copytree(GOLDEN / name, tmp_path / "plain")
+    names = {theirs: mode for mode, theirs in modules.POOLINGS.items()}
+    families.write_modules(tmp_path / "plain", names[pooling].removeprefix("pooling_mode_"))
+    made = opened(tmp_path / "plain")
+    torch.manual_seed(3)
+    made.append(Dense(32, 16))
+    made.append(Normalize())
+    made.prompts = {"query": "query: ", "document": "a document: "}
+    made.similarity_fn_name = "dot"
+    made.save(str(tmp_path / "saved"))
+    assert_same(ours(tmp_path / "saved", "question", texts), made.encode_query(texts))
+    passages = [("", text) for text in texts]
+    assert_same(ours(tmp_path / "saved", "passage", passages), made.encode_document(texts))
+
+
+def test_the_packaged_encoder(texts: list[str]) -> None:
+    folder = hf.resolve("packaged:all-MiniLM-L6-v2", "question")
+    assert_same(
+        ours("packaged:all-MiniLM-L6-v2", "question", texts), opened(folder).encode_query(texts)
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_ids(name: str, tmp_path: Path) -> None:
+    """2,000 passages, hard cases, pairs and long texts; with tokenizer.json and without."""
+    theirs = transformers.AutoTokenizer.from_pretrained(GOLDEN / name)
+    some = [*real_texts(2000), *hard_texts(), *LONG, *PAIRS]
+    wanted = []
+    for text in some:
+        pair = (text,) if isinstance(text, str) else text
+        row = theirs(*pair, truncation="longest_first", max_length=64)
+        wanted.append(row["input_ids"])
+    files = shutil.ignore_patterns("*.safetensors", "*.bin")
+    for keep_fast in (True, False):
+        folder = tmp_path / str(keep_fast)
+        shutil.copytree(GOLDEN / name, folder, ignore=files)
+        theirs.save_pretrained(folder)
+        (folder / "tokenizer.json").unlink(missing_ok=True) if not keep_fast else None
+        found = tokenizer.load(folder, 64).ids(some)
+        wrong = [text for text, a, b in zip(some, found, wanted, strict=True) if a != b]
+        assert not wrong, (keep_fast, len(wrong), wrong[0][:80])
+
+
+def test_token_ids_of_the_packaged_encoder() -> None:
+    folder = hf.resolve("packaged:all-MiniLM-L6-v2", "question")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    some = [*real_texts(2000), *hard_texts(), *LONG]
+    wanted = [theirs(text, truncation=True, max_length=256)["input_ids"] for text in some]
+    assert tokenizer.load(folder, 256).ids(some) == wanted
+
+
+def towers_of(question: str, passage: str, *, shared: bool) -> tuple[dict, Towers]:
+    model = ModelConfig(
+        pooling="mean",
+        normalize=True,
+        max_passage_tokens=48,
+        max_question_tokens=48,
+        question_prompt="query: ",
+        passage_prompt="passage: ",
+    )
+    folders = {"question": GOLDEN / question, "passage": GOLDEN / passage}
+    own = {side: description.read(folder, side, model) for side, folder in folders.items()}
+    shapes = {side: hf.read_shape(folder) for side, folder in folders.items()}
+    params = {s: hf.read_params(folders[s], shapes[s], own[s].dense) for s in folders}
+    params = {"shared": params["passage"]} if shared else params
+    return params, Towers(shapes, folders, own, 0.05)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_we_write_opens_there(name: str, texts: list[str], tmp_path: Path) -> None:
+    """A shared tower is a plain folder, two are a Router; both are one object."""
+    other = "dpr" if name == "dpr" else "bert"
+    for shared in (True, False):
+        params, towers = towers_of(name if shared else other, name, shared=shared)
+        model = tmp_path / f"model-{shared}"
+        write_towers(model, params, towers, {"stage": "train"})
+        made = opened(model)
+        assert made.similarity_fn_name == "cosine"
+        assert_same(made.encode_query(texts), ours(model, "question", texts))
+        passages = [("", text) for text in texts]
+        assert_same(made.encode_document(texts), ours(model, "passage", passages))
+        folder = hf.resolve(str(model), "passage")
+        theirs = transformers.AutoModel.from_pretrained(folder).eval()
+        tokens = transformers.AutoTokenizer.from_pretrained(folder)
+        row = tokens(f"passage: {texts[0]}", return_tensors="pt", truncation=True, max_length=48)
+        with torch.no_grad():
+            states = theirs(**row).last_hidden_state[0]
+        if name != "dpr":  # whose projection is a module of sentence-transformers
+            mean = states.mean(dim=0)
+            assert_same((mean / mean.norm()).numpy(), ours(model, "passage", [("", texts[0])])[0])
+
+
+def test_a_pair_in_sentence_transformers(tmp_path: Path) -> None:
+    """Titles and texts, as dpr_jax.json says to give them."""
+    params, towers = towers_of("bert", "bert", shared=True)
+    model = tmp_path / "model"
+    write_towers(model, params, towers, {"stage": "train"})
+    said = json.loads((model / "dpr_jax.json").read_text())["in_sentence_transformers"]
+    assert "'title [SEP] text'" in said
+    pairs = [("Paris", "lies on the Seine"), ("Rome", "lies on the Tiber")]
+    joined = [f"{title} [SEP] {text}" for title, text in pairs]
+    assert_same(opened(model).encode_document(joined), ours(model, "passage", pairs))
+
+
+def test_metrics_of_their_evaluator(texts: list[str], tmp_path: Path) -> None:
+    """The same MRR@10, nDCG@10 and recall as from our vectors, for a model that reads pairs."""
+    params, towers = towers_of("bert", "bert", shared=False)
+    model = tmp_path / "model"
+    write_towers(model, params, towers, {"stage": "train"})
+    passages = real_texts(300)
+    pairs = {str(i): (text[:20], text) for i, text in enumerate(passages)}
+    asked = {f"q{i}": text[10:60] for i, text in enumerate(passages[:100])}
+    relevant = {f"q{i}": {str(i)} for i in range(100)}
+    corpus = {id_: f"{title} [SEP] {text}" for id_, (title, text) in pairs.items()}
+    evaluator = InformationRetrievalEvaluator(asked, corpus, relevant, name="x", batch_size=64)
+    theirs = evaluator(opened(model))
+    emb_QD = ours(model, "question", list(asked.values()))
+    emb_ND = ours(model, "passage", list(pairs.values()))
+    order_QN = np.argsort(-(emb_QD @ emb_ND.T), axis=1)
+    rank_Q = np.argmax(order_QN == np.arange(100)[:, None], axis=1)
+    found = {
+        "x_cosine_mrr@10": np.mean(np.where(rank_Q < 10, 1 / (1 + rank_Q), 0)),
+        "x_cosine_ndcg@10": np.mean(np.where(rank_Q < 10, 1 / np.log2(2 + rank_Q), 0)),
+        "x_cosine_recall@10": np.mean(rank_Q < 10),
+    }
+    for name, value in found.items():
+        assert abs(theirs[name] - value) < 1e-3, name
+
+
+def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
+    """What `dpr export model --as dpr` writes, in DPRQuestionEncoder and DPRContextEncoder."""
+    settings = description.read(GOLDEN / "dpr", "passage", AS_IT_SAYS)
+    shape = hf.read_shape(GOLDEN / "dpr")
+    params = hf.read_params(GOLDEN / "dpr", shape, settings.dense)
+    classes = {
+        "question": transformers.DPRQuestionEncoder,
+        "passage": transformers.DPRContextEncoder,
+    }
+    for side in classes:
+        folder = tmp_path / f"{side}_encoder"
+        folder.mkdir()
+        model_dpr.write(folder, side, Tower(GOLDEN / "dpr", settings, shape, params))
+    for side, made in classes.items():
+        folder = tmp_path / f"{side}_encoder"
+        theirs, loading = made.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"] and not loading["unexpected_keys"]
+        tokens = transformers.AutoTokenizer.from_pretrained(folder)
+        row = tokens(texts[0], return_tensors="pt", truncation=True, max_length=64)
+        with torch.no_grad():
+            wanted = theirs.eval()(**row).pooler_output
+        assert_same(ours(tmp_path, side, texts[:1]), wanted.numpy())

@@ -1,0 +1,230 @@
+"""`dpr plan` without a compiler for accelerators: what it reads of a compiled text, what it
+refuses, and that it plans the program that `dpr train` maps.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dpr_jax import parallel
+from dpr_jax.cli import run as dpr
+from dpr_jax.config import Config, DataConfig, MineConfig, ModelConfig, TrainConfig
+from dpr_jax.errors import InputError
+from dpr_jax.planning import compiled, counts, machine, programs
+from dpr_jax.training import loop, setup
+from dpr_jax.workdir import WorkDir
+
+pytestmark = pytest.mark.usefixtures("own_programs")
+
+CHIP = {"bytes_per_cycle": 100.0, "flops_per_cycle": 1000.0}
+# two loops, one in the other: 3 * (10 + 5 * 7) cycles, and 4 outside
+TEXT = (Path(__file__).parent / "fixtures" / "plan_step.hlo").read_text(encoding="utf-8")
+
+
+def read(kernel: str = "TopK", config: str = "", trips: str = '"n":"3"') -> compiled.Cycles:
+    text = TEXT.replace("KERNEL", kernel).replace("CONFIG", config).replace('"n":"3"', trips)
+    return compiled.cycles(compiled.Text(text), **CHIP)
+
+
+def test_loops_count_times_their_trips_and_unknown_kernels_make_no_sum() -> None:
+    found = read()
+    # the copy of an absurd estimate and top-k: 400 bytes in and 400 out, 100 a cycle
+    assert found.total == 3 * (10 + 5 * 7) + 4 + 8 + 8
+    assert found.charged_cycles == 16
+    assert [(one.what, one.count, one.bytes) for one in found.charged] == [("TopK", 1, 800)]
+    assert found.by_part["dropout"] == 4
+    assert found.by_part["products"] == 30
+
+    estimate = ', backend_config={"custom_call_config":{"cost_estimate":{"flops":"20000"}}}'
+    assert read("tpu_custom_call", estimate).total == found.total - 8 + 20
+    for unknown in (read("tpu_custom_call"), read(trips="")):
+        assert unknown.total is None
+        assert len(unknown.unknown) >= 1
+
+
+def test_collectives_cut_into_a_chain_are_one() -> None:
+    gathers, sums = compiled.collectives(compiled.Text(TEXT))
+    assert gathers == ("all-gather", 1, 800, ("jit(s)/all_gather",))
+    assert sums == ("all-reduce", 1, 450, ("jit(s)/psum",))
+
+
+def test_deep_towers_by_two_shallow_ones() -> None:
+    cycles = compiled.Cycles(10.0, {"products": 6.0}, [], 1.0, [])
+    one = counts.Counts(30, 100, 7, (compiled.Collective("all-reduce", 2, 8, ()),), cycles)
+    cycles = compiled.Cycles(14.0, {"products": 7.0, "attention": 2.0}, [], 1.5, [])
+    two = counts.Counts(40, 130, 9, (compiled.Collective("all-reduce", 3, 9, ()),), cycles)
+    deep = one.per_layer(two, 12)
+    assert deep[:3] == (140, 430, 29)
+    assert deep.collectives[0].bytes == 19
+    assert deep.cycles.total == 54
+    assert deep.cycles.by_part == {"products": 17, "attention": 22}
+
+
+@pytest.mark.parametrize(
+    "topology", ["v9:2x2", "gpu:v5e:8", "h100:8", "v5e:2x2x2", "v5e:0x4", "v5e"]
+)
+def test_unknown_topologies_are_refused(topology: str) -> None:
+    with pytest.raises(InputError, match="such as|chips are"):
+        machine.parse(topology)
+
+
+def test_shapes_of_machines() -> None:
+    assert machine.parse("v5p:2x2x4").shape == (2, 2, 4)
+    one, two = machine.parse("gpu:h100:8"), machine.parse("gpu:h100:2x8")
+    assert (one.shape, two.shape) == ((1, 8), (2, 8))
+    assert two.chip.link_rate < one.chip.link_rate  # between hosts
+
+
+def test_without_a_compiler_one_line_says_how_to_get_it(tmp_path: Path) -> None:
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed here: see test_tpu_compile.py")
+    code = "import sys; from dpr_jax import cli; sys.argv[0] = 'dpr'; cli.main()"
+    # whatever the environment says of platforms, no device is asked for
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "--topology", "v5e:2x4", "--json", "plan.json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == 'dpr: planning for v5e:2x4 needs libtpu: pip install "dpr_jax[plan]"\n'
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--topology is missing; usage: dpr plan"),
+        (["--topology", "v5e:2x4", "--json", "nowhere/plan.json"], "is no folder"),
+        (["--topology", "v5e:2x4", "--json", "plan.html"], "must end in .json"),
+        (["--topology", "v5e:2x4", "--passages", "many"], "--passages is many"),
+    ],
+)
+def test_what_the_command_line_refuses(given: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        dpr(["plan", *given])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    init = tiny.write(tmp_path / "init")
+    return Config(
+        data=DataConfig(),
+        mine=MineConfig(enabled=False),
+        model=ModelConfig(
+            init=str(init), pooling="cls", max_question_tokens=16, max_passage_tokens=32
+        ),
+        train=TrainConfig(batch_size=16, total_steps=4, dtype="bfloat16"),
+    )
+
+
+class Stop(Exception):
+    """Ends a run where its program is lowered."""
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_the_planned_program_is_the_one_that_the_loop_maps(
+    config: Config,
+    nq_small_workdir: tuple[Config, WorkDir],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    tmp_path: Path,
+) -> None:
+    """Text for text, from the stage itself, stopped where it would compile."""
+    prepared_config, prepared = nq_small_workdir
+    config = dataclasses.replace(
+        config,
+        data=prepared_config.data,
+        train=dataclasses.replace(config.train, spmd=kind, batch_size=8),
+    )
+    lowered: list[str] = []
+    mapping = parallel.spmd
+
+    def spying(*args: object) -> parallel.Spmd:
+        spmd = mapping(*args)
+
+        def spy(*args: object, **options: object) -> object:
+            step = spmd.map(*args, **options)
+
+            class Step:
+                def lower(self, *given: object) -> None:
+                    positives = given[1].positive_texts_BM.shape[-1]
+                    monkeypatch.setattr(programs, "POSITIVES", positives)
+                    lowered.append(step.lower(*given).as_text())
+                    raise Stop
+
+            return Step()
+
+        return spmd._replace(map=spy)
+
+    monkeypatch.setattr(parallel, "spmd", spying)
+    with pytest.raises(Stop):
+        loop.run(config, prepared.retriever("planned"))
+    monkeypatch.setattr(parallel, "spmd", mapping)
+
+    schedule = setup.Schedule(4, min(round(config.train.warmup * 4), 3))
+    model = programs.read_model(config)
+    planned = programs.train(config, model, jax.devices(), schedule=schedule)
+    assert planned.as_text() == lowered[0]
+
+
+def test_no_form_made_for_cpus_is_in_an_accelerator_s_program(config: Config) -> None:
+    """No row follows another, and bits are the device's own, not Threefry written out."""
+    # more attention weights than stay in a CPU's caches
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4096))
+    spmd = parallel.spmd("shard_map", jax.devices())
+    model = programs.read_model(config)
+    found = {}
+    for platform in ("cpu", "tpu"):
+        placed = spmd._replace(platform=platform)
+        text = programs.trace(config, model, placed, schedule=setup.Schedule(4, 1))
+        shifted = re.findall(r"u32\[([\d,]+)\] = shift_left", text)
+        found[platform] = {
+            "rows one after another": "scan[" in text,
+            "Threefry written out": any(
+                math.prod(map(int, sizes.split(","))) > 1000 for sizes in shifted
+            ),
+            "bits of the device": "random_bits[" in text and "key<rbg>" in text,
+        }
+    assert [*found["cpu"].values()] == [True, True, False]
+    assert [*found["tpu"].values()] == [False, False, True]
+
+
+def test_encoders_of_public_shape_need_no_network() -> None:
+    config = Config(model=ModelConfig(init="google-bert/bert-large-uncased"))
+    model = programs.read_model(config)
+    assert (model.shape.hidden_size, model.shape.num_hidden_layers) == (1024, 24)
+    assert model.passage.pooling == "cls"
+    with pytest.raises(InputError, match="--model.init"):
+        programs.read_model(Config(model=ModelConfig(init="retriever:trained")))
+
+
+def test_batches_whose_shape_is_the_data_s_are_refused(config: Config) -> None:
+    packed = dataclasses.replace(config, train=TrainConfig(pack_rows=1))
+    with pytest.raises(InputError, match="pack_rows"):
+        programs.batch(packed, programs.read_model(config))
+
+
+def test_exact_search_is_lowered_as_it_runs(config: Config) -> None:
+    lowered, blocks = programs.search(config, 32, 20_000, jax.devices()[:2])
+    assert blocks == 2  # 8,192 vectors on each of two CPU devices
+    queries = np.zeros((256, 32), np.float32)
+    best = np.full((256, 100), -np.inf, np.float32), np.full((256, 100), -1, np.int32)
+    block = np.ones((16384, 32), np.float16)
+    scores, rows = lowered.compile()(best, queries, block, 0, 20_000)
+    assert rows.shape == (256, 100)
+    assert jnp.all(scores == 0)
