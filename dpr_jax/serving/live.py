@@ -150,7 +150,8 @@ def _started_once(opened: Opened) -> Callable[..., Searcher]:
 
     @functools.cache
     def once() -> Searcher:
-        return opened.start() if opened.embedder is None else fixed_shapes(opened.start())
+        searcher = opened.start()
+        return searcher if opened.embedder is None else fixed_shapes(searcher)
 
     return lambda *, everywhere=False: once()
 
