@@ -107,6 +107,7 @@ def run(args: list[str]) -> None:
     if command not in COMMANDS:
         raise InputError(f"no command {command!r}{_near(command, list(COMMANDS))}; {USAGE}")
     if command == "info":
+        host.skip_absent_tpu()
         from dpr_jax import info
 
         print(info.describe())
@@ -121,6 +122,8 @@ def run(args: list[str]) -> None:
         from dpr_jax.planning import machine
 
         machine.set_environment()
+    else:
+        host.skip_absent_tpu()
     console.quiet_libraries()
     dispatch.run(parse(command, rest)._replace(options=beam_options))
 

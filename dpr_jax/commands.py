@@ -4,11 +4,11 @@ import ast
 import dataclasses
 import itertools
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_jax import config as config_module
 from dpr_jax.config import Config
 
 
@@ -79,8 +79,7 @@ COMMANDS = {
         ("serve",),
     ),
     "export": Command(
-        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex;"
-        " or its encoder: model --as dpr, model --as onnx",
+        "a retriever for another engine: numpy, faiss, scann, pgvector, milvus, vertex; or `model`",
         ("ENGINE",),
         ("workdir", "retriever", "out", "shards", "url", "table", "as"),
     ),
@@ -183,7 +182,7 @@ def show_help(command: str, *, whole: bool) -> None:
         settings = getattr(Config(), part) if part else Config()
         if not dataclasses.is_dataclass(settings):
             continue
-        texts = _field_texts(type(settings).__name__)
+        texts = _field_texts(type(settings))
         print()
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
@@ -204,10 +203,14 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _field_texts(name: str) -> dict[str, str]:
-    """Returns the text below each field of a dataclass in config.py, on one line."""
-    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if getattr(node, "name", "") == name]
+def _field_texts(settings: type) -> dict[str, str]:
+    """Returns the text below each field of a dataclass of settings, on one line."""
+    source = Path(sys.modules[settings.__module__].__file__).read_text(encoding="utf-8")
+    body = next(
+        node.body
+        for node in ast.parse(source).body
+        if getattr(node, "name", "") == settings.__name__
+    )
     return {
         field.target.id: " ".join(text.value.value.split())
         for field, text in itertools.pairwise(body)

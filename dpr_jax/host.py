@@ -1,11 +1,13 @@
 """The host of this process: cores as devices, freed memory, features of its processor."""
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
+GOOGLE = "0x1ae0"  # on the PCI bus
 MOST_CPU_DEVICES = 8  # each holds a copy of the weights
 _PROCESSOR = Path("/proc/cpuinfo")
 
@@ -28,6 +30,27 @@ def use_one_device_per_core(environment: MutableMapping[str, str] = os.environ) 
     else:
         cores = os.cpu_count() or 1
     environment[CPU_DEVICES] = str(min(cores, MOST_CPU_DEVICES))
+
+
+def skip_absent_tpu(
+    environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")
+) -> None:
+    """Keeps JAX from looking for a TPU where there is none, though libtpu is installed.
+
+    libtpu, which `dpr plan` compiles with, first asks the network for the TPU around it, and says
+    in an error log that there is none. To be called before JAX is imported.
+
+    Args:
+      environment: of this process; where it names platforms, it is left as it is.
+      root: of the file system.
+    """
+    if "JAX_PLATFORMS" in environment or importlib.util.find_spec("libtpu") is None:
+        return
+    vendors = (root / "sys" / "bus" / "pci" / "devices").glob("*/vendor")
+    accelerators = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")
+    found = any(vendor.read_text("utf-8").strip() == GOOGLE for vendor in vendors)
+    if not found and not any(any((root / "dev").glob(name)) for name in accelerators):
+        environment["JAX_PLATFORMS"] = "cpu"
 
 
 def give_back_memory() -> None:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dpr_jax.remote import Remote
 
 FORMAT = 2  # of config.json and retriever.json
 HASH_LENGTH = 8
+SEEN_S = 30.0  # in which other processes have to see what process 0 wrote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
 OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
@@ -129,16 +132,36 @@ class WorkDir(Pointers):
         return self.remote.url if self.remote else str(self.root)
 
     def exchange(self) -> None:
-        """Shows what process 0 has written to all processes; nothing to do in a shared folder."""
-        if self.remote is None:
-            return
+        """Shows what process 0 has written to all processes.
+
+        Raises:
+          InputError: another process does not see it: they have no disk in common.
+        """
+        import numpy as np
+
         from dpr_jax import parallel  # imports JAX, which reads the environment
 
-        if parallel.is_main():
+        if self.remote and parallel.is_main():
             self.remote.push()
-        parallel.barrier("exchange: sent")
-        if not parallel.is_main():
+        wanted = int(parallel.of_main(np.uint32(self._pointers())))
+        if self.remote and not parallel.is_main():
             self.remote.pull(pointers_only=True)
+        end_s = time.monotonic() + SEEN_S
+        while self._pointers() != wanted:
+            if time.monotonic() > end_s:
+                raise InputError(
+                    f"this process does not see in {self.root} what process 0 wrote there; give"
+                    " --workdir a folder that all processes share, s3:// or gs://"
+                )
+            time.sleep(0.5)  # NFS shows a renamed file late
+
+    def _pointers(self) -> int:
+        """Returns a checksum of all pointers."""
+        files = [self.file, *(one.file for one in self.retrievers())]
+        content = [
+            (str(file.relative_to(self.root)), file.read_bytes()) for file in files if file.exists()
+        ]
+        return zlib.crc32(repr(content).encode())
 
     @property
     def home(self) -> Path:

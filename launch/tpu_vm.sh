@@ -33,8 +33,8 @@ Example:
   launch/tpu_vm.sh --name my-v5e-16 --zone us-central1-a -- \
     dpr pipeline --workdir gs://BUCKET/nq --from train --until encode
   launch/tpu_vm.sh --name nq --zone us-central1-a --create v5litepod-8 --spot --delete -- dpr info
-Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
-with --until mine and after with --from index (docs/scaling.md).
+Only train and encode (and retrieve, over an exact index) use all accelerators. Run the rest elsewhere on the same
+work directory, before with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

@@ -10,9 +10,9 @@ import pytest
 from exported import finished
 
 from dpr_jax import Retriever
-from dpr_jax.adapters.remote import RemoteRetriever, opened
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
+from dpr_jax.retrieval.remote import RemoteRetriever, opened
 from dpr_jax.workdir import WorkDir
 
 QUESTION = "water 7 flows"
@@ -66,7 +66,7 @@ def test_a_server_answers_as_the_retriever(url: str, want: list[tuple[str, str, 
     assert [hit[:3] for hit in one] == want
     assert len(two) == 3
     assert one[0].score >= one[1].score
-    with pytest.raises(InputError, match="refuses with 404: .*no such retriever"):
+    with pytest.raises(InputError, match="answers 404: .*no such retriever"):
         RemoteRetriever(url, "gone").search([QUESTION])
     with pytest.raises(InputError, match="begins with http"):
         RemoteRetriever("localhost:8000")

@@ -294,6 +294,17 @@ def test_files_that_need_a_hand(tmp_path: Path, name: str, content: bytes, says:
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mark", [True, "true", "True", 1])
+def test_impossible_questions_are_known_by_any_mark(tmp_path: Path, mark: Any) -> None:
+    row = {"question": "who", "context": ETNA, "answers": {"text": ["a"], "answer_start": [0]}}
+    table = lines(row | {"is_impossible": mark}, row | {"is_impossible": False})
+    first, second = rows(write_text(tmp_path, "t.jsonl", table))
+    assert (first.unusable, second.unusable) == ("marked impossible", "")
+    row["answers"] = {"text": [], "answer_start": []}  # as of SQuAD 2 in rows
+    (only,) = rows(write_text(tmp_path, "t.jsonl", lines(row)))
+    assert only.unusable == "marked impossible"
+
+
 def test_titles_of_tables(tmp_path: Path) -> None:
     content = (
         '{"id": "a", "title": NaN, "text": "x"}\n{"id": "b", "title": 1984, "text": "y"}\n'

@@ -170,7 +170,8 @@ def test_settings_that_the_encoder_does_not_say_are_written_into_its_copy(
     changed = source._replace(config=dataclasses.replace(source.config, model=model))
     tower.write(changed, tmp_path)
     copy = tmp_path / "question_encoder"
-    assert description.read(copy, "question", ModelConfig()) == ("cls", True, 16, "pair", False)
+    said = description.read(copy, "question", ModelConfig())
+    assert said[:5] == ("cls", True, 16, "pair", False)
     weights = workdir.retriever("trained").encoder + "/question_encoder/model.safetensors"
     assert (copy / "model.safetensors").read_bytes() == Path(weights).read_bytes()
 

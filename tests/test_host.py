@@ -88,3 +88,30 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.parametrize(
+    ("environment", "installed", "file", "wanted"),
+    [
+        ({}, True, None, {"JAX_PLATFORMS": "cpu"}),
+        ({}, False, None, {}),
+        ({"JAX_PLATFORMS": ""}, True, None, {"JAX_PLATFORMS": ""}),
+        ({}, True, "dev/accel0", {}),
+        ({}, True, "dev/nvidia0", {}),
+        ({}, True, "sys/bus/pci/devices/0000:00:04.0/vendor", {}),
+    ],
+)
+def test_a_tpu_is_looked_for_only_where_one_may_be(
+    environment: dict[str, str],
+    installed: bool,
+    file: str | None,
+    wanted: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda _: object() if installed else None)
+    if file:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("0x1ae0\n")
+    host.skip_absent_tpu(environment, tmp_path)
+    assert environment == wanted

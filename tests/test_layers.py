@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dpr_jax"
 COMMON = {
+    "bounds",
+    "config_serve",
     "config",
     "config_file",
     "config_rules",

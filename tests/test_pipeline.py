@@ -356,7 +356,7 @@ def test_documents_and_questions_without_training(tmp_path: Path) -> None:
     tiny.write(tmp_path / "init")
     settings = (
         *("--data.passages", FIXTURE / "passages.tsv.gz", "--data.test", FIXTURE / "test.qa.csv"),
-        *("--model.init", tmp_path / "init", "--evaluate.bootstrap-samples", "20"),
+        *("--model.init", tmp_path / "init"),
     )
     done = dpr("pipeline", "--workdir", tmp_path / "w", *settings)
     assert "untrained" in done.stdout and "bm25" in done.stdout

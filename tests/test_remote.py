@@ -300,6 +300,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_without_a_common_disk(
     hosts: Hosts, tmp_path: Path, nq_small_workdir: tuple[Config, WorkDir]
 ) -> None:

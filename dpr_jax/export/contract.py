@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.export.folder import Passages
 from dpr_jax.export.source import Source
 

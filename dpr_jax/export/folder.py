@@ -12,7 +12,7 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import Busy, InputError
 from dpr_jax.export.source import ROWS_PER_FILE, Source, parts
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress, say
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
 from dpr_jax.export.folder import Passages

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, sample

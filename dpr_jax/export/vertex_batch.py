@@ -138,7 +138,7 @@ class _Endpoint(Connection):
 def _then(out: Path, _: dict[str, Any]) -> list[str]:
     url = "https://PUBLIC_DOMAIN/v1/projects/P/locations/L/indexEndpoints/E#DEPLOYED_INDEX"
     return [
-        f"gcloud storage cp --recursive {out / BATCH} gs://BUCKET/FOLDER",
+        f"gcloud storage cp {out / BATCH}/*.json gs://BUCKET/FOLDER/",
         f"python {out / 'create_index.py'} --project P --location L --batch gs://BUCKET/FOLDER",
         f"export {TOKEN}=$(gcloud auth print-access-token)",
         f"dpr export check vertex --out {out} --url {url}",

@@ -287,13 +287,13 @@ PARTS = (
     ("dropout", r"[dD]ropout|random_bits|threefry|rng_bit|shift_|rng_uniform"),
     ("tables", r"_embeddings"),
     ("LayerNorm", r"LayerNorm"),
-    ("products", r"attention_(query|key|value|output)|intermediate|/output(/|$)|product"),
+    ("products", r"attention_(query|key|value|output)|intermediate|/output(/|$)|product|qd,bd->qb"),
     ("attention", r"attention|layer_\d+|softmax"),
-    ("loss", r"jvp\(\)|all_gather|reduce_scatter|nll|transpose\(jvp\(\)\)|qd,bd->qb"),
+    ("loss", r"jvp\(\)|all_gather|reduce_scatter|nll|transpose\(jvp\(\)\)"),
 )
 
 
-def part_of(one: Instruction) -> str:
+def part_of(one: Instruction, *, trains: bool) -> str:
     """Returns the part of a program that an instruction belongs to, by the name of its source."""
     for part, pattern in PARTS:
         if re.search(pattern, one.op_name):
@@ -301,7 +301,8 @@ def part_of(one: Instruction) -> str:
     if not one.op_name:
         return "copies" if one.opcode in ("copy", "reshape", "transpose") else "other"
     # an update is written in no module: its operations stand right below the mapping
-    return "optimizer" if re.search(r"shard_map/[\w.]+$", one.op_name) else "other"
+    update = trains and re.search(r"shard_map/[\w.]+$", one.op_name)
+    return "optimizer" if update else "other"
 
 
 def cycles(text: Text, *, bytes_per_cycle: float, flops_per_cycle: float) -> Cycles:
@@ -318,8 +319,9 @@ def cycles(text: Text, *, bytes_per_cycle: float, flops_per_cycle: float) -> Cyc
     by_part: Counter[str] = Counter()
     charges: dict[tuple[str, str], Charge] = {}
     charged_cycles, unknown = 0.0, []
+    trains = any("transpose(" in one.op_name for _, one, _ in text.run())
     for computation, one, times in text.run():
-        where = part_of(one)
+        where = part_of(one, trains=trains)
         estimate = one.cycles
         if estimate is None:
             if text.is_free(one):

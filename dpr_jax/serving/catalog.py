@@ -86,6 +86,7 @@ class Catalog:
         self._lock = threading.Lock()  # one reload at a time
         self._stats: dict[Path, tuple[int, int]] = {}
         self._tried = ""
+        self._count = 0  # tables so far
 
     @property
     def damaged(self) -> dict[str, str]:
@@ -103,7 +104,7 @@ class Catalog:
         with self._lock:
             self._tried = self._state()
             table = self._opened(self._names, strict=bool(self._names))
-            self.live = table
+            self.live, self._count = table, table.number
             return table
 
     def reload(self, names: Sequence[str] | None = None) -> Table:
@@ -130,12 +131,15 @@ class Catalog:
                         artifacts.verify(manifest)
                     if one is not before.served.get(one.name):
                         one.warm(self.stopping)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self.last_error = str(error)
                 self._metrics.reloads.labels("refused").inc()
                 say(f"serve: not reloaded: {error}")
-                raise
+                raise InputError(str(error)) from None
+            dropped, self._count = self.before, table.number
             self.before, self.live, self._names = before, table, names
+            if dropped is not None and dropped.ids not in (before.ids, table.ids):
+                dropped.ids.close()
             self._damaged, self.last_error, self._stats = {}, "", {}
             self._metrics.reloads.labels("live").inc()
             say(f"serve: table {table.number} is live: {', '.join(table.served)}")
@@ -177,7 +181,7 @@ class Catalog:
         encoders: dict[str, QuestionEncoder] = {}
         with artifacts.hash_later():
             corpus = changes.open_corpus(self._workdir, log)
-            for name in names:
+            for name in reversed(names):  # parts first: a hybrid takes those that are live
                 try:
                     self._open_one(name, corpus, log, opened, encoders, served)
                 except InputError as error:
@@ -187,13 +191,13 @@ class Catalog:
                     refused[name] = str(error)
                     if kept is not None:
                         served[name] = kept
+        served = {name: served[name] for name in names if name in served}
         live = self.live.served if self.live else {}
         if refused and all(one is live.get(name) for name, one in served.items()):
             raise InputError("; ".join(refused.values()))
-        number = self.live.number + 1 if self.live else 1
         newest = next((one for one in served.values() if one.corpus is corpus), None)
         ids = self.live.ids if newest is None and self.live else PassageIds(corpus)
-        return Table(number, served, default, why, refused, ids, time.time())
+        return Table(self._count + 1, served, default, why, refused, ids, time.time())
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
         """Returns the names, and those of the parts of hybrids, which are open all the same."""

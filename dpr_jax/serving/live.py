@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,15 @@ def open_certified(
     return opened[retriever.name], facts
 
 
-def _started_once(opened: Opened) -> Any:
-    """Returns a `start` that opens the index at the first call only."""
-    if opened.embedder is None:
-        return functools.cache(opened.start)
-    return functools.cache(lambda: fixed_shapes(opened.start()))
+def _started_once(opened: Opened) -> Callable[..., Searcher]:
+    """Returns a `start` that opens the index at the first call only; a server is one process."""
+
+    @functools.cache
+    def once() -> Searcher:
+        searcher = opened.start()
+        return searcher if opened.embedder is None else fixed_shapes(searcher)
+
+    return lambda *, everywhere=False: once()
 
 
 def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ def _background(service: Any, begun_s: float) -> None:
         catalog.check()
         service.checked = True
     while service.settings.watch_s and not stopping.wait(service.settings.watch_s):
-        catalog.watch()
+        try:
+            catalog.watch()
+        except Exception:  # noqa: BLE001 - a bug: the live table goes on, and so does watching
+            traceback.print_exc()
 
 
 def _speak_http(

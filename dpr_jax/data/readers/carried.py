@@ -110,7 +110,7 @@ def _paragraphs(
 def _squad_question(question: dict[str, Any], passage: Passage, where: str) -> RawQuestion:
     id_ = one_word(question.get("id"), "question id", where)
     where = f"{where}, question {id_}"
-    impossible = question.get("is_impossible") is True
+    impossible = raw.is_true(question.get("is_impossible"))
     texts = [answer.get("text") for answer in _dicts(question, "answers", where)]
     row = _carrying(
         id_=id_,
