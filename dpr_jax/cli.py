@@ -141,7 +141,8 @@ def parse(command: str, args: list[str]) -> Call:
     _check_names(args, command)
     workdir = None
     if "workdir" in flags:
-        reads = ("ask", "serve", "compare", "export", "gc", "retriever list", "retriever remove")
+        reads = ("ask", "serve", "compare", "export", "push", "gc")
+        reads += ("retriever list", "retriever remove")
         workdir = open_workdir(flags["workdir"], new=command not in reads)
     if file:
         base = config_file.load(file)
@@ -215,7 +216,7 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             if command == "serve" and name == "retriever":
                 many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
-    for name in ("workdir", "out", "topology"):
+    for name in ("workdir", "out", "topology", "repo"):
         if name in names and name not in found and not (command == "ask" and "url" in found):
             usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
             raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")

@@ -4,11 +4,11 @@ import ast
 import dataclasses
 import itertools
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpr_jax import config as config_module
 from dpr_jax.config import Config
 
 
@@ -79,14 +79,19 @@ COMMANDS = {
         ("serve",),
     ),
     "export": Command(
-        "a retriever as files for another engine: numpy, faiss, scann, pgvector, milvus, vertex",
+        "a retriever for another engine: numpy, faiss, scann, pgvector, milvus, vertex; or `model`",
         ("ENGINE",),
-        ("workdir", "retriever", "out", "shards", "url", "table"),
+        ("workdir", "retriever", "out", "shards", "url", "table", "as"),
     ),
     "export check": Command(
         "ask a live engine the questions of an export: recall, latency, what to raise",
         ("ENGINE",),
         ("out", "url", "table", "target"),
+    ),
+    "push": Command(
+        "a trained model and its card to the Hugging Face hub; --dry-run lists what would go",
+        (),
+        ("workdir", "retriever", "repo", "license", "data-license", "dry-run"),
     ),
     "retriever list": Command("retrievers with kind, size, dev figure and state"),
     "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
@@ -116,6 +121,11 @@ FLAG_HELP = {
     "shards": "scann: indexes to split the corpus over, for as many hosts; 1 if not given",
     "url": "where the engine answers; `dpr export pgvector` also loads the files there",
     "table": "pgvector, milvus: name of the table or collection; passages if not given",
+    "as": "model: dpr for transformers' DPR classes, onnx for graphs",
+    "repo": "ORG/NAME on the hub",
+    "license": "of the model, as the hub names it",
+    "data-license": "of the training data, for the card",
+    "push dry-run": "list what would go, and print the card",
     "target": "recall@100 that is wanted; as index.target-recall, else 0.95",
     "k": "passages to show",
     "json": "print JSON",
@@ -162,8 +172,9 @@ def show_help(command: str, *, whole: bool) -> None:
     """Prints the settings of a command, one line each; all of them with their full text."""
     about = COMMANDS[command]
     words = " ".join(("dpr", command, *about.operands, "[CONFIG.py]"))
-    required = "--topology NAME" if "topology" in about.flags else "--workdir DIR"
-    print(f"{words} {required} [--part.setting VALUE ...]\n{about.purpose}\n")
+    needs = {"topology": "NAME", "workdir": "DIR", "out": "DIR"}
+    required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
+    print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
         print(f"  --{name:<32}{flag_help(command, name)}")
     parts = ("", *Config.__annotations__) if whole else about.parts
@@ -171,7 +182,7 @@ def show_help(command: str, *, whole: bool) -> None:
         settings = getattr(Config(), part) if part else Config()
         if not dataclasses.is_dataclass(settings):
             continue
-        texts = _field_texts(type(settings).__name__)
+        texts = _field_texts(type(settings))
         print()
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
@@ -192,10 +203,14 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _field_texts(name: str) -> dict[str, str]:
-    """Returns the text below each field of a dataclass in config.py, on one line."""
-    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if getattr(node, "name", "") == name]
+def _field_texts(settings: type) -> dict[str, str]:
+    """Returns the text below each field of a dataclass of settings, on one line."""
+    source = Path(sys.modules[settings.__module__].__file__).read_text(encoding="utf-8")
+    body = next(
+        node.body
+        for node in ast.parse(source).body
+        if getattr(node, "name", "") == settings.__name__
+    )
     return {
         field.target.id: " ".join(text.value.value.split())
         for field, text in itertools.pairwise(body)

@@ -7,29 +7,10 @@ A file in configs/ builds one `Config`; the command line overrides single values
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-
-class Bounds(NamedTuple):
-    """The range of a number, or of each number of a tuple; config_rules.validate checks it.
-
-    Attributes:
-      least: smallest value allowed.
-      most: largest value allowed.
-      above: values must be greater.
-      below: values must be smaller.
-    """
-
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-Count = Annotated[int, Bounds(least=0)]
-Positive = Annotated[int, Bounds(least=1)]
-Share = Annotated[float, Bounds(above=0, most=1)]
-Rate = Annotated[float, Bounds(above=0)]
+from dpr_jax.bounds import Bounds, Count, Positive, Rate, Share
+from dpr_jax.config_serve import ServeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +73,26 @@ class DataConfig:
         return (self.test,) if isinstance(self.test, str) else self.test
 
 
+Language = Literal[
+    *("english", "none", "chinese", "japanese", "korean", "thai", "lao", "khmer", "burmese"),
+    *("arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "esperanto"),
+    *("estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian"),
+    *("irish", "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese"),
+    *("romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bm25Config:
-    """Okapi BM25 over title and text, English stemming and stop words (bm25s, PyStemmer)."""
+    """Okapi BM25 over title and text, with stemming and stop words (bm25s, PyStemmer)."""
 
     k1: Annotated[float, Bounds(least=0)] = 0.9
     """Term-frequency saturation (0.9 in the DPR paper)."""
     b: Annotated[float, Bounds(least=0, most=1)] = 0.4
     """Length normalization (0.4 in the DPR paper)."""
+    language: Language | None = None
+    """Stop words and stemming; pairs of characters for scripts without spaces; "none" takes words
+    as they are. None: as found from the corpus."""
 
 
 # (question, its candidates as (title, text)) -> for each, whether it may be a hard negative
@@ -135,7 +128,7 @@ class MineConfig:
     asks for at most 95 %."""
     filter: Filter | None = None
     """A function of the config file that says what may be a hard negative, such as a
-    cross-encoder's judgement (docs/data.md)."""
+    cross-encoder's judgement (docs/mining.md)."""
     teacher: Teacher | None = None
     """A function of the config file that scores the gold and mined passages of training questions,
     such as a cross-encoder, for `train.distillation`."""
@@ -298,54 +291,43 @@ class IndexConfig:
 
     kind: Literal["auto", "scann", "faiss", "exact"] = "auto"
     """auto: exact below 5,000 passages, else scann, else (where it cannot be had) faiss, else
-    exact.
-    """
+    exact."""
     dimensions: Positive | None = None
     """Make vectors so many numbers wide before the index is built of them, and questions before
-    they are asked; None: their whole width.
-    """
+    they are asked; None: their whole width."""
     reduction: Literal["pca", "truncate"] = "pca"
     """How: by principal components of the corpus, or the first numbers alone, for towers trained
-    with train.matryoshka_widths.
-    """
+    with train.matryoshka_widths."""
     target_recall: Share | None = None
     """Recall@100 against exact search that is wanted: settings below that are None are measured,
-    and the fastest that reach it are kept; None: by rule.
-    """
+    and the fastest that reach it are kept; None: by rule."""
     queries: Literal["train", "dev", "test"] | None = None
     """Questions to measure with, encoded by `dpr encode --encode.questions`; None: corpus rows,
-    which are easier to find.
-    """
+    which are easier to find."""
     leaves: Positive | None = None
     """Partitions (ScaNN tree, FAISS IVF); None: the square root of the number of passages."""
     leaves_to_search: Positive | None = None
     """Partitions searched per query; None: a quarter of the leaves, at least 100 (all, where there
-    are fewer).
-    """
+    are fewer)."""
     reorder: Positive | None = None
     """ScaNN, FAISS with refinement: candidates rescored exactly per query (at least the k asked
-    for); None: 400.
-    """
+    for); None: 400."""
     faiss: str = "auto"
     """FAISS: flat, ivf_flat, ivf_pq, hnsw, or a factory string; auto: flat below 5,000 passages,
-    else ivf_flat.
-    """
+    else ivf_flat."""
     ef_search: Positive | None = None
     """FAISS HNSW: candidates kept while searching (at least the k asked for); None: 200."""
     dimensions_per_block: Positive | None = None
     """ScaNN: dimensions per code word of the product quantization; None: 2."""
     soar_lambda: Annotated[float, Bounds(above=0)] | None = None
     """ScaNN: each vector also lies in a second partition, chosen with this weight (SOAR; 1.5 is
-    usual); None: in one alone, or with a target recall whichever is faster.
-    """
+    usual); None: in one alone, or with a target recall whichever is faster."""
     reorder_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """ScaNN: what rescoring reads; the smaller ones take a half and a quarter of the memory, and
-    scores are rounded.
-    """
+    scores are rounded."""
     recall_queries: Positive = 200
     """Queries for the recall@100 against exact search that index.json states; none of them is tuned
-    on.
-    """
+    on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,56 +359,14 @@ class EvaluateConfig:
 
     cutoffs: tuple[Positive, ...] = (1, 5, 20, 100)
     """The k of top-k accuracy and recall."""
-    answer_match: Literal["string", "regex"] = "string"
-    """Test for an answer in a passage: DPR's token match, or regular expressions
-    (CuratedTREC).
-    """
+    answer_match: Literal["string", "regex", "substring"] = "string"
+    """Test for an answer in a passage: DPR's token match, regular expressions (CuratedTREC), or any
+    run of characters, for scripts without spaces."""
+    drop_self: bool = False
+    """Leave the passage whose id is the question's own out of each ranking, as BEIR does (ArguAna,
+    Quora)."""
     baseline: str = "bm25"
     """Every run is compared with this one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ServeConfig:
-    """Limits of the server, its batches and its log."""
-
-    batch: Positive = 32
-    """Questions encoded and searched at once."""
-    batch_wait_ms: Annotated[float, Bounds(least=0, most=5)] = 1.0
-    """Longest wait for more questions while others are being answered, milliseconds."""
-    max_body_bytes: Positive = 1_000_000
-    """Largest body of a request; a larger one gets 413."""
-    max_questions: Positive = 256
-    """Questions or texts in one request; more get 422."""
-    max_question_chars: Positive = 10_000
-    """Longest question, in characters; a longer one gets 422."""
-    max_k: Positive = 1000
-    """Most passages per question, offset included; more get 422."""
-    max_queue: Positive = 1024
-    """Questions that may wait for one retriever; more get 429."""
-    max_connections: Positive = 2000
-    """Open connections; more get 503."""
-    read_timeout_s: Rate = 10.0
-    """A client must have sent its request by then."""
-    request_timeout_s: Rate = 60.0
-    """A request must be answered, and its answer read, by then."""
-    drain_delay_s: Annotated[float, Bounds(least=0)] = 0.0
-    """Seconds between SIGTERM, from when /readyz fails, and the end of new connections."""
-    drain_s: Positive = 30
-    """Longest wait for requests to end after that, seconds."""
-    min_recall: Annotated[float, Bounds(least=0, most=1)] = 0.0
-    """Least recall@100 that the certificate of an index must state."""
-    watch_s: Annotated[float, Bounds(least=0)] = 2.0
-    """Seconds between looks for a new state of the work directory; 0: on POST /v1/admin/reload
-    alone."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names that the Host header may have; empty: those of this machine where the server is bound
-    to 127.0.0.1, else any."""
-    public_url: str | None = None
-    """Address that links to passages begin with; None: the one that the client asked."""
-    access_log: str = "-"
-    """File that the access log is added to; "-" is stdout, "" none."""
-    log_questions: bool = False
-    """Write the questions into the access log too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,4 +390,4 @@ class Config:
     index: IndexConfig = IndexConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    serve: ServeConfig = ServeConfig()
+    serve: ServeConfig = dataclasses.field(default_factory=ServeConfig)

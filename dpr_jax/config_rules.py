@@ -5,7 +5,8 @@ import math
 import typing
 from typing import Any
 
-from dpr_jax.config import Bounds, Config
+from dpr_jax.bounds import Bounds
+from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 
 

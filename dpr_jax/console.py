@@ -21,6 +21,7 @@ PIPE_WIDTH = 110  # where there is no terminal to ask
 
 _quiet = False
 _unread = False
+_alias = ("", "")
 
 
 class _Console(Console):
@@ -47,6 +48,16 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def set_alias(path: str, shown: str) -> None:
+    """Shows a path under another name: the cache of a work directory as what it is a copy of."""
+    global _alias
+    _alias = (path, shown)
+
+
+def _shown(line: str) -> str:
+    return line.replace(*_alias) if _alias[0] else line
+
+
 def results_console() -> Console:
     """Returns stdout, as wide as the terminal."""
     console = _Console(highlight=False)
@@ -64,7 +75,7 @@ def quiet_libraries() -> None:
 def say(message: str) -> None:
     """Writes one line for the user to stderr; stdout is for results."""
     if not _quiet:
-        console.print(message, markup=False)
+        console.print(_shown(message), markup=False)
 
 
 def size_in_words(count: float) -> str:
@@ -75,7 +86,7 @@ def size_in_words(count: float) -> str:
 def complain(line: str) -> None:
     """Writes an error in one write, also where output is unbuffered: Gloo's threads write too."""
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"dpr: {line}\n")
+        sys.stderr.write(f"dpr: {_shown(line)}\n")
         sys.stderr.flush()
 
 

@@ -112,6 +112,11 @@ def _export(call: Call) -> None:
     from dpr_jax.export import command
 
     shards = number(call.flags, "shards", 1)
+    if call.operands[0] == "model":
+        from dpr_jax.export import model_folder
+
+        model_folder.run(call.workdir, call.flags)
+        return
     command.run(call.operands[0], call.workdir, call.flags, shards=shards)
 
 
@@ -121,6 +126,13 @@ def _export_check(call: Call) -> None:
     command.check(call.operands[0], call.flags)
 
 
+def _push(call: Call) -> None:
+    from dpr_jax.export import model_folder, push
+
+    retriever = call.workdir.retriever(call.flags.get("retriever", recipes.MAIN))
+    push.run(retriever, model_folder.settings_of(retriever), call.flags)
+
+
 ALONE: dict[str, Callable[[Call], None]] = {
     "ask": _ask,
     "serve": _serve,
@@ -128,6 +140,7 @@ ALONE: dict[str, Callable[[Call], None]] = {
     "plan": _plan,
     "export": _export,
     "export check": _export_check,
+    "push": _push,
 }
 
 

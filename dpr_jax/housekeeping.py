@@ -29,6 +29,7 @@ def collect_garbage(workdir: WorkDir, *, yes: bool) -> None:
       InputError: nobody can be asked, and `yes` is not set.
       Busy: a retriever is being written.
     """
+    _check_is_folder(workdir, "gc")
     with contextlib.ExitStack() as stack:
         for owner in (workdir, *workdir.retrievers()):
             stack.enter_context(lease.held(owner.home))
@@ -44,6 +45,14 @@ def collect_garbage(workdir: WorkDir, *, yes: bool) -> None:
             for folder in unused:
                 shutil.rmtree(folder)
             say(f"gc: deleted {total:,.1f} MB")
+
+
+def _check_is_folder(workdir: WorkDir, command: str) -> None:
+    if workdir.remote:
+        raise InputError(
+            f"dpr {command} deletes in folders alone; delete below {workdir.remote.url} with the"
+            " storage's own tool"
+        )
 
 
 def show_retrievers(workdir: WorkDir) -> None:
@@ -77,6 +86,7 @@ def remove_retriever(workdir: WorkDir, name: str, *, yes: bool) -> None:
       InputError: there is none of that name, another one needs it, or nobody can be asked.
       Busy: it is being written.
     """
+    _check_is_folder(workdir, "retriever remove")
     retriever = workdir.retriever(name)
     if not retriever.file.exists():
         raise recipes.unknown(workdir, name)

@@ -12,7 +12,7 @@ import jax
 from jax._src import distributed
 from jax._src.clusters import ClusterEnv
 
-from dpr_jax import peers
+from dpr_jax import console, peers, sockets
 from dpr_jax.errors import InputError
 
 HEARTBEAT_S = 30  # JAX's own, for which it aborts the others with a stack trace
@@ -76,7 +76,7 @@ def _join_found(facts: dict[str, str]) -> None:
             os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, FIND_S
         )
         count, index = int(count), int(index)
-        peers.split_address(address)
+        sockets.split_address(address)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # the environment's fault
         raise InputError(
             "the environment says that this is one of several processes, and JAX cannot find the"
@@ -177,6 +177,15 @@ def _number(name: str) -> int:
     """Returns a number of the environment; -1 for none, and for what is no number from 0."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else -1
+
+
+def end(status: int, line: str) -> NoReturn:
+    """Ends this process from any of its threads, in a line, and with it the others of its run."""
+    claim_end()
+    console.complain(line)
+    if _peers:
+        _peers.end(status)
+    os._exit(status)
 
 
 def leave(status: int) -> NoReturn:

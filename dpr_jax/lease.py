@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dpr_jax import parallel
-from dpr_jax.errors import Busy
+from dpr_jax import joining, parallel
+from dpr_jax.errors import RUN_AGAIN, Busy
+from dpr_jax.remote import Remote
 
 FILE = "lease.json"
 RENEW_S = 10.0
@@ -26,23 +27,26 @@ POLL_S = 0.5
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, remote: Remote | None = None) -> Iterator[None]:
     """Holds the lease on a folder while the block runs; process 0 does so for all processes.
 
     A second writer waits until it has seen the first one touch its lease, or until that is stale.
 
     Args:
       folder: of a retriever, or a work directory; made if missing.
+      remote: the object storage of which the folder is a copy; the lease is held there too.
 
     Raises:
       Busy: another process is writing there; names it.
     """
-    lease = _Lease(folder)
-    parallel.on_main(lease.acquire)
-    try:
+    leases: list[_Lease | _RemoteLease] = [_Lease(folder)]
+    if remote:
+        leases.append(_RemoteLease(remote, folder))
+    with contextlib.ExitStack() as stack:
+        for lease in leases:
+            stack.callback(lease.release)
+            parallel.on_main(lease.acquire)
         yield
-    finally:
-        lease.release()
 
 
 class _Lease:
@@ -144,6 +148,75 @@ class _Lease:
         while not self._ended.wait(RENEW_S):
             with contextlib.suppress(OSError):
                 os.utime(self._path)
+
+
+class _RemoteLease:
+    """The lease of this process on a folder on object storage: an object, rewritten by its holder.
+
+    A lease that stays the same for a minute is taken over. Who then finds its own lease to be
+    another's ends, before it writes anything more.
+    """
+
+    def __init__(self, remote: Remote, folder: Path) -> None:
+        self._remote = remote
+        self._name = remote.name(folder / FILE)
+        self._content = _this_process() | {"token": uuid.uuid4().hex}
+        self._tag: str | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        began_s, first_seen, since_s = time.monotonic(), None, time.monotonic()
+        seen = None
+        while (tag := self._write(instead_of=None)) is None:
+            found = self._remote.read(self._name)
+            if found is None:
+                continue  # it has just ended
+            if found[1] != seen:
+                seen, since_s = found[1], time.monotonic()
+            first_seen = first_seen or seen
+            holder = json.loads(found[0])
+            if _is_gone(holder) or time.monotonic() - since_s > STALE_S:
+                if (tag := self._write(instead_of=found[1])) is not None:
+                    break
+                continue
+            if seen != first_seen or time.monotonic() - began_s > STALE_S + RENEW_S:
+                raise Busy(
+                    f"{self._remote.url}/{self._name.removesuffix(FILE)} is being written by"
+                    f" process {holder.get('process')} on {holder.get('host')} since"
+                    f" {holder.get('since')}; run this again when that has ended"
+                )
+            time.sleep(POLL_S)
+        self._tag = tag
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        found = self._remote.read(self._name)
+        if found and found[1] == self._tag:
+            self._remote.delete(self._name)
+
+    def _write(self, *, instead_of: str | None) -> str | None:
+        content = self._content | {"renewed": time.time_ns()}  # each is another object
+        return self._remote.write(self._name, json.dumps(content).encode(), instead_of=instead_of)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            try:
+                tag = self._write(instead_of=self._tag)
+            except OSError:
+                continue  # the network; tried again
+            if tag is None:
+                joining.end(
+                    RUN_AGAIN,
+                    f"another process took the lease on {self._remote.url}/{self._name}, which was"
+                    " not renewed for a minute; run the same command again",
+                )
+            self._tag = tag
 
 
 def _this_process() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dpr_jax import parts
 from dpr_jax.errors import InputError, OtherProcessFailed, exit_status
 
 AXIS = "devices"
@@ -181,7 +182,7 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
             leaf = np.asarray(leaf)
             if not leaf.ndim:
                 return replicate(leaf)
-            return jax.device_put(_split(_own_rows(leaf, devices, local), len(local)), stacked)
+            return jax.device_put(_split(parts.own_rows(leaf, devices, local), len(local)), stacked)
 
         return jax.tree.map(put, tree)
 
@@ -203,7 +204,7 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
         def take(leaf: jax.Array, like: Any) -> np.ndarray:
             if not like.shape:
                 return fetch(leaf)
-            return _whole([part[0] for part in _parts(leaf)], like)
+            return _whole([part[0] for part in parts.in_order(leaf)], like, devices.index(local[0]))
 
         return jax.tree.map(take, tree, whole)
 
@@ -212,7 +213,7 @@ def _pmap(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
 
         def of_device(leaf: Any) -> tuple[int, ...]:
             if scattered and leaf.shape:
-                return _rounded_up(leaf.shape[0], count) // count, *leaf.shape[1:]
+                return parts.rounded_up(leaf.shape[0], count) // count, *leaf.shape[1:]
             return leaf.shape
 
         return (
@@ -254,7 +255,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
             leaf = np.asarray(leaf)
             if not leaf.ndim:
                 return replicate(leaf)
-            own = _own_rows(leaf, devices, local)
+            own = parts.own_rows(leaf, devices, local)
             return jax.make_array_from_process_local_data(split, own)
 
         return jax.tree.map(put, tree)
@@ -283,7 +284,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
         def take(leaf: jax.Array, like: Any) -> np.ndarray:
             if not like.shape:
                 return fetch(leaf)
-            return _whole(_parts(leaf), like)
+            return _whole(parts.in_order(leaf), like, devices.index(local[0]))
 
         return jax.tree.map(take, tree, whole)
 
@@ -291,7 +292,7 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
         def part(leaf: Any) -> jax.ShapeDtypeStruct:
             if not scattered or not leaf.shape:
                 return placed(leaf, whole)
-            rows = _rounded_up(leaf.shape[0], len(devices))
+            rows = parts.rounded_up(leaf.shape[0], len(devices))
             return placed(_struct(leaf, (rows, *leaf.shape[1:])), split)
 
         def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -307,31 +308,12 @@ def _shard_map(devices: list[jax.Device], local: list[jax.Device]) -> Spmd:
     return Spmd(replicate, shard, mapped, fetch, scatter, collect, shapes, platform, "shard_map")
 
 
-def _own_rows(
-    leaf: np.ndarray, devices: Sequence[jax.Device], local: Sequence[jax.Device]
-) -> np.ndarray:
-    """The rows of a whole array that this process's devices keep, the last filled up with zeros."""
-    share = _rounded_up(leaf.shape[0], len(devices)) // len(devices)
-    first = devices.index(local[0]) * share
-    own = leaf[first : first + share * len(local)]
-    missing = share * len(local) - len(own)
-    return np.pad(own, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
-
-
-def _parts(leaf: jax.Array) -> list[jax.Array]:
-    """What this process's devices have of an array, in order."""
-    found = sorted(leaf.addressable_shards, key=lambda one: one.index[0].start or 0)
-    return [one.data for one in found]
-
-
-def _whole(parts: list[jax.Array], like: Any) -> np.ndarray:
-    """The whole array of which this process's devices have these parts."""
-    own = np.concatenate([np.asarray(part) for part in parts])
-    return all_processes(own)[: like.shape[0]]
-
-
-def _rounded_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+def _whole(own_parts: list[jax.Array], like: Any, first: int) -> np.ndarray:
+    """The whole array of which this process's devices, from number `first` on, have these parts."""
+    own = np.concatenate([np.asarray(part) for part in own_parts])
+    order = np.argsort(all_processes(np.array([first])))  # slices may stand in another order
+    every = all_processes(own).reshape(len(order), *own.shape)
+    return np.concatenate(every[order])[: like.shape[0]]
 
 
 def _split(leaf: np.ndarray, parts: int) -> np.ndarray:

@@ -6,25 +6,21 @@ so. Process 0 tells the others. JAX alone notices late, and aborts with a stack 
 """
 
 import contextlib
-import json
 import os
 import selectors
 import socket
 import sys
 import threading
 import time
-from typing import Any
 
-from dpr_jax import console
+from dpr_jax import console, sockets
 from dpr_jax.errors import RUN_AGAIN, USER_ERROR, InputError, OtherProcessFailed
 
 SILENT_S = 10  # of waiting for other processes, before that is said
 JOIN_S = 50.0  # in which all processes have to come; DPR_JOIN_S in the environment
-FREED_S = 20.0  # in which the port of the run before has to be free
 PULSE_S = 2.0
 LOST_S = 20.0  # without a sign of life
 GRACE_S = 1.0  # in which a process may end by itself before another's end is its end
-LONGEST_LINE = 1 << 16
 
 
 class Peers:
@@ -54,9 +50,9 @@ class Peers:
         self._lock = threading.Lock()
         self._is_ending = False  # one line is enough
         self._is_leaving = False  # the end of others is no failure any more
-        self._links: dict[int, _Link] = {}
-        self._join_s = float(os.environ.get("DPR_JOIN_S") or JOIN_S)
-        host, port = split_address(address)
+        self._links: dict[int, sockets.Link] = {}
+        self._join_s = _join_s()
+        host, port = sockets.split_address(address)
         whom = f"{count} processes at {address}, of which it is number {index}"
         waits = f"dpr: this process waits for {whom}; all of them have to be started"
         timer = threading.Timer(SILENT_S, console.say, [waits])
@@ -68,7 +64,7 @@ class Peers:
                 self.jax_address = f"127.0.0.1:{self._jax_port}"
             else:
                 jax_port = self._report(host, port, facts)
-                self.jax_address = _relay(host, jax_port)
+                self.jax_address = sockets.relay(host, jax_port)
         finally:
             timer.cancel()
         for work in (self._watch, self._pulse):
@@ -78,7 +74,7 @@ class Peers:
 
     def _gather(self, port: int, facts: dict[str, str]) -> None:
         """Waits, as process 0, for all others and tells them where JAX's coordinator will be."""
-        with _listening(port, self._address) as server:
+        with sockets.listening(port, self._address) as server:
             end_s = time.monotonic() + self._join_s
             while len(self._links) < self.count - 1:
                 server.settimeout(max(end_s - time.monotonic(), 0.01))
@@ -94,18 +90,19 @@ class Peers:
                     )
                     self._refuse_all(RUN_AGAIN, line)
                     raise OtherProcessFailed(RUN_AGAIN, line) from None
-                self._admit(_Link(connection), facts)
+                self._admit(sockets.Link(connection), facts)
         with socket.socket() as free:
             free.bind(("", 0))
             self._jax_port = free.getsockname()[1]
         for link in self._links.values():
             link.send(jax=self._jax_port)
 
-    def _admit(self, link: "_Link", facts: dict[str, str]) -> None:
+    def _admit(self, link: sockets.Link, facts: dict[str, str]) -> None:
         """Takes in a process that connected; a stranger's connection is closed."""
         link.socket.settimeout(5)
         hello = link.receive()
-        if not hello or not {"process", "count", "host", "facts"} <= hello.keys():
+        wanted = {"process": int, "count": int, "host": str, "facts": dict}
+        if not all(isinstance((hello or {}).get(name), kind) for name, kind in wanted.items()):
             link.close()
             return
         number, host = hello["process"], hello["host"]
@@ -144,7 +141,7 @@ class Peers:
         reason = "nothing answers there"
         while time.monotonic() < end_s:
             try:
-                link = _Link(socket.create_connection((host, port), timeout=5))
+                link = sockets.Link(socket.create_connection((host, port), timeout=5))
             except OSError as error:
                 reason = error.strerror or str(error)
                 time.sleep(0.2)
@@ -199,7 +196,7 @@ class Peers:
                         del silent_s[key.data]
                 if self.index == 0:
                     for number, seconds in silent_s.items():
-                        if seconds > LOST_S:
+                        if seconds > LOST_S and not self._links[number].has_left:
                             self._lost(number, f"was not heard of for {LOST_S:.0f} s")
 
     def _hear(self, number: int) -> bool:
@@ -259,123 +256,17 @@ class Peers:
             link.send(bye=1)
 
 
-class _Link:
-    """A connection that carries JSON objects, one per line.
-
-    Attributes:
-      socket: its socket.
-      name: of the process at its other end, for people.
-      has_left: whether that process said that it ends.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.name = ""
-        self.has_left = False
-        self._lock = threading.Lock()
-        self._rest = b""
-
-    def send(self, **message: Any) -> None:
-        """Sends a message, where the other end still reads."""
-        with self._lock, contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> dict[str, Any] | None:
-        """Returns the next message; None for none, or for what is no message."""
-        while b"\n" not in self._rest:
-            try:
-                read = self.socket.recv(4096)
-            except OSError:  # reset, or nothing in time
-                return None
-            if not read or len(self._rest) > LONGEST_LINE:
-                return None
-            self._rest += read
-        line, _, self._rest = self._rest.partition(b"\n")
-        try:
-            message = json.loads(line)
-        except ValueError:
-            return None
-        return message if isinstance(message, dict) else None
-
-    def receive_all(self) -> list[dict[str, Any]] | None:
-        """Returns the messages that one read brings; None at the end of the connection."""
-        read = self.socket.recv(4096)
-        if not read:
-            return None
-        *lines, self._rest = (self._rest + read).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Returns host and port of HOST:PORT, with or without the brackets of IPv6."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _listening(port: int, address: str) -> socket.socket:
-    """Returns a socket that listens on the port; one that a run before still holds is waited for.
+def _join_s() -> float:
+    """Returns how long processes wait for each other.
 
     Raises:
-      InputError: another program has the port.
+      InputError: DPR_JOIN_S is no number above 0.
     """
-    end_s = time.monotonic() + FREED_S
-    while True:
-        try:
-            if socket.has_dualstack_ipv6():
-                return socket.create_server(
-                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-                )
-            return socket.create_server(("", port), backlog=1024)
-        except OSError as error:
-            if time.monotonic() > end_s:
-                raise InputError(
-                    f"process 0 cannot listen at {address}: {error.strerror}; end what listens"
-                    " there, or give another port in DPR_COORDINATOR"
-                ) from None
-            time.sleep(0.5)
-
-
-def _relay(host: str, port: int) -> str:
-    """Passes connections on to JAX's coordinator, and returns the address to connect to.
-
-    A connection stays open here when the coordinator's end is gone: JAX would abort at once, before
-    anything could be said.
-    """
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        while True:
-            near, _ = server.accept()
-            try:
-                far = socket.create_connection((host, port), timeout=JOIN_S)
-            except OSError:
-                _OPEN.append(near)  # unanswered
-                continue
-            far.settimeout(None)
-            for one, other, closes in ((near, far, True), (far, near, False)):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=_copy, args=(one, other, closes), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-_OPEN: list[socket.socket] = []  # kept from being closed
-
-
-def _copy(source: socket.socket, target: socket.socket, closes: bool) -> None:
-    """Copies bytes until the source ends; then closes the target, or leaves it open for good."""
-    with contextlib.suppress(OSError):
-        while read := source.recv(1 << 16):
-            target.sendall(read)
-    if closes:
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
-    else:
-        _OPEN.append(target)
+    value = os.environ.get("DPR_JOIN_S") or str(JOIN_S)
+    with contextlib.suppress(ValueError):
+        if 0 < float(value) < float("inf"):
+            return float(value)
+    raise InputError(f"DPR_JOIN_S is {value!r}; it must be a number of seconds above 0")
 
 
 def _exit(status: int) -> None:

@@ -12,7 +12,7 @@ from dpr_jax.config import Config
 from dpr_jax.console import say
 from dpr_jax.data import prepare, store
 from dpr_jax.encoding import encode
-from dpr_jax.errors import InputError
+from dpr_jax.errors import InputError, Preempted
 from dpr_jax.evaluation import evaluate
 from dpr_jax.index import build, update
 from dpr_jax.inspection import overview
@@ -97,15 +97,33 @@ def run_stage(
       Busy: another process is writing there.
     """
     if retriever is None:
-        with lease.held(workdir.home):
+        with lease.held(workdir.home, workdir.remote), _sent(workdir):
             if stage != "prepare":  # whose settings are kept once its files are read
                 parallel.on_main(lambda: recipes.store_workdir(workdir, config))
             STAGES[stage](config, workdir)
             parallel.on_main(lambda: recipes.store_workdir(workdir, config))
         return
     parallel.on_main(lambda: recipes.store_workdir(workdir, config))
-    with lease.held(retriever.home), _stored(retriever, config, source, like):
+    with (
+        lease.held(retriever.home, workdir.remote),
+        _sent(workdir),
+        _stored(retriever, config, source, like),
+    ):
         STAGES[stage](config, retriever)
+
+
+@contextlib.contextmanager
+def _sent(workdir: WorkDir) -> Iterator[None]:
+    """Sends what the block wrote to the object storage that the work directory is a copy of."""
+    workdir.exchange()
+    try:
+        yield
+    except Preempted:
+        if workdir.remote and parallel.is_main():
+            workdir.remote.push()
+        raise
+    if workdir.remote:
+        parallel.on_main(workdir.remote.push)
 
 
 @contextlib.contextmanager
@@ -115,6 +133,7 @@ def _stored(
     """Stores the recipe of a retriever; a new one is forgotten where its first stage is refused."""
     is_new = not retriever.file.exists()
     parallel.on_main(lambda: recipes.store(retriever, config, source=source, like=like))
+    retriever.workdir.exchange()
     try:
         yield
     except InputError:
@@ -141,7 +160,8 @@ def remove(config: Config, workdir: WorkDir, ids: str) -> None:
 def _change(workdir: WorkDir, change: Callable[[], None]) -> None:
     with contextlib.ExitStack() as stack:
         for owner in (workdir, *workdir.retrievers()):
-            stack.enter_context(lease.held(owner.home))
+            stack.enter_context(lease.held(owner.home, workdir.remote))
+        stack.enter_context(_sent(workdir))
         parallel.on_main(change)
 
 
@@ -272,7 +292,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "encode": _encode,
     "index": _on_main(update.run),
     "index rebalance": _on_main(update.rebalance),
-    "retrieve": _on_main(_retrieve),
+    "retrieve": _retrieve,
     "evaluate": _on_main(evaluate.run),
 }
 

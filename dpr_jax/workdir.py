@@ -12,16 +12,20 @@ import hashlib
 import json
 import os
 import re
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, console
 from dpr_jax.artifacts import COMMAND
 from dpr_jax.errors import InputError
+from dpr_jax.remote import Remote
 
 FORMAT = 2  # of config.json and retriever.json
 HASH_LENGTH = 8
+SEEN_S = 30.0  # in which other processes have to see what process 0 wrote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
 OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
@@ -34,11 +38,13 @@ class Pointers:
       root: the work directory.
       home: where new artifacts go.
       file: the JSON file with the pointers.
+      remote: the object storage of which the root is the cache, if it is one.
     """
 
     root: Path
     home: Path
     file: Path
+    remote: Remote | None
 
     def read(self) -> dict[str, Any]:
         """Returns what the JSON file holds; an empty dict where there is none."""
@@ -61,11 +67,16 @@ class Pointers:
 
     def place(self, stage: str, origin: dict[str, Any]) -> Path:
         """Returns the folder of the artifact that a stage makes from these settings and inputs."""
-        return self.home / f"{stage}-{digest(origin)}"
+        folder = self.home / f"{stage}-{digest(origin)}"
+        if self.remote:  # to know whether it is there, and what is small
+            self.remote.fetch(folder, manifest_only=stage in ("embeddings", "index"))
+        return folder
 
     def find(self, stage: str) -> Path | None:
         """Returns the current folder of a stage, None where there is none yet."""
         named = self.read().get("current", {}).get(stage)
+        if named and self.remote:
+            self.remote.fetch(self.root / named)
         return self.root / named if named else None
 
     def current(self, stage: str) -> Path:
@@ -108,10 +119,49 @@ class WorkDir(Pointers):
     """A work directory: data, retrievers, runs and metrics.
 
     Attributes:
-      root: its folder.
+      root: its folder; the cache, where it lies on object storage.
+      remote: that storage.
     """
 
     root: Path
+    remote: Remote | None = None
+
+    @property
+    def address(self) -> str:
+        """What it is opened by: its folder or its URL."""
+        return self.remote.url if self.remote else str(self.root)
+
+    def exchange(self) -> None:
+        """Shows what process 0 has written to all processes.
+
+        Raises:
+          InputError: another process does not see it: they have no disk in common.
+        """
+        import numpy as np
+
+        from dpr_jax import parallel  # imports JAX, which reads the environment
+
+        if self.remote and parallel.is_main():
+            self.remote.push()
+        wanted = int(parallel.of_main(np.uint32(self._pointers())))
+        if self.remote and not parallel.is_main():
+            self.remote.pull(pointers_only=True)
+        end_s = time.monotonic() + SEEN_S
+        while self._pointers() != wanted:
+            if time.monotonic() > end_s:
+                raise InputError(
+                    f"this process does not see in {self.root} what process 0 wrote there; give"
+                    " --workdir a folder that all processes share, s3:// or gs://"
+                )
+            time.sleep(0.5)  # NFS shows a renamed file late
+
+    def _pointers(self) -> int:
+        """Returns a checksum of all pointers."""
+        files = [self.file, *(one.file for one in self.retrievers())]
+        content = [
+            (str(file.relative_to(self.root)), file.read_bytes()) for file in files if file.exists()
+        ]
+        return zlib.crc32(repr(content).encode())
 
     @property
     def home(self) -> Path:
@@ -196,6 +246,10 @@ class RetrieverDir(Pointers):
         return self.workdir.root
 
     @property
+    def remote(self) -> Remote | None:
+        return self.workdir.remote
+
+    @property
     def home(self) -> Path:
         return self.root / "retrievers" / self.name
 
@@ -247,14 +301,20 @@ def open_workdir(path: str | Path, *, new: bool = True) -> WorkDir:
     """Opens a work directory; writes nothing.
 
     Args:
-      path: its folder; `~` is the home folder.
+      path: its folder, where `~` is the home folder; or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX.
       new: whether it may be one that does not exist yet.
 
     Raises:
       InputError: it is a file, a folder of something else, of an older version, or missing.
     """
-    root = Path(path).expanduser().absolute()
-    workdir = WorkDir(root)
+    remote = Remote(str(path)) if "://" in str(path) else None
+    root = remote.cache if remote else Path(path).expanduser().absolute()
+    workdir = WorkDir(root, remote)
+    if remote:
+        console.set_alias(str(root), remote.url)
+        if not new and "config.json" not in remote.names():
+            raise InputError(f"{remote.url} is not a work directory (no config.json)")
+        remote.pull()
     if workdir.file.exists():
         found = workdir.read()
         if not isinstance(found, dict) or found.get("format") != FORMAT:

@@ -46,8 +46,8 @@ Example, a v5e slice of 16 chips (4 hosts):
     dpr pipeline --workdir runs/nq --from train --until encode
 Another way to the same: xpk workload create --command "dpr ..." (https://github.com/AI-Hypercomputer/xpk), which makes
 clusters too; it does not know that 75 means again and 2 never.
-Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
-with --until mine and after with --from index (docs/scaling.md).
+Only train and encode (and retrieve, over an exact index) use all accelerators. Run the rest elsewhere on the same
+work directory, before with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

@@ -25,8 +25,8 @@ Example, one machine:
 Example, the second of two:
   NUM_NODES=2 NODE_RANK=1 COORDINATOR_ADDRESS=10.0.0.2:8476 \
     launch/gpu_node.sh -- dpr pipeline --workdir /mnt/shared/runs/nq --from train --until encode
-Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
-with --until mine and after with --from index (docs/scaling.md).
+Only train and encode (and retrieve, over an exact index) use all accelerators. Run the rest elsewhere on the same
+work directory, before with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

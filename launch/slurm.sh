@@ -30,8 +30,8 @@ What happens at the end of a run:
 Example, two nodes of eight GPUs:
   launch/slurm.sh --nodes 2 --gpus 8 --time 12:00:00 --sbatch --partition=gpu -- \
     dpr pipeline --workdir /shared/runs/nq --from train --until encode
-Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
-with --until mine and after with --from index (docs/scaling.md).
+Only train and encode (and retrieve, over an exact index) use all accelerators. Run the rest elsewhere on the same
+work directory, before with --until mine and after with --from index (docs/scaling.md).
 END
 }
 

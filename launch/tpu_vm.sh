@@ -25,16 +25,16 @@ launch/tpu_vm.sh --name NAME --zone ZONE [options] -- COMMAND...
   --dry-run          print what would be done
   -h, --help         this text
 
-COMMAND runs in ~/dpr_jax on every worker, and what it says is added to logs/tpu_vm.log there. With more than one worker, every path in it (--workdir, data) has to be on storage
-that all workers see under the same path: NFS (Filestore), or a bucket mounted with gcsfuse. Set that up first. Large
-slices: run ssh-add ~/.ssh/google_compute_engine before.
+COMMAND runs in ~/dpr_jax on every worker, and what it says is added to logs/tpu_vm.log there. With more than one worker
+--workdir has to be gs://BUCKET/..., or on storage that all workers see under the same path (Filestore), which is set up first.
+Large slices: run ssh-add ~/.ssh/google_compute_engine before.
 
 Example:
   launch/tpu_vm.sh --name my-v5e-16 --zone us-central1-a -- \
-    dpr pipeline --workdir /mnt/bucket/runs/nq --from train --until encode
+    dpr pipeline --workdir gs://BUCKET/nq --from train --until encode
   launch/tpu_vm.sh --name nq --zone us-central1-a --create v5litepod-8 --spot --delete -- dpr info
-Only train and encode use all accelerators. Run the rest elsewhere on the same work directory, before
-with --until mine and after with --from index (docs/scaling.md).
+Only train and encode (and retrieve, over an exact index) use all accelerators. Run the rest elsewhere on the same
+work directory, before with --until mine and after with --from index (docs/scaling.md).
 END
 }
 
@@ -165,7 +165,7 @@ send() {
 
 install() { # the image's Python is 3.10 on the usual runtimes, so uv brings one
   # shellcheck disable=SC2016
-  on_all_workers 'export PATH="$HOME/.local/bin:$PATH"; uv --version >/dev/null 2>&1 || python3 -m pip install --user --quiet uv; cd "$HOME/dpr_jax"; uv python install --quiet 3.12; make install EXTRAS=tpu PYTHON="$(uv python find --system 3.12)"'
+  on_all_workers 'export PATH="$HOME/.local/bin:$PATH"; uv --version >/dev/null 2>&1 || python3 -m pip install --user --quiet uv; cd "$HOME/dpr_jax"; uv python install --quiet 3.12; make install EXTRAS=tpu,gcs PYTHON="$(uv python find --system 3.12)"'
 }
 
 # --- run. DPR_COORDINATOR=auto: each worker asks its machine for the others. Naming both platforms makes it an error, not a slow run on the CPU, when the TPU does not start.

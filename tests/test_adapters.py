@@ -10,9 +10,9 @@ import pytest
 from exported import finished
 
 from dpr_jax import Retriever
-from dpr_jax.adapters.remote import RemoteRetriever, opened
 from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
+from dpr_jax.retrieval.remote import RemoteRetriever, opened
 from dpr_jax.workdir import WorkDir
 
 QUESTION = "water 7 flows"
@@ -42,9 +42,11 @@ def url(workdir: WorkDir) -> Iterator[str]:
             self.end_headers()
             answer: dict[str, Any] = {"error": {"message": "no such retriever"}}
             if right:
-                [found] = retriever.search([body["question"]], k=body["k"])
-                passages = [one._asdict() for one in found]
-                results = [{"question": body["question"], "passages": passages}]
+                found = retriever.search(body["questions"], k=body["k"])
+                results = [
+                    {"question": question, "passages": [one._asdict() for one in hits]}
+                    for question, hits in zip(body["questions"], found, strict=True)
+                ]
                 answer = {"retriever": "trained", "results": results}
             self.wfile.write(json.dumps(answer).encode())
 
@@ -64,7 +66,7 @@ def test_a_server_answers_as_the_retriever(url: str, want: list[tuple[str, str, 
     assert [hit[:3] for hit in one] == want
     assert len(two) == 3
     assert one[0].score >= one[1].score
-    with pytest.raises(InputError, match="refuses with 404: .*no such retriever"):
+    with pytest.raises(InputError, match="answers 404: .*no such retriever"):
         RemoteRetriever(url, "gone").search([QUESTION])
     with pytest.raises(InputError, match="begins with http"):
         RemoteRetriever("localhost:8000")
@@ -106,7 +108,8 @@ def test_haystack(workdir: WorkDir, url: str, want: list[tuple[str, str, str]], 
     place = {"workdir": str(workdir.root)} if over == "workdir" else {"url": url}
     pipeline = Pipeline()
     pipeline.add_component("retriever", DprTextRetriever(**place, name="trained", top_k=3))
-    pipeline = Pipeline.loads(pipeline.dumps())  # as from its YAML file
+    allowed = ["dpr_jax.adapters.haystack_component"]
+    pipeline = Pipeline.loads(pipeline.dumps(), allowed_modules=allowed)  # as from its YAML file
     found = pipeline.run({"retriever": {"query": QUESTION}})["retriever"]["documents"]
     assert [(one.id, one.meta["title"], one.content) for one in found] == want
     assert found[0].score >= found[1].score

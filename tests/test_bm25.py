@@ -18,7 +18,7 @@ from dpr_jax import artifacts
 from dpr_jax.config import Config
 from dpr_jax.data import store
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25, bm25_build
+from dpr_jax.index import bm25, bm25_build, bm25_words
 from dpr_jax.workdir import WorkDir, open_workdir
 
 TEXTS = [
@@ -135,7 +135,7 @@ def test_bm25s_opens_the_index_and_would_have_built_the_same(
     folder = build_folder(tmp_path, TEXTS, 1.2, 0.75)
     ours = bm25s.BM25.load(folder, show_progress=False)
     theirs = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
-    theirs.index(bm25_build.tokenize(TEXTS, return_ids=True), show_progress=False)
+    theirs.index(bm25_words.english(TEXTS, return_ids=True), show_progress=False)
     for word, number in ours.vocab_dict.items():
         np.testing.assert_allclose(
             ours.get_scores_from_ids([number]),
@@ -222,3 +222,82 @@ def test_nothing_to_index_and_nothing_to_load(tmp_path: Path) -> None:
         build(tmp_path / "b", [])
     with pytest.raises(InputError, match="manifest.json does not exist"):
         bm25.load(tmp_path)
+
+
+# --- languages
+
+SENTENCES = {
+    "english": "The river flows through the city, and it is the longest of the country.",
+    "german": "Der Fluss fließt durch die Stadt und ist der längste des Landes.",
+    "french": "Le fleuve traverse la ville et il est le plus long du pays.",
+    "spanish": "El río pasa por la ciudad y es el más largo del país.",
+    "italian": "Il fiume attraversa la città ed è il più lungo del paese.",
+    "dutch": "De rivier stroomt door de stad en is het langste van het land.",
+    "turkish": "Bu nehir ülke için çok önemli bir su kaynağı ve şehir olarak bilinir.",
+    "russian": "Река течёт через город и это самая длинная река в стране.",
+    "arabic": "يمر النهر عبر المدينة وهو أطول نهر في البلاد من الشمال إلى الجنوب",
+    "hindi": "नदी शहर के बीच में बहती है और यह देश की सबसे लंबी नदी है।",
+    "greek": "Ο ποταμός διασχίζει την πόλη και είναι ο μακρύτερος της χώρας.",
+    "chinese": "这条河流经城市，是全国最长的河流。",
+    "japanese": "この川は都市を流れ、国で一番長い川です。",
+    "korean": "이 강은 도시를 지나 흐르며 나라에서 가장 길다.",
+    "thai": "แม่น้ำสายนี้ไหลผ่านเมืองและยาวที่สุดในประเทศ",
+    "lao": "ແມ່ນ້ຳນີ້ໄຫຼຜ່ານເມືອງ",
+    "khmer": "ទន្លេនេះហូរកាត់ទីក្រុង",
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_languages_are_found(language: str) -> None:
+    assert bm25_words.find_language([SENTENCES[language]] * 3) == language
+
+
+@pytest.mark.parametrize(
+    ("texts", "language"),
+    [
+        ([], "english"),
+        (["Weaver syndrome", "aspirin 81 mg"], "english"),  # names alone speak for nothing
+        (["The city of 北京 is large.", "It is on the river."], "english"),
+        (["Ріка тече через місто і це найдовша з рік, що є у країні та на півночі."], "none"),
+        (["Con sông chảy qua thành phố và là con sông dài nhất của các nước"], "none"),
+        (["DNA 是一种分子，RNA 也是。", "BM25 是排序函数"], "chinese"),
+    ],
+)
+def test_languages_that_are_hard_to_tell(texts: list[str], language: str) -> None:
+    assert bm25_words.find_language(texts) == language
+
+
+def test_words_of_languages() -> None:
+    def cut(text: str, language: str) -> list[str]:
+        return bm25_words.tokenize([text], language)[0]
+
+    assert cut("Die Häuser und das Haus", "german") == ["haus", "haus"]
+    assert cut("Mu\u0308nchen", "german") == cut("München", "german")
+    assert cut("Die Häuser", "none") == ["die", "häuser"]
+    assert cut("塞纳河流经Paris，法", "chinese") == ["塞纳", "纳河", "河流", "流经", "paris", "法"]
+    assert cut("ＢＭ２５ ｶﾅ", "japanese") == ["bm25", "カナ"]  # width is no difference
+    assert all("\u0e48" not in word[0] for word in cut("แม่น้ำ", "thai"))  # marks stay with letters
+    assert cut("किताबें", "hindi") == cut("किताब", "hindi")
+
+
+@pytest.mark.parametrize("language", ["german", "chinese", "thai"])
+def test_an_index_of_another_language_finds(
+    tmp_path: Path, language: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [SENTENCES[language], SENTENCES["english"]]
+    for settings in ({}, {"language": language}):
+        folder = bm25.build_if_missing(
+            open_workdir(tmp_path / f"work-{len(settings)}"),
+            texts,
+            count=2,
+            corpus="a corpus",
+            sample=texts[:1],
+            k1=0.9,
+            b=0.4,
+            **settings,
+        )
+        question = texts[0][4:12]
+        rows = bm25.load(folder).search([question], 2)[1]
+        assert rows[0, 0] == 0
+        how = "as bm25.language says" if settings else "found from the corpus"
+        assert f"bm25: {language} ({how})" in capsys.readouterr().err

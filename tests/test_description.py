@@ -66,7 +66,6 @@ def test_vectors_are_made_as_the_folder_says(folder: Path) -> None:
     [
         ([TRANSFORMER, POOLING, DENSE], {"pooling_mode": "cls"}, "no in_features and out_features"),
         ([TRANSFORMER, POOLING, NORMALIZE, DENSE], {"pooling_mode": "cls"}, "a module Dense in"),
-        [TRANSFORMER, POOLING, NORMALIZE, DENSE],
         ([TRANSFORMER, POOLING | {"type": ST + "CNN"}], {}, "a module CNN in '1_Pooling'"),
         ([TRANSFORMER, POOLING], {"pooling_mode": "median"}, "says median; one of cls, mean, max"),
         (

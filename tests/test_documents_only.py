@@ -76,7 +76,7 @@ def test_a_folder_without_text_is_one_line(tmp_path: Path) -> None:
 def test_text_that_is_not_utf8_is_not_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
-    (folder / "iron.txt").write_bytes("Iron is a metal.".encode("utf-16"))
+    (folder / "iron.txt").write_bytes("Iron is a métal.".encode("latin-1"))
     with pytest.raises(InputError, match="iron.txt"):
         prepare(tmp_path / "w", passages=folder, split_words=100)
 

@@ -147,8 +147,8 @@ def test_no_length_beyond_the_position_embeddings(tokens: Tokenizer) -> None:
     shape = dataclasses.replace(tiny.SHAPE, max_position_embeddings=50)
     few = tokenizer.load(hf.resolve(tiny.PACKAGED, "passage"), 50)
     one = Embedder(Encoder(shape), {}, few)
-    [(_, batch)] = one._batches(few.rows(["word " * 99]))
-    assert batch.ids_BL.shape[1] == 50
+    [(_, _, length)] = one._parts(few.rows(["word " * 99]))
+    assert length == 50
 
 
 def test_auto_is_bfloat16_where_the_processor_multiplies_it(
@@ -158,3 +158,12 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(
         monkeypatch.setattr(embed, "_cpu_multiplies_bfloat16", lambda can=can: can)
         assert embed.compute_dtype("auto") == wanted
         assert embed.compute_dtype("float32") == "float32"
+
+
+def test_shapes_that_a_caller_gives_change_no_vector(tokens: Tokenizer) -> None:
+    one, some = embedder(tokens, 1024), texts(3)
+    rows = tokens.rows(some)
+    found = np.empty((3, one.width), np.float32)
+    for batch in one.vectors(rows, [(np.array([2, 0]), 8, 64), (np.array([1]), 16, 64)]):
+        found[batch.rows_B] = batch.emb_BD
+    np.testing.assert_allclose(found, one.encode(some), atol=2e-6)

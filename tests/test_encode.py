@@ -179,6 +179,7 @@ def test_two_processes_share_the_shards(
     # one after the other here; the second is the main process, which writes the manifest
     monkeypatch.setattr(encode.parallel, "barrier", lambda name: None)
     monkeypatch.setattr(encode.parallel, "of_main", lambda values: values)
+    monkeypatch.setattr(encode.parallel, "agree", lambda inputs: None)
     monkeypatch.setattr(encode.jax, "process_count", lambda: 2)
     monkeypatch.setattr(encode.jax, "process_index", lambda: 1)
     encode.run(CONFIG, target)

@@ -1,5 +1,7 @@
 """Exports: whole, in corpus order, gone on with after a kill, and never over something else."""
 
+import dataclasses
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +11,12 @@ import pytest
 from exported import COUNT, export, finished, passages
 
 from dpr_jax import artifacts, cli
-from dpr_jax.config import IndexConfig
-from dpr_jax.errors import InputError
+from dpr_jax.config import IndexConfig, ModelConfig
+from dpr_jax.errors import Busy, InputError
 from dpr_jax.export import folder as module
+from dpr_jax.export import tower
 from dpr_jax.export.source import open_source
+from dpr_jax.model import description
 from dpr_jax.workdir import WorkDir, open_workdir
 
 
@@ -142,6 +146,42 @@ def test_the_same_again_writes_nothing(
     assert "export: up to date" in capsys.readouterr().err
     with pytest.raises(InputError, match="holds another export .numpy of trained, 1,200 passages"):
         export(changed, tmp_path / "out", "numpy")
+
+
+def test_two_at_once_and_a_folder_that_is_not_ours(workdir: WorkDir, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out.partial is in the way"):
+        export(workdir, tmp_path / "out", "numpy")
+    assert (partial / "thesis.txt").read_text() == "mine"
+    (partial / "thesis.txt").unlink()
+    with (partial / module.STARTED).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="another process is exporting"):
+            export(workdir, tmp_path / "out", "numpy")
+
+
+def test_settings_that_the_encoder_does_not_say_are_written_into_its_copy(
+    workdir: WorkDir, tmp_path: Path
+) -> None:
+    source = open_source(workdir, "trained")
+    model = ModelConfig(pooling="cls", max_question_tokens=16)
+    changed = source._replace(config=dataclasses.replace(source.config, model=model))
+    tower.write(changed, tmp_path)
+    copy = tmp_path / "question_encoder"
+    said = description.read(copy, "question", ModelConfig())
+    assert said[:5] == ("cls", True, 16, "pair", False)
+    weights = workdir.retriever("trained").encoder + "/question_encoder/model.safetensors"
+    assert (copy / "model.safetensors").read_bytes() == Path(weights).read_bytes()
+
+
+def test_a_vector_with_nan_is_refused(workdir: WorkDir, tmp_path: Path) -> None:
+    source = open_source(workdir, "trained")
+    shard_BD = np.array(source.shards[0])
+    shard_BD[7, 3] = np.nan
+    with pytest.raises(InputError, match="row 7 of the embeddings of trained holds NaN"):
+        source._replace(shards=[shard_BD, *source.shards[1:]]).vectors(range(5, 20))
 
 
 def test_a_damaged_file_is_named(workdir: WorkDir, tmp_path: Path) -> None:

@@ -321,6 +321,9 @@ def test_qrels_that_judge_nothing(tmp_path: Path, content: str) -> None:
         "1 0 P1 yes\n",
         "1 0 P1 0.5\n",
         "1 0 Mount Etna 1\n",
+        "1\tMount Etna\t1\n",
+        "1 Mount Etna 1\n",
+        "1\t0\tMount Etna\t1\n",
         "1\tP1\n",
     ],
 )

@@ -245,7 +245,7 @@ def test_tpu_vm_dry_run_installs_and_runs_on_all_workers():
         )
         assert "--project=my-project" in line
     assert "git fetch -q --depth 1 https://example.org/dpr_jax.git HEAD" in fetch
-    assert "make install EXTRAS=tpu" in install
+    assert "make install EXTRAS=tpu,gcs " in install
     assert run.rstrip().endswith("{ dpr info; } 2>&1 | tee -a logs/tpu_vm.log'")
 
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINUTE_S = 60
 # the time-outs of `dpr` are shorter than its own, but for tests that are slow
 SHORT = """
-from dpr_jax import peers
-peers.LOST_S, peers.FREED_S = 5.0, 1.0
+from dpr_jax import peers, sockets
+peers.LOST_S, sockets.FREED_S = 5.0, 1.0
 """
 DPR = SHORT + "from dpr_jax.cli import main; main()"
 # runs collectives without end, as training does
@@ -63,7 +63,7 @@ class Run:
             "DPR_COORDINATOR": f"127.0.0.1:{self.port}",
             "DPR_NUM_PROCESSES": str(self.count),
             "DPR_PROCESS_ID": str(index),
-            "DPR_JOIN_S": "15",
+            "DPR_JOIN_S": "60",
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         }
@@ -79,8 +79,8 @@ class Run:
         self.processes.append(process)
 
     def wait(self, *indices: int) -> list[int]:
-        """Returns the exit statuses, of all processes or of some, which have a minute."""
-        end_s = time.monotonic() + MINUTE_S
+        """Returns the exit statuses, of all processes or of some."""
+        end_s = time.monotonic() + 2 * MINUTE_S  # one of them to start
         wanted = [self.processes[index] for index in indices] if indices else self.processes
         return [process.wait(end_s - time.monotonic()) for process in wanted]
 
@@ -185,7 +185,7 @@ def test_a_taken_port(run: Run, tmp_path: Path) -> None:
     args = ("prepare", "--workdir", str(tmp_path / "w"))
     with socket.create_server(("127.0.0.1", run.port)):
         for index in range(2):
-            run.start(index, DPR, *args)
+            run.start(index, DPR, *args, DPR_JOIN_S="15")
         assert run.wait() == [2, 75]
     [line] = [line for line in run.lines(0) if "waits for" not in line]
     assert f"cannot listen at 127.0.0.1:{run.port}" in line and "another port" in line
@@ -196,11 +196,41 @@ def test_a_taken_port(run: Run, tmp_path: Path) -> None:
 def test_too_few_processes(run: Run, tmp_path: Path) -> None:
     run.count = 3
     for index in range(2):
-        run.start(index, DPR, "prepare", "--workdir", str(tmp_path / "w"))
+        run.start(index, DPR, "prepare", "--workdir", str(tmp_path / "w"), DPR_JOIN_S="15")
     assert run.wait() == [75, 75]
     for index in range(2):
         [line] = [line for line in run.lines(index) if "waits for" not in line]
         assert "process 2 of 3 did not come" in line and "DPR_NUM_PROCESSES" in line
+
+
+def test_folders_that_are_not_shared(run: Run, tmp_path: Path) -> None:
+    """Each host has its own under the same path; process 0 has prepared data in its own."""
+    (tmp_path / "passages.tsv").write_text("id\ttext\ttitle\n1\tIron is a metal.\tIron\n")
+    code = SHORT + "from dpr_jax import workdir; workdir.SEEN_S = 2\n" + DPR
+    passages = ("--data.passages", str(tmp_path / "passages.tsv"))
+    for index in range(2):
+        run.start(index, code, "index", "--retriever", "bm25", "--workdir", f"w{index}", *passages)
+    assert run.wait() == [2, 2]
+    assert "process 1 ended with an error, which its log names" in run.lines(0)[-1]
+    assert "this process does not see in" in run.lines(1)[-1]
+    assert "give --workdir a folder that all processes share" in run.lines(1)[-1]
+
+
+def test_strangers_at_the_port_are_passed_over(run: Run) -> None:
+    """Such as a port scanner, or a browser."""
+    run.start(0, WORKING.format(work="if turn > 4: return"))
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process": [1], "count": 2}\n', b"[]\n"):
+        end_s = time.monotonic() + MINUTE_S
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", run.port)) as stranger:
+                    stranger.sendall(words)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < end_s
+                time.sleep(0.1)
+    run.start(1, WORKING.format(work="if turn > 4: return"))
+    assert run.wait() == [0, 0], run.lines(0) + run.lines(1)
 
 
 def test_counts_that_differ(run: Run, tmp_path: Path) -> None:
@@ -218,12 +248,12 @@ def test_the_same_number_twice(run: Run) -> None:
     run.count = 3
     code = WORKING.format(work="if turn > 4: return")
     for number in (0, 1, 1):
-        run.start(number, code)
+        run.start(number, code, DPR_JOIN_S="180")
         time.sleep(0.1)
     end_s = time.monotonic() + MINUTE_S
     while not (refused := [one for one in run.processes[1:] if one.poll() is not None]):
         assert time.monotonic() < end_s
         time.sleep(0.1)
     assert [one.returncode for one in refused] == [2]
-    run.start(2, code)
+    run.start(2, code, DPR_JOIN_S="180")
     assert sorted(run.wait()) == [0, 0, 0, 2]

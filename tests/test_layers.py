@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dpr_jax"
 COMMON = {
+    "bounds",
+    "config_serve",
     "config",
     "config_file",
     "config_rules",
@@ -22,6 +24,7 @@ COMMON = {
     "pages",
     "parallel",
     "recipes",
+    "remote",
     "workdir",
 }
 

@@ -160,10 +160,12 @@ def in_two_processes(
     assert result.returncode == status, result.stdout + result.stderr
 
 
-def twice(code: str, logs: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def twice(
+    code: str, logs: Path, *args: str, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     """The Python code in two new processes of two simulated devices each."""
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    command = [str(ROOT / "launch" / "local.sh"), "-n", "2", "--cpu-devices", "2"]
+    command = [str(ROOT / "launch" / "local.sh"), "-n", str(processes), "--cpu-devices", "2"]
     command += ["--log-dir", str(logs), "--", sys.executable, "-c", code, *args]
     return subprocess.run(
         command,

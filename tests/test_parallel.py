@@ -33,6 +33,13 @@ def test_half_a_cluster_is_refused(
         joining.initialize()
 
 
+def test_a_time_to_wait_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip((*NAMES, "DPR_JOIN_S"), ("h:1", "2", "1", "soon"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="DPR_JOIN_S is 'soon'; it must be a number of seconds"):
+        joining.initialize()
+
+
 SLURM_SHELL = {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
 TPU_SLICE = {"TPU_WORKER_HOSTNAMES": "one,two"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2"}

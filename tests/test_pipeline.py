@@ -292,7 +292,7 @@ def test_the_remedies_of_refusals_work(copy: Path) -> None:
     assert shard.read_bytes() == whole
     retrieve = ["retrieve", "--retriever", "new", "--retrieve.split", "test"]
     steps = until_it_works([*retrieve, "--workdir", str(copy)], 4)
-    assert steps == ["train", "encode", "index"]
+    assert steps == ["mine", "train", "encode", "index"]
 
 
 def test_needs_of_the_quickstart() -> None:
@@ -356,7 +356,7 @@ def test_documents_and_questions_without_training(tmp_path: Path) -> None:
     tiny.write(tmp_path / "init")
     settings = (
         *("--data.passages", FIXTURE / "passages.tsv.gz", "--data.test", FIXTURE / "test.qa.csv"),
-        *("--model.init", tmp_path / "init", "--evaluate.bootstrap-samples", "20"),
+        *("--model.init", tmp_path / "init"),
     )
     done = dpr("pipeline", "--workdir", tmp_path / "w", *settings)
     assert "untrained" in done.stdout and "bm25" in done.stdout

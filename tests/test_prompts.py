@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from dpr_jax import SentenceEncoder
 from dpr_jax.config import ModelConfig
 from dpr_jax.errors import InputError
 from dpr_jax.model import description, hf, tokenizer
@@ -125,3 +126,18 @@ def test_what_cannot_be_done_is_named(folder: Path) -> None:
     (folder / SENTENCE_CONFIG).write_text('{"prompts": {"query": 3}}')
     with pytest.raises(InputError, match="has prompts .'query': 3.; they must be an object of"):
         prompts_of(folder)
+
+
+def test_both_towers_as_one_object(folder: Path) -> None:
+    """With sentence-transformers' names; a prompt that is given stands for the model's."""
+    said = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (folder / SENTENCE_CONFIG).write_text(json.dumps(said))
+    encoder = SentenceEncoder.load(str(folder), dtype="float32")
+    texts = ["a b", "c"]
+    plain = encoder.encode([f"query: {text}" for text in texts])
+    np.testing.assert_array_equal(encoder.encode_query(texts), plain)
+    np.testing.assert_array_equal(encoder.encode_query(texts, prompt="query: "), plain)
+    other = encoder.encode_document(texts, prompt="")
+    np.testing.assert_array_equal(other, encoder.encode(texts))
+    assert np.any(other != encoder.encode_document(texts))
+    np.testing.assert_allclose(encoder.similarity(plain, other), plain @ other.T, rtol=1e-6)

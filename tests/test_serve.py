@@ -13,6 +13,7 @@ from served import Reply, Running, make_workdir, serve
 from test_retrieve import PASSAGES, QUESTIONS
 
 from dpr_jax import cli
+from dpr_jax.config import ServeConfig
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval import ask
 from dpr_jax.retrieval.retriever import Retriever
@@ -20,6 +21,10 @@ from dpr_jax.workdir import WorkDir
 
 for needed in ("fastapi", "uvicorn", "httptools", "mcp", "prometheus_client"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'dpr_jax[serve]'")
+
+from dpr_jax.serving.batches import Workers
+from dpr_jax.serving.catalog import Catalog
+from dpr_jax.serving.metrics import Metrics
 
 TEXTS = [question.question for question in QUESTIONS]
 BIG = b'{"question": "' + b"a" * 10_000_000 + b'"}'
@@ -51,6 +56,15 @@ def test_it_answers_as_the_retriever_does(server: Running, workdir: WorkDir, nam
         assert [hit["score"] for hit in mine] == pytest.approx([hit.score for hit in theirs])
     alone = server.search(TEXTS[0], k=3, retriever=name).json["results"][0]["passages"]
     assert [hit["id"] for hit in alone] == [hit["id"] for hit in found[0]]
+
+
+def test_a_hybrid_shares_the_index_and_the_encoder_of_its_part(workdir: WorkDir) -> None:
+    workers = Workers.start()
+    table = Catalog(workdir, ["hybrid"], ServeConfig(), workers, Metrics()).open()
+    workers.stop()
+    trained, hybrid = (table.served[name] for name in ("trained", "hybrid"))
+    assert hybrid.opened.parts[1].start(everywhere=False) is trained.opened.start()
+    assert hybrid.encoder is trained.encoder
 
 
 def test_offset_leaves_out_the_best(server: Running) -> None:
@@ -146,7 +160,8 @@ def test_other_routes_methods_and_types_are_refused(server: Running) -> None:
         400,
         "the Host header names another machine",
     )
-    assert server.ask("POST", "/v1/admin/reload", {}, X_Forwarded_For="10.1.1.1").status == 403
+    assert server.ask("POST", "/v1/admin/reload", {}).status == 403
+    assert server.ask("POST", "/v1/admin/rollback", {}).status == 403
 
 
 def test_answers_carry_security_headers_and_no_cors(server: Running) -> None:

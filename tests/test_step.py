@@ -32,7 +32,7 @@ from step_reference import (
 from dpr_jax import parallel
 from dpr_jax.model import dual_encoder
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
-from dpr_jax.training import gradcache, loss, step
+from dpr_jax.training import contrast, gradcache, loss
 from dpr_jax.training.step import (
     LOG_TEMPERATURE,
     Batch,
@@ -124,7 +124,6 @@ def test_scores_in_blocks_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch
         matryoshka_widths=(4,),
         distillation="kl",
         distillation_weight=0.3,
-        teacher_temperature=2.0,
     )
     monkeypatch.setattr(loss, "SCORES_AT_ONCE", count)
     assert loss.block_rows(2, count) == 1
@@ -150,8 +149,8 @@ def test_scores_of_a_huge_batch_take_the_memory_of_a_block() -> None:
             return loss.usable(texts_P >= 0, label_B, loss.same_text(known_BM, texts_P))
 
         label_B = jnp.arange(len(q_BD)) * 2
-        contrast = step._Contrast(q_BD, p_PD, label_B, (known_BM,), usable)
-        return jnp.mean(step._judge(contrast, 1.0, None).nll_B)
+        one = contrast.Contrast(q_BD, p_PD, label_B, (known_BM,), usable)
+        return jnp.mean(contrast.judge(one, 1.0, None).nll_B)
 
     program = jax.jit(jax.grad(mean_nll, argnums=(0, 1))).lower(*inputs).compile()
     vectors = (questions + passages) * width * 4

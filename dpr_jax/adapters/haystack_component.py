@@ -4,7 +4,7 @@ from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
-from dpr_jax.adapters.remote import Searches, opened
+from dpr_jax.retrieval.remote import Searches, opened
 
 
 @component

@@ -7,7 +7,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, PrivateAttr
 
-from dpr_jax.adapters.remote import Searches, opened
+from dpr_jax.retrieval.remote import Searches, opened
 
 
 class DprRetriever(BaseRetriever):

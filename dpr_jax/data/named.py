@@ -129,7 +129,7 @@ def recognised(
         else:
             sources[key] = from_tfds.questions(name)
     if not columns_of_any:
-        columns.refuse_unused(chosen.values())
+        columns.refuse_unused(data.columns, chosen)
     if not sources:
         raise InputError("data.passages is not set; it must name the corpus")
     qrels = {key: files[f"{key}_qrels"] for key in asked if f"{key}_qrels" in files}

@@ -9,6 +9,7 @@ from pathlib import Path
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config
 from dpr_jax.data import named, raw, store
+from dpr_jax.data.answers import is_unspaced
 from dpr_jax.data.corpus import reading, write_corpus
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
 from dpr_jax.data.raw import RawQuestion, comparable
@@ -171,6 +172,7 @@ def _questions(
             count["kept"] += 1
             count["without gold passage"] += not question.positives
             count["without answers"] += not question.answers
+            count["with answers in scripts without spaces"] += is_unspaced(question.answers)
             count["hard negatives"] += len(question.hard_negatives)
             count["with a teacher's scores"] += bool(question.teacher_scores)
             yield question
@@ -235,8 +237,10 @@ def _with_qrels(rows: Iterable[RawQuestion], qrels: Qrels, count: Tally) -> Iter
     unasked = [id_ for id_ in qrels.positives if id_ not in asked]
     if unasked:
         example = qrels.where(unasked[0], next(iter(qrels.positives[unasked[0]])))
-        count.drop("judged in qrels but not asked", example, count=len(unasked), of="judged")
-        count.of["judged"] = len(qrels.positives)
+        count.drop(
+            "judged in qrels but not asked", example, count=len(unasked), of="judged questions"
+        )
+        count.of["judged questions"] = len(qrels.positives)
 
 
 def _in_corpus(

@@ -148,6 +148,11 @@ def title_text(value: Any, where: str) -> str:
     return encodable(str(value), where)
 
 
+def is_true(value: Any) -> bool:
+    """Returns whether a mark is set: true, 1, or a text that says so."""
+    return value is True or str(value).strip().lower() in ("true", "1", "yes")
+
+
 def is_blank(text: str) -> bool:
     """Returns whether a text has nothing but white space and control characters."""
     return not text[:1].isalnum() and _VISIBLE.search(text) is None

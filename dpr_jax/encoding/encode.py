@@ -83,6 +83,9 @@ def run(config: Config, retriever: RetrieverDir) -> None:
         return
     building = out.with_name(out.name + ".building")
     building.mkdir(parents=True, exist_ok=True)
+    remote = retriever.remote
+    if remote:  # shards of a killed run
+        remote.pull_parts(building)
 
     # --- this process's shards ---
     shard_rows = _shard_rows(texts.count, settings.rows_per_shard)
@@ -104,12 +107,16 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     with progress(title, total, f"{texts.side}s", clock=clock) as advance:
         for shard in pace.waiting(parallel.ahead(ready)):
             _write(shard, embedder, texts, pace, advance)
+            if remote:
+                remote.push_file(shard.file)
     if left:
         say(f"encode: {pace.summary()}")
 
     # --- all together ---
     parallel.barrier(f"encode: end {out.name}")
     if parallel.is_main():
+        if remote:  # the others' shards
+            remote.pull_parts(building)
         if texts.ids is not None:
             files.append(building / "ids.json")
             artifacts.write_json(files[-1], texts.ids)

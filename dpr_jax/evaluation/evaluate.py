@@ -16,7 +16,7 @@ from dpr_jax.evaluation.judged import judge, manifest_of
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
 FIRST_IN_ORDER = ("bm25", "untrained", "trained", "hybrid")
-FORMAT = 5  # of metrics/SET/NAME.json and of the page; another one makes them anew
+FORMAT = 6  # of metrics/SET/NAME.json and of the page; another one makes them anew
 
 
 def run(config: Config, workdir: WorkDir) -> None:
@@ -76,7 +76,9 @@ def _evaluate_set(
         if all(map(Path.exists, [*written, page])):
             _warn(left_out)
             say("evaluate: up to date")
-            return [artifacts.read_json(file) for file in written]
+            summaries = [artifacts.read_json(file) for file in written]
+            _warn_of_stale({one["run"]: one["stale"] for one in summaries if one["stale"]})
+            return summaries
 
     # --- what each run found
     judged = judge(workdir, question_set, run_files, settings)
@@ -86,11 +88,12 @@ def _evaluate_set(
             f" there is nothing to evaluate; what was found is in {workdir.runs(question_set)}"
         )
         return []
-    questions, corpus, views, ranked, scored, refused = judged
+    questions, corpus, views, ranked, scored, refused, stale = judged
     if not ranked:
         raise next(iter(refused.values()))
     left_out = {name: str(error) for name, error in refused.items()}
     _warn(left_out)
+    _warn_of_stale(stale)
 
     # --- means, intervals, differences
     if settings.baseline not in ranked:
@@ -112,6 +115,7 @@ def _evaluate_set(
             "run": name,
             "questions": len(questions),
             "depth": depth,
+            "stale": stale.get(name, ""),
             "compared_with": others,
         }
         for view in views:
@@ -171,6 +175,12 @@ def _warn(left_out: dict[str, str]) -> None:
     """Warns of runs that are not in the table, and says why."""
     for name, why in left_out.items():
         say(f"evaluate: WARNING: run {name} is left out: {why}")
+
+
+def _warn_of_stale(stale: dict[str, str]) -> None:
+    """Names the runs that are older than the corpus."""
+    for name, why in stale.items():
+        say(f"evaluate: WARNING: run {name} is marked with *: {why}; run `dpr retrieve` again")
 
 
 def _run_files(workdir: WorkDir, question_set: str) -> dict[str, Path]:

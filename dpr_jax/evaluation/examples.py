@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dpr_jax.data.answers import has_answer
+from dpr_jax.data.answers import Match, has_answer
 from dpr_jax.data.store import Corpus, Question
 
 EXAMPLES = 10  # questions in the report
@@ -80,7 +80,7 @@ def choose_examples(
     *,
     judged: np.ndarray,
     baseline: str,
-    match: Literal["string", "regex"],
+    match: Match,
     count: int,
     seed: int,
 ) -> Choice:
@@ -143,7 +143,7 @@ def _example(
     ranked: dict[str, list[np.ndarray]],
     rank_Q: dict[str, np.ndarray],
     *,
-    match: Literal["string", "regex"],
+    match: Match,
 ) -> Example:
     def show(rank: int, passage_row: int) -> Shown:
         passage = corpus[passage_row]

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpr_jax.data import ranks
-from dpr_jax.data.answers import matcher
+from dpr_jax.data.answers import Match, matcher
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.evaluation import metrics
 
@@ -44,9 +44,7 @@ class Scored(NamedTuple):
     values: dict[str, np.ndarray]
 
 
-def views(
-    questions: Sequence[Question], corpus: Corpus, match: Literal["string", "regex"]
-) -> list[View]:
+def views(questions: Sequence[Question], corpus: Corpus, match: Match) -> list[View]:
     """Returns the views that the questions' labels allow, the gold one first.
 
     By gold passage the questions that have one count; by answer all of them, as in DPR.

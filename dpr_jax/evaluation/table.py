@@ -81,7 +81,7 @@ def _metrics(summaries: list[dict[str, Any]], view: str, title: str, width: int)
         found = facts[view]["metrics"]
         value, low, high = (percent(found[lead][k]) for k in ("value", "low", "high"))
         table.add_row(
-            facts["run"],
+            facts["run"] + (" *" if facts.get("stale") else ""),
             f"{value} \\[{low}, {high}]",
             *(percent(found[name]["value"]) for name in names),
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import results_console
+from dpr_jax.data.store import ROWS_PER_READ
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection
 from dpr_jax.export.source import Source
@@ -16,6 +17,7 @@ from dpr_jax.index import sample
 from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.recall import RECALL_AT, ROUNDING
 from dpr_jax.index.removed import search_without
+from dpr_jax.index.sample import Sample
 
 FOLDER = "check"
 TIES = 2  # times k hits are looked at for those that score as much as the k-th
@@ -33,22 +35,34 @@ def write(source: Source, folder: Path) -> None:
         return
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    queries_QD = questions(source)
+    queries_QD = questions(source).certificate_QD
     gone_R, k = source.corpus.removed_R, min(RECALL_AT, source.count)
     exact = ExactIndex(source.shards)
     wide = min(TIES * k, source.count)
     scores_QK, rows_QK = search_without(exact.search, gone_R, queries_QD, wide, count=exact.count)
     lowest_Q1 = scores_QK[:, k - 1 : k] - ROUNDING * np.abs(scores_QK).max(axis=1, keepdims=True)
+    right_QK = (scores_QK >= lowest_Q1) & (rows_QK >= 0)
+    ids = _ids(source, np.unique(rows_QK[right_QK]))
     right = [
-        [one.id for one in source.corpus.rows(rows_K[scores_K >= lowest_1])]
-        for rows_K, scores_K, lowest_1 in zip(rows_QK, scores_QK, lowest_Q1, strict=True)
+        [ids[row] for row in rows_K[right_K].tolist()]
+        for rows_K, right_K in zip(rows_QK, right_QK, strict=True)
     ]
     np.save(target / "questions.npy", queries_QD)
     artifacts.write_json(target / "answers.json", {"k": k, "right": right})
 
 
-def questions(source: Source) -> np.ndarray:
-    """Returns the vectors of the questions that the index was certified with, float32 [Q, D]."""
+def _ids(source: Source, rows_R: np.ndarray) -> dict[int, str]:
+    """Returns the ids at some rows, ascending: read in order, which is faster."""
+    found: dict[int, str] = {}
+    for start in range(0, len(rows_R), ROWS_PER_READ):
+        part_R = rows_R[start : start + ROWS_PER_READ]
+        passages = source.corpus.rows(part_R)
+        found |= {row: one.id for row, one in zip(part_R.tolist(), passages, strict=True)}
+    return found
+
+
+def questions(source: Source) -> Sample:
+    """Returns the questions that the index was certified with, and those it was tuned on."""
     settings, folder = source.config.index, None
     if settings.queries:
         folder = source.retriever.find(f"questions/{settings.queries}")
@@ -59,7 +73,7 @@ def questions(source: Source) -> np.ndarray:
         certificate=settings.recall_queries,
         tuning="tried" in source.index,
         gone_R=source.corpus.removed_R,
-    ).certificate_QD
+    )
 
 
 def load(folder: Path) -> tuple[np.ndarray, int, list[set[str]]]:
@@ -116,7 +130,7 @@ def run(folder: Path, connection: Connection, target: float, *, again: str) -> N
         if all(connection.knobs[name] >= connection.limits[name] for name in asked):
             break
         for name, value in connection.knobs.items():
-            connection.knobs[name] = min(2 * value, connection.limits[name])
+            connection.knobs[name] = max(value, min(2 * value, connection.limits[name]))
     raise InputError(
         f"recall@{k} is {share:.4f}, below {target:g}, with {words(connection.knobs)}: build the"
         f" engine's index with more, as docs/export.md says, or ask for less: {again} --target"

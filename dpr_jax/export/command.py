@@ -37,6 +37,7 @@ def run(name: str, workdir: WorkDir, flags: dict[str, str], *, shards: int = 1) 
         raise InputError(f"--shards is for scann; {name} splits its own index")
     if options.url and not target.load:
         raise InputError(f"--url is for pgvector, which is loaded directly; {name} is not")
+    target.require(options)
     source = open_source(workdir, flags.get("retriever"))
     if shards > source.count:
         raise InputError(f"--shards {shards} is more than the {source.count:,} passages there are")

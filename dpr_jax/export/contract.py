@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.export.folder import Passages
 from dpr_jax.export.source import Source
 
@@ -70,9 +70,11 @@ class Engine(NamedTuple):
       connect: (folder, manifest, options) -> the live engine.
       then: (folder, manifest) -> the commands that follow the export, one per line.
       load: loads a finished export into the engine at options.url; None: it loads nothing itself.
+      require: raises InputError where a package that an export needs is not installed.
     """
 
     write: Callable[[Source, Path, Options], dict[str, Any]]
     connect: Callable[[Path, dict[str, Any], Options], Connection]
     then: Callable[[Path, dict[str, Any]], list[str]]
     load: Callable[[Path, dict[str, Any], Options], None] | None = None
+    require: Callable[[Options], None] = lambda _: None

@@ -34,7 +34,6 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
         index = source.retriever.current("index")
         shutil.copyfile(index / "index.faiss", built / "index.faiss")
     else:
-        require()
         say("export: building a FAISS index; it is held in memory meanwhile")
         config = dataclasses.asdict(source.config.index)
         with_vectors = scratch_vectors(source, folder / "scratch", range(source.count))
@@ -100,4 +99,4 @@ def _then(out: Path, _: dict[str, Any]) -> list[str]:
     return [f"dpr export check faiss --out {out}"]
 
 
-ENGINE = Engine(_write, _File, _then)
+ENGINE = Engine(_write, _File, _then, require=lambda _: require())

@@ -1,5 +1,7 @@
 """Milvus: Parquet files for its bulk import, the collection's schema, and its SCANN index."""
 
+import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,10 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.folder import Passages
 from dpr_jax.export.pgvector_table import index_leaves
 from dpr_jax.export.source import Source, parts
 
@@ -25,11 +28,9 @@ _SCRIPT = Path(__file__).with_name("milvus_load.py")
 
 def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     """Writes part-00000.parquet and so on, milvus.json, and load.py."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError('dpr export milvus needs pyarrow; pip install "dpr_jax[milvus]"') from None
+    import pyarrow
+    import pyarrow.parquet
+
     schema = pyarrow.schema(
         {
             "id": pyarrow.string(),
@@ -52,7 +53,7 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
                     for group in parts(len(positions), ROWS_PER_GROUP):
                         start = positions.start
                         rows = range(start + group.start, start + group.stop)
-                        writer.write_batch(_batch(source, rows, schema))
+                        writer.write_batch(_batch(source, folder, rows, schema))
             advance(len(positions))
     leaves = index_leaves(source)
     facts = {
@@ -73,11 +74,11 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"milvus": facts}
 
 
-def _batch(source: Source, positions: range, schema: Any) -> Any:
+def _batch(source: Source, folder: Path, positions: range, schema: Any) -> Any:
     """Returns rows as a pyarrow.RecordBatch."""
     import pyarrow
 
-    passages = list(source.passages(positions))
+    passages = list(Passages(folder).between(positions))
     for passage in passages:
         for name, most in (("id", ID_AT_MOST), ("title", VARCHAR_AT_MOST), ("text", None)):
             size = len(getattr(passage, name).encode())
@@ -108,8 +109,8 @@ class _Collection(Connection):
         super().__init__(folder, f"Milvus at {options.url}")
         if "://" not in options.url:
             self.about = (
-                f"Milvus Lite in {options.url}, which answers SCANN by brute force: its recall says"
-                " nothing of a server's"
+                f"Milvus Lite in {options.url}, which has no SCANN and searches exactly: its recall"
+                " says nothing of a server's"
             )
         self._name, token = options.table, os.environ.get(TOKEN, "")
         self._client = self._ask(lambda: _pymilvus().MilvusClient(options.url, token=token))
@@ -120,6 +121,8 @@ class _Collection(Connection):
                 " load it whole, or export the corpus as it is now"
             )
         self._ask(lambda: self._client.load_collection(self._name))
+        if "://" not in options.url:
+            return
         self.knobs = dict(facts["milvus"]["search"])
         nlist = facts["milvus"]["index"]["params"]["nlist"]
         self.limits = {"nprobe": nlist, "reorder_k": facts["count"]}
@@ -129,8 +132,10 @@ class _Collection(Connection):
         return rows[0]["count(*)"]
 
     def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
-        params = {"metric_type": "IP", "params": dict(self.knobs)}
-        params["params"]["reorder_k"] = max(self.knobs["reorder_k"], k)
+        knobs = dict(self.knobs)
+        if knobs:
+            knobs["reorder_k"] = max(knobs["reorder_k"], k)
+        params = {"metric_type": "IP", "params": knobs}
         found = self._ask(
             lambda: self._client.search(
                 self._name,
@@ -160,11 +165,18 @@ class _Collection(Connection):
             raise InputError(f"Milvus refuses: {said}; load the export first") from None
 
 
+def _require(_: Options) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError('dpr export milvus needs pyarrow; pip install "dpr_jax[milvus]"')
+
+
 def _pymilvus() -> Any:
     try:
         import pymilvus
     except ImportError:
         raise InputError('asking Milvus needs pymilvus; pip install "dpr_jax[milvus]"') from None
+    for name in ("pymilvus", "milvus_lite"):  # an error becomes one line of ours
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
 
@@ -177,4 +189,4 @@ def _then(out: Path, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Collection, _then)
+ENGINE = Engine(_write, _Collection, _then, require=_require)

@@ -2,7 +2,7 @@
 
 With --bucket-folder Milvus imports the Parquet files from its own bucket, where they must be
 already; it needs pymilvus[bulk_writer]. Without it they are sent row by row, which serves small
-corpora and Milvus Lite. Run again, it goes on.
+corpora and Milvus Lite, which has no SCANN and gets an exact index. Run again, it goes on.
 """
 
 import argparse
@@ -30,7 +30,8 @@ if not client.has_collection(args.table):
     schema.add_field("text", DataType.VARCHAR, max_length=facts["text_bytes"])
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=facts["width"])
     index = client.prepare_index_params()
-    index.add_index("embedding", **facts["index"])
+    exact = {"index_type": "FLAT", "metric_type": facts["index"]["metric_type"]}
+    index.add_index("embedding", **(facts["index"] if "://" in args.uri else exact))
     client.create_collection(args.table, schema=schema, index_params=index)
 
 if args.bucket_folder:

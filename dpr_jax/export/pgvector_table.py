@@ -10,9 +10,10 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.console import progress, say
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.folder import Passages
 from dpr_jax.export.source import Source, parts
 from dpr_jax.index import defaults
 from dpr_jax.index.recall import RECALL_AT
@@ -25,6 +26,7 @@ HNSW = {"m": 16, "ef_construction": 128}
 EF_SEARCH, EF_SEARCH_AT_MOST = 200, 1000
 MEMORY_AT_MOST_MB = 8192  # that a build of HNSW is given
 CHUNK_BYTES = 1 << 20
+NUL = "\0"
 
 
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
             files.append(folder / f"copy-{number:05d}.bin")
             if not files[-1].exists():
                 with artifacts.atomic_file(files[-1]) as partial, partial.open("wb") as opened:
-                    opened.writelines(_rows(source, positions, kind))
+                    opened.writelines(_rows(source, folder, positions, kind))
             advance(len(positions))
     names = [file.name for file in files]
     leaves = index_leaves(source)
@@ -53,16 +55,16 @@ def index_leaves(source: Source) -> dict[str, int]:
     return {name: source.index["settings"].get(name) or getattr(settings, name) for name in names}
 
 
-def _rows(source: Source, positions: range, kind: str) -> Iterator[bytes]:
+def _rows(source: Source, folder: Path, positions: range, kind: str) -> Iterator[bytes]:
     """Yields the rows as a binary COPY has them."""
     emb_BD = source.vectors(positions).astype(">f4" if kind == "vector" else ">f2")
     head = struct.pack(">ihh", 4 + emb_BD[0].nbytes, source.width, 0)
     yield SIGNATURE
-    passages = source.passages(positions)
+    passages = Passages(folder).between(positions)
     for position, passage, emb_D in zip(positions, passages, emb_BD, strict=True):
         yield struct.pack(">hiq", len(COLUMNS), 8, position)
         for text in passage:
-            if "\0" in text:
+            if NUL in text:
                 raise InputError(
                     f"passage {passage.id!r} holds the character NUL, which PostgreSQL stores in no"
                     " text; take the passage out (`dpr index remove`) and add it without"
@@ -314,4 +316,4 @@ def _then(out: Path, _: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Table, _then, _load)
+ENGINE = Engine(_write, _Table, _then, _load, require=lambda options: options.url and _psycopg())

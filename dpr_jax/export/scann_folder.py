@@ -37,7 +37,6 @@ FACTS = "scann.json"
 
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """Writes the shards, each certified, and the loader; then certifies what the loader finds."""
-    _require()
     ends = np.linspace(0, source.count, options.shards + 1).astype(int).tolist()
     listed = []
     for number, (first, end) in enumerate(itertools.pairwise(ends)):
@@ -73,13 +72,18 @@ def _shard(source: Source, folder: Path, positions: range, whole: bool) -> dict[
     else:
         say(f"export: building ScaNN over {len(positions):,} passages, in memory meanwhile")
         settings = worker.build("scann", scratch, folder, _config(source, len(positions)))
-    recall, queries_per_s = certificate.measure(
-        folder,
-        Parts("scann", settings),
-        open_shards(scratch),
-        checking.questions(source),
-        gone_R=NOTHING,
-    )
+    shards, asked = open_shards(scratch), checking.questions(source)
+
+    def measure(queries_QD: np.ndarray) -> tuple[float, float]:
+        return certificate.measure(
+            folder, Parts("scann", settings), shards, queries_QD, gone_R=NOTHING
+        )
+
+    target = source.index.get("target_recall")
+    if not whole and target and settings.get("leaves"):
+        while measure(asked.tuning_QD)[0] < target and (more := _more(settings)) != settings:
+            settings = more
+    recall, queries_per_s = measure(asked.certificate_QD)
     shutil.rmtree(scratch)
     return {
         "count": len(positions),
@@ -89,6 +93,13 @@ def _shard(source: Source, folder: Path, positions: range, whole: bool) -> dict[
         "recall_at_100": round(recall, 6),
         "queries_per_s": queries_per_s,
     }
+
+
+def _more(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings that find more: half as many leaves and candidates again."""
+    most = {"leaves_to_search": settings["leaves"], "reorder": settings["count"]}
+    more = {name: min(-(-3 * settings[name] // 2), most[name]) for name in most}
+    return settings | more
 
 
 def _config(source: Source, count: int) -> dict[str, Any]:
@@ -139,21 +150,21 @@ class _Folder(Connection):
         super().__init__(folder, "ScaNN, by the loader of the folder")
         _require()
         self._loader = _loader(folder)
-        shards = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        trees = [one for one in shards if one["leaves"]]
-        if trees:
-            self.knobs = {name: max(one[name] for one in trees) for name in ("search", "reorder")}
-            self.limits = {
-                "search": max(one["leaves"] for one in trees),
-                "reorder": max(one["count"] for one in trees),
-            }
+        self._exported = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if trees := [one for one in self._exported if one["leaves"]]:
+            most = {"search": "leaves", "reorder": "count"}
+            self.knobs = {name: max(one[name] for one in trees) for name in most}
+            self.limits = {name: max(one[of] for one in trees) for name, of in most.items()}
+        self._first = dict(self.knobs)
         self._ids = read_ids(folder)
 
     def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
-        for shard in self._loader.SHARDS:
-            if shard["leaves"]:
-                shard["search"] = min(self.knobs["search"], shard["leaves"])
-                shard["reorder"] = self.knobs["reorder"]
+        """Searches; the knobs are the largest of the shards', and raise all in proportion."""
+        for shard, exported in zip(self._loader.SHARDS, self._exported, strict=True):
+            if exported["leaves"]:
+                for name, value in self.knobs.items():
+                    shard[name] = round(exported[name] * value / self._first[name])
+                shard["search"] = min(shard["search"], exported["leaves"])
         scores_QK, rows_QK = self._loader.find(queries_QD, k)
         return to_hits(scores_QK, np.where(np.isneginf(scores_QK), -1, rows_QK), self._ids)
 
@@ -184,4 +195,4 @@ def _then(out: Path, _: dict[str, Any]) -> list[str]:
     ]
 
 
-ENGINE = Engine(_write, _Folder, _then)
+ENGINE = Engine(_write, _Folder, _then, require=lambda _: _require())

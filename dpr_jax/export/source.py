@@ -7,7 +7,7 @@ import numpy as np
 
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index import embeddings, sample
@@ -76,7 +76,9 @@ class Source(NamedTuple):
         if not len(rows_B):
             return np.zeros((0, self.width), np.float16)
         first = int(rows_B[0])
-        block_BD = embeddings.read_rows(self.shards, first, int(rows_B[-1]) + 1)[rows_B - first]
+        block_BD = embeddings.read_rows(self.shards, first, int(rows_B[-1]) + 1)
+        if len(block_BD) > len(rows_B):  # without those that were removed
+            block_BD = block_BD[rows_B - first]
         if not np.isfinite(block_BD).all():
             at = int(np.argmin(np.isfinite(block_BD).all(axis=1)))
             raise InputError(

@@ -14,6 +14,7 @@ from dpr_jax import artifacts
 from dpr_jax.console import progress
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.folder import Passages
 from dpr_jax.export.pgvector_table import index_leaves
 from dpr_jax.export.source import ROWS_PER_FILE, Source, parts
 
@@ -37,7 +38,7 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
                     artifacts.atomic_file(file) as partial,
                     partial.open("w", encoding="utf-8") as lines,
                 ):
-                    lines.writelines(_lines(source, positions, digits))
+                    lines.writelines(_lines(source, folder, positions, digits))
             advance(len(positions))
     leaves = index_leaves(source)
     common = {
@@ -58,12 +59,12 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"tree_ah": common | tree, "leaves": leaves["leaves"]}
 
 
-def _lines(source: Source, positions: range, digits: list[str]) -> Iterator[str]:
+def _lines(source: Source, folder: Path, positions: range, digits: list[str]) -> Iterator[str]:
     """Yields one datapoint per passage; its title can be filtered by, as namespace `title`."""
     for start in range(positions.start, positions.stop, ROWS_PER_FILE):
         part = range(start, min(start + ROWS_PER_FILE, positions.stop))
         emb_BD = source.vectors(part).view(np.uint16)
-        for passage, emb_D in zip(source.passages(part), emb_BD, strict=True):
+        for passage, emb_D in zip(Passages(folder).between(part), emb_BD, strict=True):
             vector = ", ".join([digits[value] for value in emb_D.tolist()])
             restricts = ""
             if passage.title:
@@ -137,7 +138,7 @@ class _Endpoint(Connection):
 def _then(out: Path, _: dict[str, Any]) -> list[str]:
     url = "https://PUBLIC_DOMAIN/v1/projects/P/locations/L/indexEndpoints/E#DEPLOYED_INDEX"
     return [
-        f"gcloud storage cp --recursive {out / BATCH} gs://BUCKET/FOLDER",
+        f"gcloud storage cp {out / BATCH}/*.json gs://BUCKET/FOLDER/",
         f"python {out / 'create_index.py'} --project P --location L --batch gs://BUCKET/FOLDER",
         f"export {TOKEN}=$(gcloud auth print-access-token)",
         f"dpr export check vertex --out {out} --url {url}",

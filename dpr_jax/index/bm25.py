@@ -1,5 +1,4 @@
-"""BM25 over words (bm25s): English stop words left out, English stemming (PyStemmer), passages as
-title and text.
+"""BM25 over words (bm25s), passages as title and text; words are as bm25_words cuts them.
 
 The score of a passage is the sum over the question's words, each as often as it occurs there, of
 log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * length / mean length)), Lucene's
@@ -15,20 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, console
+from dpr_jax.config import Bm25Config
 from dpr_jax.console import progress
-from dpr_jax.index import bm25_build
+from dpr_jax.index import bm25_build, bm25_words
 from dpr_jax.workdir import WorkDir
 
 MANIFEST = "manifest.json"
 BLOCK_SCORES = 512
+FORM = 2  # 1 knew English alone
 
 
 class Bm25:
     """An index of words, opened by `load`."""
 
-    def __init__(self, index: Any) -> None:
-        self._index = index
+    def __init__(self, index: Any, language: str) -> None:
+        self._index, self._language = index, language
         self.count = index.scores["num_docs"]
 
     def search(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,23 +57,31 @@ class Bm25:
 
         words = [
             np.array(self._index.get_tokens_ids(words), np.int64)
-            for words in bm25_build.tokenize(list(questions), return_ids=False)
+            for words in bm25_words.tokenize(questions, self._language)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(search_one, range(len(words)), words))
         return scores_QK, rows_QK
 
 
-def find(workdir: WorkDir, corpus: str, *, k1: float, b: float) -> Path:
+def settings_of(config: Bm25Config) -> dict[str, Any]:
+    """Returns what an index depends on besides the corpus; a language that is found is not named.
+
+    These are the keyword arguments of `find` and `build_if_missing`.
+    """
+    language = {"language": config.language} if config.language else {}
+    return {"k1": config.k1, "b": config.b, **language}
+
+
+def find(workdir: WorkDir, corpus: str, **settings: Any) -> Path:
     """Returns the folder of the index over a corpus, there or not.
 
     Args:
       workdir: mining and retrievers share what is in it.
       corpus: fingerprint of the corpus.
-      k1: as for `bm25_build.build`.
-      b: likewise.
+      settings: as `settings_of` returns them.
     """
-    return workdir.place("bm25", _origin(corpus, k1, b))
+    return workdir.place("bm25", _origin(corpus, settings))
 
 
 def build_if_missing(
@@ -81,8 +90,8 @@ def build_if_missing(
     *,
     count: int,
     corpus: str,
-    k1: float,
-    b: float,
+    sample: Iterable[str] = (),
+    **settings: Any,
 ) -> Path:
     """Builds the index over a corpus unless it is there, and returns its folder.
 
@@ -91,15 +100,18 @@ def build_if_missing(
       texts: title and text of each passage; not read where the index is there.
       count: how many there are, for the progress shown.
       corpus: fingerprint of the corpus.
-      k1: as for `bm25_build.build`.
-      b: likewise.
+      sample: some of the texts, to find the language by; not read where it is named.
+      settings: as `settings_of` returns them.
 
     Raises:
       InputError: there is no word to index.
     """
-    folder, origin = find(workdir, corpus, k1=k1, b=b), _origin(corpus, k1, b)
+    folder, origin = find(workdir, corpus, **settings), _origin(corpus, settings)
     if artifacts.is_fresh(folder / MANIFEST, origin):
         return folder
+    language = settings.get("language") or bm25_words.find_language(sample)
+    how = "as bm25.language says" if "language" in settings else "found from the corpus"
+    console.say(f"bm25: {language} ({how}): {bm25_words.described(language)}")
     with (
         progress("BM25 index", count, "passages") as advance,
         artifacts.atomic_dir(folder) as partial,
@@ -110,9 +122,12 @@ def build_if_missing(
                 yield text
                 advance()
 
-        bm25_build.build(partial, told(), k1=k1, b=b)
+        numbers = {"k1": settings["k1"], "b": settings["b"]}
+        bm25_build.build(partial, told(), **numbers, language=language)
         files = list(partial.iterdir())
-        artifacts.write_manifest(partial / MANIFEST, origin, files, passages=count)
+        artifacts.write_manifest(
+            partial / MANIFEST, origin, files, passages=count, language=language
+        )
     return folder
 
 
@@ -122,12 +137,13 @@ def load(folder: Path) -> Bm25:
     Raises:
       InputError: there is no index in `folder`, or a file of it is damaged (by name).
     """
-    artifacts.verify(folder / MANIFEST)
-    return Bm25(bm25_build.bm25s().BM25.load(folder, mmap=True, show_progress=False))
+    language = artifacts.verify(folder / MANIFEST)["language"]
+    index = bm25_words.bm25s().BM25.load(folder, mmap=True, show_progress=False)
+    return Bm25(index, language)
 
 
-def _origin(corpus: str, k1: float, b: float) -> dict[str, Any]:
-    return artifacts.made_from("bm25", {"k1": k1, "b": b}, {"corpus": corpus})
+def _origin(corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return artifacts.made_from("bm25", settings, {"corpus": corpus}, form=FORM)
 
 
 def _best(scores_N: np.ndarray, k: int) -> np.ndarray:

@@ -9,18 +9,16 @@ layout: `bm25s.BM25.load(folder, mmap=True)` opens it.
 
 import itertools
 import json
-import logging
 import shutil
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import Stemmer
 
 from dpr_jax.errors import InputError
+from dpr_jax.index import bm25_words
 
 BLOCK_PASSAGES = 20_000  # about 300 MB at 100 words per passage
 PARAMETERS = "params.index.json"
@@ -30,7 +28,9 @@ SCORES, ROWS = "data.csc.index.npy", "indices.csc.index.npy"
 STARTS = "indptr.csc.index.npy"  # where each word's begin in these two
 
 
-def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
+def build(
+    folder: Path, texts: Iterable[str], *, k1: float, b: float, language: str = bm25_words.ENGLISH
+) -> None:
     """Indexes texts; row i is the i-th of them.
 
     Args:
@@ -38,6 +38,7 @@ def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
       texts: title and text of each passage; read once.
       k1: saturation of term frequency, 0 or more.
       b: length normalization, 0 to 1.
+      language: of the texts.
 
     Raises:
       InputError: there is no word to index.
@@ -51,7 +52,7 @@ def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
     lengths = array("i")  # words of each passage
     left, blocks = iter(texts), 0
     while block := list(itertools.islice(left, BLOCK_PASSAGES)):
-        words_T, lengths_B = _numbered(block, vocabulary)
+        words_T, lengths_B = _numbered(block, vocabulary, language)
         rows_T = np.repeat(np.arange(len(lengths_B)) + len(lengths), lengths_B)
         keys_T = words_T << 32 | rows_T
         keys_P, counts_P = np.unique(keys_T, return_counts=True)
@@ -105,42 +106,27 @@ def build(folder: Path, texts: Iterable[str], *, k1: float, b: float) -> None:
     shutil.rmtree(scratch)
 
 
-def tokenize(texts: list[str], *, return_ids: bool) -> Any:
-    """Stemmed words without stop words: bm25s' Tokenized of ids and vocabulary, or the words
-    themselves, list[list[str]].
-    """
-    return bm25s().tokenize(
-        texts,
-        stopwords="en",
-        stemmer=Stemmer.Stemmer("english"),
-        return_ids=return_ids,
-        show_progress=False,
-    )
-
-
-def bm25s() -> ModuleType:
-    """Imports the package, which computes with JAX then: the processes of a run must have joined
-    before that.
-    """
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
-    return bm25s
-
-
-def _numbered(block: list[str], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _numbered(
+    block: list[str], vocabulary: dict[str, int], language: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the words of a block by number, int64 [T], and how many each text has, int64 [B].
 
-    New words join the vocabulary.
+    New words join the vocabulary, in an order that is the same in every process.
     """
-    found = tokenize(block, return_ids=True)
+    if language == bm25_words.ENGLISH:
+        found = bm25_words.english(block, return_ids=True)
+        vocab, ids_B = found.vocab, found.ids
+    else:
+        vocab = {}
+        words_B = bm25_words.tokenize(block, language)
+        ids_B = [[vocab.setdefault(word, len(vocab)) for word in words] for words in words_B]
     # bm25s numbers the words of a block in the order of a set, another in each process
-    for word in sorted(found.vocab.keys() - vocabulary.keys()):
+    for word in sorted(vocab.keys() - vocabulary.keys()):
         vocabulary[word] = len(vocabulary)
-    number_of = np.zeros(len(found.vocab), np.int64)
-    number_of[list(found.vocab.values())] = [vocabulary[word] for word in found.vocab]
-    lengths_B = np.array([len(ids) for ids in found.ids], np.int64)
-    ids_T = np.fromiter(itertools.chain.from_iterable(found.ids), np.int64, lengths_B.sum())
+    number_of = np.zeros(len(vocab), np.int64)
+    number_of[list(vocab.values())] = [vocabulary[word] for word in vocab]
+    lengths_B = np.array([len(ids) for ids in ids_B], np.int64)
+    ids_T = np.fromiter(itertools.chain.from_iterable(ids_B), np.int64, lengths_B.sum())
     return number_of[ids_T], lengths_B
 
 

@@ -71,8 +71,13 @@ class Index:
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def open_index(folder: Path) -> Index:
+def open_index(folder: Path, *, everywhere: bool = False) -> Index:
     """Opens the index in `folder`, after checking its files against their checksums.
+
+    Args:
+      folder: of the index.
+      everywhere: exact search uses the devices of all processes, which then have to search
+        together, with the same queries.
 
     Raises:
       InputError: there is no finished index, a file is missing or damaged (by name), or the engine
@@ -82,6 +87,8 @@ def open_index(folder: Path) -> Index:
     for other in built_of(folder):
         artifacts.verify(other / MANIFEST)
     parts = Parts.of(facts)
+    if everywhere and parts.kind == "exact":
+        parts.settings["everywhere"] = True
     return Index(
         kind=parts.kind,
         count=facts["count"],

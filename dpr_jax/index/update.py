@@ -20,7 +20,7 @@ from dpr_jax.console import say
 from dpr_jax.data import changes
 from dpr_jax.data.changes import Log
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25, certificate, embeddings
+from dpr_jax.index import bm25, bm25_words, certificate, embeddings
 from dpr_jax.index.added import change_files, link
 from dpr_jax.index.build import build, is_tuned, settings_of
 from dpr_jax.index.layers import rows_in
@@ -177,8 +177,8 @@ def _words(config: Config, retriever: RetrieverDir) -> None:
         (passage.title_and_text for passage in corpus.live()),
         count=count,
         corpus=log.fingerprint,
-        k1=config.bm25.k1,
-        b=config.bm25.b,
+        sample=(corpus[row].title_and_text for row in bm25_words.evenly(len(corpus))),
+        **bm25.settings_of(config.bm25),
     )
     retriever.point("index", folder)
     say(f"index: BM25 over {count:,} passages ({folder})")

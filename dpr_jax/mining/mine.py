@@ -17,7 +17,7 @@ from dpr_jax.data import store
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
-from dpr_jax.index import bm25
+from dpr_jax.index import bm25, bm25_words
 from dpr_jax.mining import rules
 from dpr_jax.mining.report import Report
 from dpr_jax.mining.rules import Ranking, Rules
@@ -102,14 +102,15 @@ def _open_source(config: Config, retriever: RetrieverDir, name: str, corpus: Cor
             (passage.title_and_text for passage in corpus),
             count=len(corpus),
             corpus=fingerprint,
-            k1=config.bm25.k1,
-            b=config.bm25.b,
+            sample=(corpus[row].title_and_text for row in bm25_words.evenly(len(corpus))),
+            **settings,
         )
         workdir.point("bm25", folder)
         return words_searcher(bm25.load(folder), corpus)
 
     fingerprint = artifacts.fingerprint(workdir.data / "manifest.json", "corpus/")
-    return Opened({"k1": config.bm25.k1, "b": config.bm25.b}, {}, start)
+    settings = bm25.settings_of(config.bm25)
+    return Opened(settings, {}, start)
 
 
 def _proposed(

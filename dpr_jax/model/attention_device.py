@@ -16,6 +16,10 @@ from dpr_jax.model import dropout
 from dpr_jax.model.attention import UNSEEN, Inputs
 from dpr_jax.model.product import product_precision
 
+# tokens per row; with a single one, as in the last layer of a [CLS] tower, XLA takes no matrix
+# product for it, and copies keys and values in float32
+FEWEST = 8
+
 
 def attention(
     q_BLHK: jax.Array,
@@ -27,6 +31,9 @@ def attention(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v, in each head; arguments as those of `kernels.attention`."""
+    wanted = q_BLHK.shape[1]
+    if wanted < FEWEST and mask_BLM.shape[1] == 1:
+        q_BLHK = jnp.pad(q_BLHK, ((0, 0), (0, FEWEST - wanted), (0, 0), (0, 0)))
     rate, keep_BHLM = 0.0, None
     if dropout_key is not None and dropout_rate:
         rate = dropout.rounded(dropout_key, dropout_rate)
@@ -34,7 +41,7 @@ def attention(
         # XLA lays the weights out with L last on a TPU; bits drawn so need not be moved
         drawn = rows, heads, k_BMHK.shape[1], length
         keep_BHLM = dropout.keep(dropout_key, drawn, rate=dropout_rate).swapaxes(2, 3)
-    return _attention(rate, keep_BHLM, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))
+    return _attention(rate, keep_BHLM, mask_BLM, (q_BLHK, k_BMHK, v_BMHK))[:, :wanted]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

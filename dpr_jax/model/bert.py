@@ -254,8 +254,9 @@ class Layer(nn.Module):
         drop = functools.partial(dropout, train=train)
 
         def heads(x_BLD: jax.Array, name: str) -> jax.Array:
-            to_scores = name != "attention_value" and self.platform == "tpu"
-            if to_scores and wanted is None:
+            # values only where no gradient is wanted
+            to_scores = self.platform == "tpu" and not (train and name == "attention_value")
+            if to_scores and x_BLD.shape[1] > 1:
                 return ToScores(shape.num_attention_heads, self.dtype, name=name)(x_BLD)
             y_BLD = dense(shape.hidden_size, name=name)(x_BLD)
             return y_BLD.reshape(*y_BLD.shape[:2], shape.num_attention_heads, -1)
@@ -291,9 +292,9 @@ class Layer(nn.Module):
 
 
 class ToScores(nn.Module):
-    """A Dense whose result is laid out with the tokens innermost, for queries and keys.
+    """A Dense whose result is laid out with the tokens innermost, for the products of attention.
 
-    Heads of 64 are narrower than a TPU's 128 lanes; else XLA copies queries and keys there.
+    Heads of 64 are narrower than a TPU's 128 lanes; else XLA copies its result there.
     """
 
     heads: int

@@ -1,7 +1,7 @@
 """Texts to vectors, quickly: sorted by length, in a few fixed shapes, on all local devices."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,10 @@ FEW_TEXTS = 1024  # up to so many, a new shape costs more to compile than its pa
 FEW_TEXTS_STEP = 32  # then lengths are rounded up to a multiple of so many tokens
 BATCH_TOKENS = {"cpu": 1024}  # tokens on a device at once, measured (docs/log.md)
 BATCH_TOKENS_ACCELERATOR = 32768
+
+
+# rows of some texts, and the shape that they are padded to: rows, tokens
+Part = tuple[np.ndarray, int, int]
 
 
 class Vectors(NamedTuple):
@@ -74,25 +78,29 @@ class Embedder:
         self.fingerprint = fingerprint
         self.passage_fingerprint = passage_fingerprint
 
-    def encode(self, texts: Sequence[tokenizer.Text]) -> np.ndarray:
+    def encode(self, texts: Sequence[tokenizer.Text], *, prompt: str | None = None) -> np.ndarray:
         """Returns the vectors of texts, in their order.
 
         Args:
           texts: questions, or (title, text) pairs.
+          prompt: put before every text; None: the encoder's own.
 
         Returns:
           float32 [len(texts), width].
         """
         emb_ND = np.empty((len(texts), self.width), np.float32)
-        for batch in self.vectors(self.tokenize(texts)):
+        for batch in self.vectors(self.tokenize(texts, prompt)):
             emb_ND[batch.rows_B] = batch.emb_BD
         return emb_ND
 
-    def vectors(self, texts: tokenizer.TokenRows) -> Iterator[Vectors]:
+    def vectors(
+        self, texts: tokenizer.TokenRows, parts: Iterable[Part] | None = None
+    ) -> Iterator[Vectors]:
         """Yields the vectors of tokenized texts, a batch at a time, the longest first.
 
         Args:
           texts: what `tokenize` made; that is safe to call in another thread, ahead of this.
+          parts: the batches, where the caller knows better shapes; None chooses.
         """
         waiting: list[tuple[np.ndarray, int, jax.Array]] = []
 
@@ -100,7 +108,8 @@ class Embedder:
             rows_B, slots, out_BD = waiting.pop(0)
             return Vectors(rows_B, np.asarray(out_BD)[: len(rows_B)], slots)
 
-        for rows_B, tokens in self._batches(texts):
+        for rows_B, count, length in self._parts(texts) if parts is None else parts:
+            tokens = texts.padded(rows_B, count, length)
             batch = jax.device_put(tokens, self._rows)
             slots = tokens.ids_BL.size
             waiting.append((rows_B, slots, self._apply(self._params, batch)))
@@ -109,8 +118,8 @@ class Embedder:
         while waiting:
             yield taken()
 
-    def _batches(self, texts: tokenizer.TokenRows) -> Iterator[tuple[np.ndarray, Tokens]]:
-        """Yields batches, sorted by length over all texts: rows of `texts`, and their tokens."""
+    def _parts(self, texts: tokenizer.TokenRows) -> Iterator[Part]:
+        """Yields batches, sorted by length over all texts."""
         # of one shape per length; few texts, as when one question is asked, are padded to a power
         # of 4 rows: four more shapes up to 256 rows
         count = len(texts.lengths_N)
@@ -124,7 +133,7 @@ class Embedder:
             rows = _round_up(rows, self._device_count)
             rows_B = order_N[done : done + rows]
             # short batches too have the full shape, so that each length compiles once
-            yield rows_B, texts.padded(rows_B, rows, length)
+            yield rows_B, rows, length
             done += rows
 
 

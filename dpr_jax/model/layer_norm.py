@@ -53,10 +53,10 @@ def _forward(
     """The result, and what the backward pass needs."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
-    if x.dtype == jnp.float32:
+    if dtype == jnp.float32:
         variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
     else:
-        # in one pass: off by 2**-24 of mean^2 / variance, where the input is off by 2**-8
+        # in one pass: off by 2**-24 of mean^2 / variance, where the result is off by 2**-8
         variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
         variance = jnp.maximum(variance, 0)
     inverse = lax.rsqrt(variance + epsilon)

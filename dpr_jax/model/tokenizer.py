@@ -84,21 +84,28 @@ class Tokenizer:
         """All tokens with their ids, added ones included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
-    def ids(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Returns the token ids of each text (or title, text pair), unpadded."""
-        return [row.ids for row in self._backend.encode_batch_fast(list(map(self._one, texts)))]
+    def ids(self, texts: Sequence[Text], prompt: str | None = None) -> list[list[int]]:
+        """Returns the token ids of each text (or title, text pair), unpadded.
 
-    def _one(self, text: Text) -> Text:
+        Args:
+          texts: any number.
+          prompt: put before them; None: the tokenizer's own.
+        """
+        prompt = self._prompt if prompt is None else prompt
+        seen = [self._one(text, prompt) for text in texts]
+        return [row.ids for row in self._backend.encode_batch_fast(seen)]
+
+    def _one(self, text: Text, prompt: str) -> Text:
         """Returns a text as the library is to see it."""
         if isinstance(text, str):
-            return self._prompt + text
+            return prompt + text
         if text[0] and self._join == "pair":
-            return self._prompt + text[0], text[1]
-        return self._prompt + (f"{text[0]} {text[1]}" if text[0] else text[1])
+            return prompt + text[0], text[1]
+        return prompt + (f"{text[0]} {text[1]}" if text[0] else text[1])
 
-    def rows(self, texts: Sequence[Text]) -> TokenRows:
-        """Returns the token ids of many texts, kept small."""
-        ids = self.ids(texts)
+    def rows(self, texts: Sequence[Text], prompt: str | None = None) -> TokenRows:
+        """Returns the token ids of many texts, kept small; the arguments are those of `ids`."""
+        ids = self.ids(texts, prompt)
         lengths_N = np.array([len(row) for row in ids], np.int32)
         ends_N = np.cumsum(lengths_N, dtype=np.int64)
         ids_T = np.fromiter(itertools.chain.from_iterable(ids), np.int32)

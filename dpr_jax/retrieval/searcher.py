@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpr_jax import artifacts, recipes
+from dpr_jax import artifacts, parallel, recipes
 from dpr_jax.config import Config
 from dpr_jax.data import changes
 from dpr_jax.data.store import Corpus
@@ -33,11 +33,13 @@ class Searcher(NamedTuple):
       find: (queries, k) -> (scores float32 [Q, k], rows int64 [Q, k]), best first; missing hits
         have score -inf and row -1, at the end.
       facts: what the manifest of a run should say of it.
+      together: whether all processes have to search together, with the same questions.
     """
 
     encode: Callable[[Sequence[str]], Any]
     find: Callable[[Any, int], Ranking]
     facts: dict[str, Any]
+    together: bool = False
 
     def search(self, questions: Sequence[str], k: int) -> Ranking:
         """Returns the k best rows of every question."""
@@ -50,14 +52,15 @@ class Opened(NamedTuple):
     Attributes:
       settings: what its results depend on.
       inputs: fingerprints of what they depend on.
-      start: opens the index and returns the searcher; takes seconds, and memory.
+      start: opens the index and returns the searcher; takes seconds, and memory. With
+        `everywhere=True` exact search uses the devices of all processes.
       parts: of a hybrid, the two that it fuses.
       embedder: of a dense retriever, its question tower.
     """
 
     settings: dict[str, Any]
     inputs: dict[str, str]
-    start: Callable[[], Searcher]
+    start: Callable[..., Searcher]
     parts: tuple["Opened", ...] = ()
     embedder: Embedder | None = None
 
@@ -103,7 +106,7 @@ def _bm25(retriever: RetrieverDir, corpus: Corpus) -> Opened:
     facts = artifacts.read_json(folder / "manifest.json")["made_from"]
     _check_corpus(retriever, facts["inputs"]["corpus"])
 
-    def start() -> Searcher:
+    def start(*, everywhere: bool = False) -> Searcher:
         return words_searcher(bm25.load(folder), corpus)
 
     return Opened({"kind": "bm25", **facts["settings"]}, facts["inputs"], start)
@@ -124,9 +127,16 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
     folder, facts, embedder = _checked(retriever, config)
     _check_corpus(retriever, facts["corpus"])
 
-    def start() -> Searcher:
-        index = open_index(folder)
+    def start(*, everywhere: bool = False) -> Searcher:
+        index = open_index(folder, everywhere=everywhere)
         _check_rows(retriever, folder, index.count, corpus)
+        if everywhere and index.kind == "exact":
+
+            def find(questions: Sequence[str], k: int) -> Ranking:
+                queries_QD = parallel.of_main(embedder.encode(questions))  # alike to the last bit
+                return index.search(queries_QD, k)
+
+            return Searcher(lambda questions: questions, find, {}, together=True)
         if index.on_devices:
             # Both steps run on the accelerators; from two threads they could wait for each other.
             return Searcher(
@@ -161,8 +171,9 @@ def _hybrid(
         depth = min(max(k, fusion.DEPTH), len(corpus))
         return [one.find(own, depth) for one, own in zip(searchers, queries, strict=True)]
 
-    def start() -> Searcher:
-        searchers = [part.start() for part in parts]
+    def start(*, everywhere: bool = False) -> Searcher:
+        searchers = [part.start(everywhere=everywhere) for part in parts]
+        together = any(searcher.together for searcher in searchers)
 
         def encode(questions: Sequence[str]) -> tuple[Any, ...]:
             return tuple(searcher.encode(questions) for searcher in searchers)
@@ -172,13 +183,14 @@ def _hybrid(
                 encode,
                 lambda queries, k: fusion.reciprocal_rank(find_both(searchers, queries, k), k=k),
                 {},
+                together,
             )
         weight = settings.fusion_weight or stored_weight(retriever, opened)
 
         def find(queries: tuple[Any, Any], k: int) -> Ranking:
             return fusion.linear(*find_both(searchers, queries, k), weight=weight, k=k)
 
-        return Searcher(encode, find, {"weight": weight})
+        return Searcher(encode, find, {"weight": weight}, together)
 
     names = ("parts", "fusion", "fusion_weight")
     opened = Opened(

@@ -237,8 +237,8 @@ def _check_admin(request: Request) -> None:
     if not request.scope["state"].get("admin"):
         raise Refusal(
             403,
-            "this takes an admin's key (a line NAME KEY admin in the file of --keys), or without"
-            " --keys a client on this machine of a server that is bound to it",
+            "this takes an admin's key, a line NAME KEY admin in the file of --keys (or"
+            " --serve.open-admin, and a client on this machine)",
         )
 
 

@@ -1,25 +1,21 @@
 """Micro-batching: questions that arrive together are encoded and searched together.
 
-A question never waits for company while the encoder is idle and nothing else is under way. Batches
-have only sizes whose programs are compiled, so that a compilation never stands in the way.
+A question never waits for company while the encoder is idle and nothing else is under way.
 """
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Corpus
 from dpr_jax.retrieval.searcher import Searcher
 from dpr_jax.serving.metrics import Metrics
+from dpr_jax.serving.passages import PassageCache
 
-SIZES = (1, 4, 16, 64)  # of a batch: `Embedder` pads to these
 DEPTH = 100  # fewer hits are cut from so many, so that questions of any such k share a batch
 
 
@@ -116,7 +112,8 @@ class Batcher:
           wait_s: longest wait for more of them while other work is under way.
           most_waiting: questions that may wait.
         """
-        self._searcher, self._corpus, self._workers = searcher, corpus, workers
+        self._searcher, self._workers = searcher, workers
+        self._passages = PassageCache(corpus)
         self._metrics, self._name = metrics, name
         self._most, self._wait_s, self._most_waiting = most, wait_s, most_waiting
         self._jobs: deque[_Job] = deque()
@@ -125,7 +122,6 @@ class Batcher:
         self._per_s = 50.0  # questions answered per second, a running mean
         self._task: asyncio.Task[None] | None = None
         self._finding: set[asyncio.Task[None]] = set()
-        self.size = SIZES[0]  # the largest batch whose programs are compiled
 
     @property
     def waiting(self) -> int:
@@ -147,37 +143,11 @@ class Batcher:
             self._task = asyncio.create_task(self._run())
         return await job.answer
 
-    def warm_first(self, questions: Sequence[str]) -> None:
-        """Compiles what one question of these lengths needs."""
-        for question in questions:
-            self._searcher.find(self._searcher.encode([question]), DEPTH)
-
-    def warm(
-        self, questions: Sequence[str], depths: Sequence[int], stopping: threading.Event
-    ) -> None:
-        """Compiles what batches need, the smallest first; called by another thread.
-
-        Args:
-          questions: one of each length.
-          depths: numbers of hits.
-          stopping: ends it between two programs.
-        """
-        for size in SIZES:
-            if size > SIZES[0] and self.size >= self._most:
-                return
-            for question in questions:
-                queries = self._searcher.encode([question] * min(size, self._most))
-                for k in depths:
-                    if stopping.is_set():
-                        return
-                    self._searcher.find(queries, k)
-            self.size = min(size, self._most)
-
     async def _run(self) -> None:
         """Forms batches, and has each encoded while the one before is searched."""
         loop = asyncio.get_running_loop()
         while self._jobs:
-            if self._running and self._wait_s and self._waiting < self.size:
+            if self._running and self._wait_s and self._waiting < self._most:
                 await asyncio.sleep(self._wait_s)
             while len(self._finding) > 1:  # searching is slower than encoding
                 await asyncio.wait(self._finding, return_when=asyncio.FIRST_COMPLETED)
@@ -213,16 +183,16 @@ class Batcher:
         if not self._jobs:
             return [], 0
         depth = self._jobs[0].depth
-        share = max(1, self.size // len(self._jobs))
+        share = max(1, self._most // len(self._jobs))
         for _ in range(len(self._jobs)):
-            if len(batch) >= self.size:
+            if len(batch) >= self._most:
                 break
             job = self._jobs.popleft()
             if job.answer.done():
                 self._waiting -= len(job.waiting)
                 continue
             if job.depth == depth:
-                room = min(share, self.size - len(batch))
+                room = min(share, self._most - len(batch))
                 while job.waiting and room:
                     batch.append(_Item(job, *job.waiting.popleft()))
                     room -= 1
@@ -262,8 +232,7 @@ class Batcher:
         scores_QK, rows_QK = self._searcher.find(queries, depth)
         searched_s = time.perf_counter()
         best = [rows_K[:k][rows_K[:k] >= 0] for rows_K, k in zip(rows_QK, ks, strict=True)]
-        rows = np.unique(np.concatenate(best))
-        passages = dict(zip(rows.tolist(), self._corpus.rows(rows), strict=True))
+        passages = self._passages.rows({row for rows in best for row in rows.tolist()})
         found = [
             [Hit(passages[row], score) for row, score in zip(rows.tolist(), scores_K.tolist())]
             for rows, scores_K in zip(best, scores_QK, strict=True)

@@ -30,6 +30,7 @@ from dpr_jax.serving.live import (
 )
 from dpr_jax.serving.metrics import Metrics
 from dpr_jax.serving.passages import PassageIds
+from dpr_jax.serving.shapes import QuestionEncoder
 from dpr_jax.workdir import WorkDir
 
 
@@ -62,7 +63,6 @@ class Catalog:
     Attributes:
       live: the table that answers; None until the first is open.
       before: the one before it.
-      damaged: retrievers with a damaged file, by name, which do not answer.
       last_error: what kept the last reload from going live, empty where nothing did.
       stopping: set where threads are to end.
     """
@@ -78,7 +78,7 @@ class Catalog:
         """Takes what is to be served; no name is the best on dev."""
         self.live: Table | None = None
         self.before: Table | None = None
-        self.damaged: dict[str, str] = {}
+        self._damaged: dict[tuple[str, Path], str] = {}
         self.last_error = ""
         self._workdir, self._names, self._settings = workdir, tuple(names), settings
         self._workers, self._metrics = workers, metrics
@@ -86,6 +86,12 @@ class Catalog:
         self._lock = threading.Lock()  # one reload at a time
         self._stats: dict[Path, tuple[int, int]] = {}
         self._tried = ""
+        self._count = 0  # tables so far
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """What is wrong with retrievers that have a damaged file, by name; they do not answer."""
+        return {name: said for (name, _), said in self._damaged.items()}
 
     # --- opening
 
@@ -98,7 +104,7 @@ class Catalog:
         with self._lock:
             self._tried = self._state()
             table = self._opened(self._names, strict=bool(self._names))
-            self.live = table
+            self.live, self._count = table, table.number
             return table
 
     def reload(self, names: Sequence[str] | None = None) -> Table:
@@ -125,13 +131,16 @@ class Catalog:
                         artifacts.verify(manifest)
                     if one is not before.served.get(one.name):
                         one.warm(self.stopping)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self.last_error = str(error)
                 self._metrics.reloads.labels("refused").inc()
                 say(f"serve: not reloaded: {error}")
-                raise
+                raise InputError(str(error)) from None
+            dropped, self._count = self.before, table.number
             self.before, self.live, self._names = before, table, names
-            self.damaged, self.last_error, self._stats = {}, "", {}
+            if dropped is not None and dropped.ids not in (before.ids, table.ids):
+                dropped.ids.close()
+            self._damaged, self.last_error, self._stats = {}, "", {}
             self._metrics.reloads.labels("live").inc()
             say(f"serve: table {table.number} is live: {', '.join(table.served)}")
             return table
@@ -146,7 +155,7 @@ class Catalog:
             if self.before is None:
                 raise InputError("no other table was live since this server started")
             self.live, self.before = self.before, self.live
-            self.damaged, self._stats = {}, {}
+            self._damaged, self._stats = {}, {}
             self._metrics.reloads.labels("rolled back").inc()
             say(f"serve: table {self.live.number} is live again")
             return self.live
@@ -169,11 +178,12 @@ class Catalog:
         served: dict[str, Served] = {}
         refused: dict[str, str] = {}
         opened: dict[str, Opened] = {}
+        encoders: dict[str, QuestionEncoder] = {}
         with artifacts.hash_later():
             corpus = changes.open_corpus(self._workdir, log)
-            for name in names:
+            for name in reversed(names):  # parts first: a hybrid takes those that are live
                 try:
-                    self._open_one(name, corpus, log, opened, served)
+                    self._open_one(name, corpus, log, opened, encoders, served)
                 except InputError as error:
                     kept = self.live.served.get(name) if self.live else None
                     if kept is None and (strict or name == default):
@@ -181,13 +191,13 @@ class Catalog:
                     refused[name] = str(error)
                     if kept is not None:
                         served[name] = kept
+        served = {name: served[name] for name in names if name in served}
         live = self.live.served if self.live else {}
         if refused and all(one is live.get(name) for name, one in served.items()):
             raise InputError("; ".join(refused.values()))
-        number = self.live.number + 1 if self.live else 1
         newest = next((one for one in served.values() if one.corpus is corpus), None)
         ids = self.live.ids if newest is None and self.live else PassageIds(corpus)
-        return Table(number, served, default, why, refused, ids, time.time())
+        return Table(self._count + 1, served, default, why, refused, ids, time.time())
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
         """Returns the names, and those of the parts of hybrids, which are open all the same."""
@@ -205,6 +215,7 @@ class Catalog:
         corpus: Corpus,
         log: Log,
         opened: dict[str, Opened],
+        encoders: dict[str, QuestionEncoder],
         served: dict[str, Served],
     ) -> None:
         retriever = self._workdir.retriever(name)
@@ -213,9 +224,10 @@ class Catalog:
         if there is not None and there.state == state:
             served[name] = there
             opened.setdefault(name, there.opened)
+            encoders |= {one: there.encoders[one] for one in there.encoders if one == name}
             return
         found, facts = open_certified(
-            retriever, corpus, opened, min_recall=self._settings.min_recall
+            retriever, corpus, opened, encoders, min_recall=self._settings.min_recall
         )
         facts["passages"] = len(corpus) - len(corpus.removed_R)
         facts["corpus"] = log.fingerprint
@@ -236,6 +248,7 @@ class Catalog:
             name,
             state,
             found,
+            {one: encoders[one] for one in self._with_parts([name]) if one in encoders},
             corpus,
             batcher,
             facts,
@@ -285,10 +298,11 @@ class Catalog:
                 return
             if name not in self.damaged:
                 say(f"serve: {name} stops answering: {error}")
-            self.damaged = self.damaged | {name: str(error)}
+            self._damaged = self._damaged | {(name, manifest): str(error)}
             return
         self._changed(manifest)
-        self.damaged = {other: said for other, said in self.damaged.items() if other != name}
+        here = (name, manifest)
+        self._damaged = {one: said for one, said in self._damaged.items() if one != here}
 
     def _changed(self, manifest: Path) -> bool:
         """Returns whether a file's size or time is another than when it was last looked at."""

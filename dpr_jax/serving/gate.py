@@ -100,10 +100,8 @@ class Gate:
             exchange.facts["key"] = key.name
             scope["state"]["admin"] = key.admin
         else:
-            forwarded = b"forwarded" in headers or b"x-forwarded-for" in headers
-            client = (scope.get("client") or ("",))[0]
-            local = client in ("127.0.0.1", "::1") and not forwarded
-            scope["state"]["admin"] = self._keys is None and local and self._hosts is not None
+            local = (scope.get("client") or ("",))[0] in ("127.0.0.1", "::1")
+            scope["state"]["admin"] = local and self._settings.open_admin
         body = await self._body(exchange, headers, receive)
         if body is None:
             return

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from dpr_jax import artifacts, recipes
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.index.open import MANIFEST, built_of
-from dpr_jax.model.embed import Embedder
 from dpr_jax.retrieval.retriever import dev_figure
 from dpr_jax.retrieval.searcher import Opened, Ranking, Searcher, open_retriever
-from dpr_jax.serving.batches import SIZES, Batcher
+from dpr_jax.serving.batches import Batcher
+from dpr_jax.serving.shapes import QuestionEncoder
 from dpr_jax.workdir import RetrieverDir
 
-DEPTHS = (100, 1000)  # exact search is compiled for these numbers of hits
-WARM_STEP_WORDS = 32  # lengths of questions are padded to multiples of so many tokens
+# exact search is compiled for these numbers of hits and of questions
+DEPTHS = (100, 1000)
+SIZES = (1, 4, 16, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Served:
       name: in its work directory.
       state: what its artifacts are, to know whether another opening would give the same.
       opened: its parts.
+      encoders: the question towers of it and of its parts, by name of the retriever.
       corpus: the passages.
       batcher: answers questions.
       facts: what /v1/info says of it.
@@ -43,6 +46,7 @@ class Served:
     name: str
     state: str
     opened: Opened
+    encoders: dict[str, QuestionEncoder]
     corpus: Corpus
     batcher: Batcher
     facts: dict[str, Any]
@@ -50,22 +54,27 @@ class Served:
     manifests: tuple[Path, ...]
 
     @property
-    def embedder(self) -> Embedder | None:
+    def encoder(self) -> QuestionEncoder | None:
         """The question tower; of a hybrid that of its first dense part."""
-        towers = [one.embedder for one in (self.opened, *self.opened.parts) if one.embedder]
-        return towers[0] if towers else None
+        return next(iter(self.encoders.values()), None)
 
-    def warm_questions(self) -> list[str]:
-        """Returns a question of each length that is compiled on its own, the shortest first."""
-        longest = WARM_STEP_WORDS
-        if self.embedder:
-            longest = int(self.embedder.tokenize(["what " * 1024]).lengths_N[0])
-        words = range(WARM_STEP_WORDS - 2, max(longest, WARM_STEP_WORDS) - 1, WARM_STEP_WORDS)
-        return ["what " * count for count in words]
+    def warm_first(self) -> None:
+        """Answers one question, so that what one needs is compiled."""
+        for encoder in self.encoders.values():
+            encoder.warm_first()
+        searcher = self.opened.start()
+        searcher.find(searcher.encode(["what"]), DEPTHS[0])
 
     def warm(self, stopping: threading.Event) -> None:
-        """Compiles the programs that small batches need, then those of larger ones."""
-        self.batcher.warm(self.warm_questions(), DEPTHS, stopping)
+        """Compiles the programs for all lengths and numbers of questions."""
+        for encoder in self.encoders.values():
+            encoder.warm(stopping)
+        searcher = self.opened.start()
+        for size in SIZES:
+            for depth in DEPTHS:
+                if stopping.is_set():
+                    return
+                searcher.find(searcher.encode(["what"] * size), depth)
 
 
 def state_of(retriever: RetrieverDir, corpus: str) -> str:
@@ -88,6 +97,7 @@ def open_certified(
     retriever: RetrieverDir,
     corpus: Corpus,
     opened: dict[str, Opened],
+    encoders: dict[str, QuestionEncoder],
     *,
     min_recall: float,
 ) -> tuple[Opened, dict[str, Any]]:
@@ -97,6 +107,7 @@ def open_certified(
       retriever: its folder.
       corpus: as it is now.
       opened: retrievers that are open already, by name; those opened here join them.
+      encoders: their question towers, likewise.
       min_recall: least recall@100 that its certificate must state.
 
     Returns:
@@ -114,10 +125,9 @@ def open_certified(
         facts["dev_mrr_at_10"] = figure
     if retriever.kind == "hybrid":
         names = recipes.load(retriever).retrieve.parts
+        others = [retriever.workdir.retriever(one) for one in names if one != retriever.name]
         parts = [
-            open_certified(retriever.workdir.retriever(one), corpus, opened, min_recall=min_recall)
-            for one in names
-            if one != retriever.name
+            open_certified(one, corpus, opened, encoders, min_recall=min_recall) for one in others
         ]
         facts["parts"] = list(names)
         facts["recall_at_100"] = min((one["recall_at_100"] for _, one in parts), default=0.0)
@@ -127,16 +137,23 @@ def open_certified(
         facts |= {"recall_at_100": 1.0, "engine": "bm25s"}
     if retriever.name not in opened:
         found = open_retriever(retriever, corpus, opened=opened)
+        if found.embedder is not None:
+            encoder = encoders[retriever.name] = QuestionEncoder(found.embedder)
+            found.embedder.encode = encoder.encode  # which its searcher asks
         opened[retriever.name] = found._replace(start=_started_once(found))
     facts["fingerprint"] = opened[retriever.name].fingerprint
     return opened[retriever.name], facts
 
 
-def _started_once(opened: Opened) -> Any:
-    """Returns a `start` that opens the index at the first call only."""
-    if opened.embedder is None:
-        return functools.cache(opened.start)
-    return functools.cache(lambda: fixed_shapes(opened.start()))
+def _started_once(opened: Opened) -> Callable[..., Searcher]:
+    """Returns a `start` that opens the index at the first call only; a server is one process."""
+
+    @functools.cache
+    def once() -> Searcher:
+        searcher = opened.start()
+        return searcher if opened.embedder is None else fixed_shapes(searcher)
+
+    return lambda *, everywhere=False: once()
 
 
 def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:

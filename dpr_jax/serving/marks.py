@@ -5,7 +5,7 @@ import re
 
 import Stemmer
 
-from dpr_jax.index import bm25_build
+from dpr_jax.index import bm25_words
 
 WORD = re.compile(r"(?u)\b\w\w+\b")  # bm25s' rule
 _stemmer = Stemmer.Stemmer("english")
@@ -14,7 +14,7 @@ _stemmer = Stemmer.Stemmer("english")
 @functools.lru_cache(maxsize=1024)
 def stems(question: str) -> frozenset[str]:
     """Returns the stems of a question that BM25 looks for; stop words are left out."""
-    [words] = bm25_build.tokenize([question], return_ids=False)
+    [words] = bm25_words.english([question], return_ids=False)
     return frozenset(words)
 
 

@@ -1,13 +1,42 @@
-"""Passages by their id, found without holding the ids."""
+"""Passages by their row, the last ones kept; and by their id, without holding the ids."""
 
 import threading
 import time
+from collections import OrderedDict
+from collections.abc import Iterable
 
 import numpy as np
 
 from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
+
+MOST_CHARS = 50_000_000
+
+
+class PassageCache:
+    """Passages by row, the last ones kept in memory: reading one takes as long as a search.
+
+    For one thread.
+    """
+
+    def __init__(self, corpus: Corpus, most_chars: int = MOST_CHARS) -> None:
+        self._corpus, self._left = corpus, most_chars
+        self._kept: OrderedDict[int, Passage] = OrderedDict()
+
+    def rows(self, rows: Iterable[int]) -> dict[int, Passage]:
+        """Returns the passages of some rows."""
+        found = {row: self._kept[row] for row in rows if row in self._kept}
+        missing = [row for row in rows if row not in found]
+        for row in found:
+            self._kept.move_to_end(row)
+        for row, passage in zip(missing, self._corpus.rows(missing), strict=True):
+            found[row] = self._kept[row] = passage
+            self._left -= len(passage.text)
+        while self._left < 0:
+            _, passage = self._kept.popitem(last=False)
+            self._left += len(passage.text)
+        return found
 
 
 class NotRead(Exception):

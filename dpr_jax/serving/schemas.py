@@ -26,10 +26,11 @@ class SearchRequest(Closed):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
+            "oneOf": [{"required": ["question"]}, {"required": ["questions"]}],
             "examples": [
                 {"question": QUESTION, "k": 3},
                 {"questions": [QUESTION, "who is at risk of gout?"], "k": 5, "retriever": "bm25"},
-            ]
+            ],
         },
     )
 

@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,11 @@ def run(
         service.wants_check = verify
         watcher = threading.Thread(target=_background, args=(service, begun_s), name="dpr-watch")
         stack.callback(_end, service, watcher)
+        watcher.start()  # compiles while the interfaces are imported
         if mcp:
-            _speak_mcp(service, settings, watcher)
+            _speak_mcp(service, settings)
         else:
-            _speak_http(service, settings, known, host, sockets, watcher)
+            _speak_http(service, settings, known, host, sockets)
 
 
 def _open(
@@ -94,8 +96,7 @@ def _open(
 def _end(service: Any, watcher: threading.Thread) -> None:
     """Ends the threads: one that still compiles would crash the end of the process."""
     service.catalog.stopping.set()
-    if watcher.ident is not None:
-        watcher.join()
+    watcher.join()
     service.catalog.close()
 
 
@@ -123,7 +124,7 @@ def _background(service: Any, begun_s: float) -> None:
         catalog.check()
         service.checked = True
     try:
-        default.batcher.warm_first(default.warm_questions()[:1])
+        default.warm_first()
     except Exception as error:  # noqa: BLE001 - questions will say it again
         say(f"serve: the first question failed: {error}")
     service.warm = True
@@ -139,7 +140,10 @@ def _background(service: Any, begun_s: float) -> None:
         catalog.check()
         service.checked = True
     while service.settings.watch_s and not stopping.wait(service.settings.watch_s):
-        catalog.watch()
+        try:
+            catalog.watch()
+        except Exception:  # noqa: BLE001 - a bug: the live table goes on, and so does watching
+            traceback.print_exc()
 
 
 def _speak_http(
@@ -148,7 +152,6 @@ def _speak_http(
     keys: Any,
     host: str,
     sockets: list[socket.socket],
-    watcher: threading.Thread,
 ) -> None:
     import uvicorn
 
@@ -166,7 +169,6 @@ def _speak_http(
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        watcher.start()
         async with manager.run():
             yield
 
@@ -214,12 +216,11 @@ def _speak_http(
     log.close()
 
 
-def _speak_mcp(service: Any, settings: ServeConfig, watcher: threading.Thread) -> None:
+def _speak_mcp(service: Any, settings: ServeConfig) -> None:
     """Speaks MCP by stdio until stdin ends; stdout is the protocol's."""
     from dpr_jax.serving import tools
 
     server = tools.make_tools(service, settings.public_url)
-    watcher.start()
     table = service.catalog.live
     say(f"serve: MCP by stdio answers by {table.default} ({table.why})")
     asyncio.run(server.run_stdio_async())

@@ -11,7 +11,7 @@ from dpr_jax import artifacts
 from dpr_jax.config import ServeConfig
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.errors import InputError
-from dpr_jax.serving.batches import SIZES, Answer, Full, Hit, Workers
+from dpr_jax.serving.batches import Answer, Full, Hit, Workers
 from dpr_jax.serving.catalog import Catalog, Table
 from dpr_jax.serving.live import Served
 from dpr_jax.serving.metrics import Metrics
@@ -201,17 +201,17 @@ class Service:
           Refusal: the retriever has no encoder, or a text is wrong.
         """
         served = self.retriever(self.table(), name)
-        embedder = served.embedder
-        if embedder is None:
+        encoder = served.encoder
+        if encoder is None:
             raise Refusal(422, f"retriever {served.name} has no encoder; name a dense one")
         self.check_texts(texts, "input")
         plain = [text.replace("’", "'") for text in texts]
-        size = max(one for one in SIZES if one <= served.batcher.size)
+        size = self.settings.batch
         loop, parts = asyncio.get_running_loop(), []
         for start in range(0, len(plain), size):  # in parts, so that searches come between
             part = plain[start : start + size]
-            parts.append(await loop.run_in_executor(self._workers.encode, embedder.encode, part))
-        tokens = int(embedder.tokenize(plain).lengths_N.sum())
+            parts.append(await loop.run_in_executor(self._workers.encode, encoder.encode, part))
+        tokens = int(encoder.tokenize(plain).lengths_N.sum())
         return served.name, np.concatenate(parts), tokens
 
     def info(self) -> dict[str, Any]:

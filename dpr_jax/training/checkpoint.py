@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from dpr_jax import artifacts, console, parallel
 from dpr_jax.errors import InputError
+from dpr_jax.remote import Remote
 from dpr_jax.training.progress import Progress
 from dpr_jax.training.step import TrainState
 
@@ -159,6 +160,19 @@ class Checkpoints:
         parallel.barrier(f"checkpoint {step} set aside")
         self._manager.reload()
         return target
+
+
+def share(folder: Path, remote: Remote | None) -> None:
+    """Gives all processes the checkpoints that there are, where they have no disk in common."""
+    if remote is None:
+        return
+    if parallel.is_main():
+        remote.pull_parts(folder)
+        remote.push_parts(folder)
+    parallel.barrier(f"checkpoints of {folder.name} sent")
+    if not parallel.is_main():
+        shutil.rmtree(folder / "steps", ignore_errors=True)  # which may be of another run
+        remote.pull_parts(folder)
 
 
 def hollow(state: TrainState) -> TrainState:

@@ -58,6 +58,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     parallel.agree({name: inputs.get(name, "") for name in ("data", "mined", "init")})
     folder = retriever.place("checkpoints", origin)
     model = retriever.place("model", origin)
+    checkpoint.share(folder, retriever.remote)
     if artifacts.is_fresh(model / "manifest.json", origin):
         parallel.on_main(lambda: retriever.point("model", model))
         if checkpoint.finished(folder):  # a run killed after its export still has its states
@@ -160,6 +161,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
             artifacts.write_json(folder / "settings.json", origin)
             retriever.point("checkpoints", folder)
         parallel.barrier("checkpoints claimed")
+        if retriever.remote and parallel.is_main():
+            stack.enter_context(retriever.remote.kept_up(folder))
         record = Record(folder, first_step=first_step)
         stack.callback(record.close)
 

@@ -9,7 +9,7 @@ is the gradient of the mean over the global batch, to rounding:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from jax import lax
 from dpr_jax.config import TrainConfig
 from dpr_jax.model import dual_encoder, kernels
 from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
-from dpr_jax.training import gradcache, loss, shards
+from dpr_jax.training import contrast, gradcache, loss, shards
+from dpr_jax.training.contrast import Contrast
 
 LOG_TEMPERATURE = "log_temperature"  # beside the towers in the params, where learned
 
@@ -121,38 +122,6 @@ class StepSettings(NamedTuple):
         return cls(encoder, optimizer, seed=seed, **own)
 
 
-class _Contrast(NamedTuple):
-    """B vectors, each to be told which of P candidates is its match.
-
-    Attributes:
-      emb_BD: the vectors.
-      candidate_emb_PD: those of the candidates.
-      label_B: position of each match.
-      given_B: further arrays with an entry per vector.
-      usable: (label_B, *given_B) of some of the vectors -> bool [B, P], their usable candidates.
-    """
-
-    emb_BD: jax.Array
-    candidate_emb_PD: jax.Array
-    label_B: jax.Array
-    given_B: tuple[jax.Array, ...]
-    usable: Callable[..., jax.Array]
-
-
-class _Judged(NamedTuple):
-    """What the scores of a contrast say of each vector; see training/loss.py.
-
-    Attributes:
-      nll_B: negative log likelihood of its match.
-      hit_B: whether the match scores highest.
-      own_scores_BG: scores of its match and the candidates after it.
-    """
-
-    nll_B: jax.Array
-    hit_B: jax.Array
-    own_scores_BG: jax.Array | None
-
-
 def batch_loss(
     params: Params,
     batch: Batch,
@@ -171,7 +140,7 @@ def batch_loss(
     temperature = temperature_of(params, settings.temperature)
     contrasts = _contrasts(question_emb_BD, passage_emb_PD, batch, settings, axis)
     own = None if settings.distillation == "off" else batch.teacher_scores_BG.shape[1]
-    judged = [_judge(one, temperature, own) for one in contrasts]
+    judged = [contrast.judge(one, temperature, own) for one in contrasts]
     nll_B = loss.mean([one.nll_B for one in judged])
     hit_B = judged[0].hit_B
     if settings.distillation == "off":
@@ -198,38 +167,6 @@ def batch_loss(
         "nll": nll,
         "distillation": distance,
     }
-
-
-def _judge(one: _Contrast, temperature: float | jax.Array, own: int | None) -> _Judged:
-    """Scores the vectors of a contrast, in blocks where the matrix of all scores would be large.
-
-    Args:
-      one: the contrast.
-      temperature: scores are divided by it.
-      own: how many scores from the match on are wanted; None for none.
-    """
-
-    def of_rows(emb_BD: jax.Array, label_B: jax.Array, *given_B: jax.Array) -> _Judged:
-        usable_BP = one.usable(label_B, *given_B)
-        scores_BP = loss.scores(emb_BD, one.candidate_emb_PD, temperature)
-        nll_B = loss.nll(scores_BP, label_B, usable_BP)
-        hit_B = loss.first_is_label(scores_BP, label_B, usable_BP)
-        own_BG = None
-        if own is not None:
-            own_BG = label_B[:, None] + jnp.arange(own)
-            own_BG = jnp.take_along_axis(scores_BP, own_BG, axis=1)
-        return _Judged(nll_B, hit_B, own_BG)
-
-    rows = one.emb_BD, one.label_B, *one.given_B
-    count = len(one.emb_BD)
-    block = loss.block_rows(count, len(one.candidate_emb_PD))
-    if block == count:
-        return of_rows(*rows)
-    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), rows)
-    # scores are computed again in the backward pass: a block's are all that is kept
-    again = jax.checkpoint(lambda block: of_rows(*block), prevent_cse=False)
-    judged = lax.map(again, blocks)
-    return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), judged)
 
 
 def _distillation(
@@ -280,7 +217,7 @@ def _contrasts(
     batch: Batch,
     settings: StepSettings,
     axis: str,
-) -> list[_Contrast]:
+) -> list[Contrast]:
     """All that the loss is the mean of; first this device's questions against the passages of all
     devices.
     """
@@ -318,7 +255,7 @@ def _contrasts(
     def usable(label_B: jax.Array, *given: jax.Array) -> jax.Array:
         return loss.usable(all_texts_P >= 0, label_B, excluded(given))
 
-    questions_first = _Contrast(
+    questions_first = Contrast(
         question_emb_BD, all_passage_emb_PD, label_B, tuple(known.values()), usable
     )
     contrasts = [questions_first]
@@ -336,7 +273,7 @@ def _contrasts(
         all_question_emb_QD = gather(question_emb_BD)
         positive_emb_BD = passage_emb_PD[::stride]
         contrasts.append(
-            _Contrast(positive_emb_BD, all_question_emb_QD, own_B, given_B, usable_questions)
+            Contrast(positive_emb_BD, all_question_emb_QD, own_B, given_B, usable_questions)
         )
 
     def cut(emb_BD: jax.Array, width: int) -> jax.Array:

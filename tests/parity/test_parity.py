@@ -18,9 +18,12 @@ import torch
 import transformers
 from make_golden import hard_texts, real_texts
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from dpr_jax.config import ModelConfig
+from dpr_jax.export import model_dpr
+from dpr_jax.export.model_tower import Tower
 from dpr_jax.model import description, hf, modules, tokenizer
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.training.export import Towers, write_towers
@@ -35,7 +38,10 @@ LONG = ["word " * 10_000, "日本" * 10_000, "<s>" * 300]
 
 
 def opened(folder: Path) -> SentenceTransformer:
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    options = {"dtype": "float32"}  # else it computes in the precision of the files
+    return SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True, model_kwargs=options
+    )
 
 
 def ours(source: Path, side: str, texts: list, model: ModelConfig = AS_IT_SAYS) -> np.ndarray:
@@ -159,3 +165,53 @@ def test_a_pair_in_sentence_transformers(tmp_path: Path) -> None:
     pairs = [("Paris", "lies on the Seine"), ("Rome", "lies on the Tiber")]
     joined = [f"{title} [SEP] {text}" for title, text in pairs]
     assert_same(opened(model).encode_document(joined), ours(model, "passage", pairs))
+
+
+def test_metrics_of_their_evaluator(texts: list[str], tmp_path: Path) -> None:
+    """The same MRR@10, nDCG@10 and recall as from our vectors, for a model that reads pairs."""
+    params, towers = towers_of("bert", "bert", shared=False)
+    model = tmp_path / "model"
+    write_towers(model, params, towers, {"stage": "train"})
+    passages = real_texts(300)
+    pairs = {str(i): (text[:20], text) for i, text in enumerate(passages)}
+    asked = {f"q{i}": text[10:60] for i, text in enumerate(passages[:100])}
+    relevant = {f"q{i}": {str(i)} for i in range(100)}
+    corpus = {id_: f"{title} [SEP] {text}" for id_, (title, text) in pairs.items()}
+    evaluator = InformationRetrievalEvaluator(asked, corpus, relevant, name="x", batch_size=64)
+    theirs = evaluator(opened(model))
+    emb_QD = ours(model, "question", list(asked.values()))
+    emb_ND = ours(model, "passage", list(pairs.values()))
+    order_QN = np.argsort(-(emb_QD @ emb_ND.T), axis=1)
+    rank_Q = np.argmax(order_QN == np.arange(100)[:, None], axis=1)
+    found = {
+        "x_cosine_mrr@10": np.mean(np.where(rank_Q < 10, 1 / (1 + rank_Q), 0)),
+        "x_cosine_ndcg@10": np.mean(np.where(rank_Q < 10, 1 / np.log2(2 + rank_Q), 0)),
+        "x_cosine_recall@10": np.mean(rank_Q < 10),
+    }
+    for name, value in found.items():
+        assert abs(theirs[name] - value) < 1e-3, name
+
+
+def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
+    """What `dpr export model --as dpr` writes, in DPRQuestionEncoder and DPRContextEncoder."""
+    settings = description.read(GOLDEN / "dpr", "passage", AS_IT_SAYS)
+    shape = hf.read_shape(GOLDEN / "dpr")
+    params = hf.read_params(GOLDEN / "dpr", shape, settings.dense)
+    classes = {
+        "question": transformers.DPRQuestionEncoder,
+        "passage": transformers.DPRContextEncoder,
+    }
+    for side in classes:
+        folder = tmp_path / f"{side}_encoder"
+        folder.mkdir()
+        model_dpr.write(folder, side, Tower(GOLDEN / "dpr", settings, shape, params))
+    for side, made in classes.items():
+        folder = tmp_path / f"{side}_encoder"
+        theirs, loading = made.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"] and not loading["unexpected_keys"]
+        tokens = transformers.AutoTokenizer.from_pretrained(folder)
+        row = tokens(texts[0], return_tensors="pt", truncation=True, max_length=64)
+        with torch.no_grad():
+            wanted = theirs.eval()(**row).pooler_output
+        cut = ModelConfig(max_question_tokens=64, max_passage_tokens=64)
+        assert_same(ours(tmp_path, side, texts[:1], cut), wanted.numpy())

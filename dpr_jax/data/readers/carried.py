@@ -33,7 +33,7 @@ def read_triples(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuest
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
-        columns = text.rstrip("\r\n").split("\t")
+        columns = rows.as_letters(text)
         if columns == [""]:
             continue
         if len(columns) != 3:
@@ -110,7 +110,7 @@ def _paragraphs(
 def _squad_question(question: dict[str, Any], passage: Passage, where: str) -> RawQuestion:
     id_ = one_word(question.get("id"), "question id", where)
     where = f"{where}, question {id_}"
-    impossible = question.get("is_impossible") is True
+    impossible = raw.is_true(question.get("is_impossible"))
     texts = [answer.get("text") for answer in _dicts(question, "answers", where)]
     row = _carrying(
         id_=id_,

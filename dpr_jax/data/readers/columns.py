@@ -273,22 +273,28 @@ def is_name(cell: str, kind: str) -> bool:
     return known or plain in ASKED_ONLY or bool(NEGATIVE.fullmatch(plain))
 
 
-def refuse_unused(chosen: Iterable[Chosen]) -> None:
+def refuse_unused(columns: Mapping[str, str], files: Mapping[str, Chosen]) -> None:
     """Refuses columns of data.columns that no file has.
+
+    Args:
+      columns: data.columns.
+      files: what was taken of it for each file, by its key, after its columns were named.
 
     Raises:
       InputError: there is one.
     """
-    chosen = list(chosen)
-    found = {column for one in chosen for column in one.found}
-    wanted = {column for one in chosen for column in (*one.role_of, *one.ignored)}
-    for one in chosen:
-        wanted |= one.strict - one.found
-        found -= one.strict - one.found
-    if missing := sorted(wanted - found):
+    keys = {key.partition("/")[0] for key in files}
+    for entry in columns:
+        file = entry.rpartition(".")[0]
+        if file not in ("", "questions", *keys):
+            raise InputError(f"data.columns has {entry!r}, but data.{file} names no file")
+    found = {column for one in files.values() for column in one.found}
+    missing = {c for one in files.values() for c in (*one.role_of, *one.ignored)} - found
+    missing |= {column for one in files.values() for column in one.strict - one.found}
+    if missing:
         raise InputError(
-            f"data.columns names {', '.join(map(repr, missing))}, which is no column of the files"
-            " that are read; check its spelling"
+            f"data.columns names {', '.join(map(repr, sorted(missing)))}, which is no column of the"
+            " files that are read; check its spelling"
         )
 
 

@@ -91,7 +91,7 @@ def read_collection(path: Path, on_read: OnRead | None = None) -> Iterator[tuple
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
-        columns = text.rstrip("\r\n").split("\t")
+        columns = rows.as_letters(text)
         if columns == [""]:
             continue
         if len(columns) != 2:
@@ -136,12 +136,12 @@ def read_question_ids(path: Path, on_read: OnRead | None = None) -> Iterator[Raw
     """
     for line, text in rows.lines(path, on_read):
         where = f"{path}:{line}"
-        id_, tab, question = text.rstrip("\r\n").partition("\t")
-        if (not tab and not id_) or (line == 1 and id_.lower() in QUESTION_ID_KEYS):
+        fields = rows.as_letters(text)
+        if fields == [""] or (line == 1 and fields[0].lower() in QUESTION_ID_KEYS):
             continue
-        if not tab or "\t" in question:
+        if len(fields) != 2:
             raise InputError(f"{where}: a line is a question id, a tab, and a question")
-        yield _asked(one_word(id_, "question id", where), question, where)
+        yield _asked(one_word(fields[0], "question id", where), fields[1], where)
 
 
 def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuestion]:

@@ -15,6 +15,7 @@ LINES_TO_TELL_BY = 1000
 
 _WHOLE = re.compile(r"(-?\d{1,9})(?:\.0*)?", re.ASCII)
 RULE = "qrels are lines of question-id, 0, passage-id, relevance"
+_ITERATION = re.compile(r"\d+|Q0|-", re.IGNORECASE | re.ASCII)  # TREC's second column
 _SMALL = re.compile(r"-?(?:\d|10)(?:\.\d*)?", re.ASCII)  # a grade, no passage's id
 
 
@@ -107,7 +108,8 @@ def _qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     comma = tables.ending(path) == ".csv"
     first = True
     for line, text in rows.lines(path, None):
-        columns = [one.strip() for one in text.split(",")] if comma else text.split()
+        by = "," if comma else "\t" if "\t" in text.strip() else None
+        columns = [one.strip() for one in text.strip().split(by)]
         if any(columns) and not (first and columns[0].lower() in QRELS_HEADS):
             yield line, columns
         first = first and not any(columns)
@@ -126,7 +128,10 @@ def _qrels_layout(path: Path) -> str:
 
 def _judgement(columns: list[str], layout: str, where: str) -> tuple[str, str, int]:
     """Returns question id, passage id and grade of a line."""
-    if len(columns) != (4 if layout == "TREC" else 3):
+    fits = len(columns) == (4 if layout == "TREC" else 3)
+    if fits and layout == "TREC":
+        fits = _ITERATION.fullmatch(columns[1]) is not None
+    if not fits or not all(len(column.split()) == 1 for column in columns):
         raise InputError(
             f"{where}: a line is question-id, 0, passage-id, relevance (BEIR: without the 0), each"
             f" one word, found {short(columns)}"

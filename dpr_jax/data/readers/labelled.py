@@ -11,7 +11,7 @@ from dpr_jax.data.raw import RawQuestion, short
 from dpr_jax.data.readers import teacher
 from dpr_jax.errors import InputError
 
-_YES = {"true": 1.0, "yes": 1.0, "relevant": 1.0, "false": 0.0, "no": 0.0, "irrelevant": 0.0}
+WORDS = {"true": 1.0, "yes": 1.0, "relevant": 1.0, "false": 0.0, "no": 0.0, "irrelevant": 0.0}
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -74,7 +74,7 @@ def _label(value: Any, role: str, where: str) -> float:
     number = float(value) if isinstance(value, int | float) else float("nan")
     if isinstance(value, str):
         text = value.strip().lower()
-        number = float(text) if _NUMBER.fullmatch(text) else _YES.get(text, number)
+        number = float(text) if _NUMBER.fullmatch(text) else WORDS.get(text, number)
     if not abs(number) <= teacher.LARGEST:
         raise InputError(
             f"{where}: {role} must be a number, or true or false, found {short(value)}; leave the"

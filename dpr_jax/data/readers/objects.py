@@ -124,7 +124,7 @@ def _question(values: dict[str, list[Any]], number: int, where: str, table: Tabl
 
     # --- answers, labels, scores
     answers, unusable = _answers(row.get("answers"), where)
-    if _is_true(row.get("impossible")):
+    if raw.is_true(row.get("impossible")):
         unusable = "marked impossible"
     scores = teacher.beside_passages(row, positives, hard, where)
     grades: tuple[int, ...] = ()
@@ -290,10 +290,6 @@ def _list_of_texts(value: Any, what: str, where: str) -> list[str]:
 def _is_squad(values: dict[str, list[Any]]) -> bool:
     answers = (values.get("answers") or [None])[0]
     return isinstance(answers, dict) and "answer_start" in answers
-
-
-def _is_true(value: Any) -> bool:
-    return value is True or str(value).lower() in ("true", "1")
 
 
 def _answers(value: Any, where: str) -> tuple[tuple[str, ...], str]:

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ SEPARATED = {"\t": "tab", ",": "comma"}
 OBJECT_LIMIT_CHARS = 1 << 28  # a JSON object that has not ended by then never will
 CSV_FIELD_LIMIT = 2**31 - 1
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # stands where a file begins, also one that was put after another
+_DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 END = "\0"  # follows the last line; found inside a field, a quote was left open
 
 
@@ -88,8 +90,11 @@ def tsv(
             if is_open:
                 ahead += itertools.islice(source, 1)
                 following = [_plain(one, delimiter) for _, one in ahead]
+                columns = width or len(fields)
                 as_they_stand = (
-                    complete and delimiter == "\t" and all(len(one) == width for one in following)
+                    (complete or not width)
+                    and delimiter == "\t"
+                    and all(len(one) == columns for one in following)
                 )
                 if not as_they_stand:
                     more = itertools.chain(
@@ -108,6 +113,18 @@ def tsv(
         if fields != [""]:
             width = width or len(fields)
             yield line, fields, as_they_stand
+
+
+def as_letters(text: str, delimiter: str = "\t") -> list[str]:
+    """Returns the fields of a line whose quotes are letters, but for a field that only a CSV writer
+    makes: in quotes, with every quote inside doubled.
+    """
+    fields = _plain(text, delimiter)
+    if '""' not in text:
+        return fields
+    return [
+        field[1:-1].replace('""', '"') if _DOUBLED.fullmatch(field) else field for field in fields
+    ]
 
 
 def _plain(text: str, delimiter: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax.data.raw import short
-from dpr_jax.data.readers import columns, rows, tables
+from dpr_jax.data.readers import columns, labelled, rows, tables
 from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.data.readers.tables import Shape
 from dpr_jax.errors import InputError
@@ -149,7 +149,7 @@ def _without_names(path: Path, cells: list[list[str]], delimiter: str) -> Writte
     even = [row for row in cells if len(row) == width]
     columns_ = [[row[at] for row in even] for at in range(width)]
     words = [all(len(cell.split()) <= 1 for cell in column) for column in columns_]
-    numbers = [all(_NUMBER.fullmatch(cell) for cell in column) for column in columns_]
+    numbers = [all(map(_is_label, column)) for column in columns_]
     ids = [
         words[at] and all(re.search(r"\d", cell) for cell in columns_[at]) for at in range(width)
     ]
@@ -167,12 +167,16 @@ def _without_names(path: Path, cells: list[list[str]], delimiter: str) -> Writte
                 " name the file as qrels, such as data.test_qrels, or say what the columns are with"
                 " --data.columns"
             )
-        if (words[0] and not words[1] and len(even) > 1) or numbers[0] or numbers[2]:
+        if (words[0] and not words[1] and len(even) > 1) or any(numbers):
             ways = ("question=1 positive=2 negative=3", "id=1 question=2 positive=3")
             raise _ambiguous(path, ways, cells[0])
         return Written(Shape(delimiter), "triples")
     ways = ("question=1 positive=2", "question=1 answers=2")
     raise _ambiguous(path, ways, cells[0])
+
+
+def _is_label(cell: str) -> bool:
+    return bool(_NUMBER.fullmatch(cell)) or cell.lower() in labelled.WORDS
 
 
 def _ambiguous(path: Path, ways: Sequence[str], row: Sequence[str]) -> InputError:

@@ -82,9 +82,10 @@ class ExactIndex:
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> "ExactIndex":
-        """Memory-maps what `save` wrote."""
+        """Memory-maps what `save` wrote; `everywhere` in the settings is for all processes."""
         files = sorted(folder.glob("vectors-*.npy"))
-        return cls([np.load(file, mmap_mode="r") for file in files])
+        devices = jax.devices() if settings.get("everywhere") else None
+        return cls([np.load(file, mmap_mode="r") for file in files], devices=devices)
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k vectors of largest inner product; of equal ones the lower row is first.

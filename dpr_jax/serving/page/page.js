@@ -49,10 +49,12 @@ function passageItem(hit, rank, elsewhere) {
   const facts = element("div", "facts", `${rank}.`, element("span", "", `score ${Number(hit.score.toPrecision(4))}`),
     element("span", "", hit.id));
   if (elsewhere) facts.append(element("span", "chip", `${elsewhere.name}: ${elsewhere.rank}.`));
+  const text = element("p", "", ...marked(hit.text, hit.text_marks));
   const item = element("li", "passage",
-    element("h3", "", ...(hit.title ? marked(hit.title, hit.title_marks) : ["(no title)"])),
-    facts, element("p", "", ...marked(hit.text, hit.text_marks)));
+    element("h3", "", ...(hit.title ? marked(hit.title, hit.title_marks) : ["(no title)"])), facts, text);
   item.tabIndex = 0;
+  item.addEventListener("keydown", (event) => { if (event.key === "Enter") text.classList.toggle("whole"); });
+  item.addEventListener("dblclick", () => text.classList.add("whole"));
   return item;
 }
 

@@ -12,6 +12,7 @@ from dpr_jax.retrieval.retriever import Found, Retriever, questions_as_texts
 
 KEY = "DPR_API_KEY"
 TIMEOUT_S = 60.0
+QUESTIONS_AT_ONCE = 16
 
 
 class Searches(Protocol):
@@ -22,13 +23,19 @@ class Searches(Protocol):
 
 
 class RemoteRetriever:
-    """Asks POST /v1/search of a server; a key is taken from DPR_API_KEY."""
+    """Asks POST /v1/search of a server; a key is taken from DPR_API_KEY.
+
+    Attributes:
+      name: the retriever that answers; None until the server has said which.
+      why: where it is.
+    """
 
     def __init__(self, url: str, name: str | None = None) -> None:
         """Takes the server's address, and a retriever of it; None: the one that it chooses."""
         if not url.startswith(("http://", "https://")):
             raise InputError(f"url is {url}; it begins with http:// or https://")
-        self._url, self._name = f"{url.rstrip('/')}/v1/search", name
+        self._url, self.name = f"{url.rstrip('/')}/v1/search", name
+        self.why = f"served at {url}"
 
     def search(self, questions: Iterable[str], k: int = 20) -> list[list[Found]]:
         """Returns the best passages of every question, best first.
@@ -36,25 +43,43 @@ class RemoteRetriever:
         Raises:
           InputError: the server does not answer, or refuses the request.
         """
-        return [self._ask(question, k) for question in questions_as_texts(questions)]
+        texts, found = questions_as_texts(questions), []
+        for start in range(0, len(texts), QUESTIONS_AT_ONCE):
+            found += self._ask(texts[start : start + QUESTIONS_AT_ONCE], k)
+        return found
 
-    def _ask(self, question: str, k: int) -> list[Found]:
-        body = {"question": question, "k": k} | ({"retriever": self._name} if self._name else {})
+    def _ask(self, questions: list[str], k: int) -> list[list[Found]]:
+        body = {"questions": questions, "k": k} | ({"retriever": self.name} if self.name else {})
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                [result] = json.load(response)["results"]
-            return [Found(*(one[name] for name in Found._fields)) for one in result["passages"]]
+                answer = json.load(response)
+            found = [
+                [Found(*(one[name] for name in Found._fields)) for one in result["passages"]]
+                for result in answer["results"]
+            ]
+            self.name = answer["retriever"]
+            return found
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(300).decode(errors="replace").split())
-            raise InputError(f"{self._url} refuses with {error.code}: {said}") from None
+            remedy = f"; set {KEY} to a key of it" if error.code == 401 else ""
+            raise InputError(f"{self._url} answers {error.code}: {_said(error)}{remedy}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
+            why = error or type(error).__name__
             raise InputError(
-                f"{self._url} does not answer as `dpr serve` does: {error or type(error).__name__}"
+                f"{self._url} does not answer as `dpr serve` does ({why}); start"
+                " one with `dpr serve --workdir DIR`, or give another url"
             ) from None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """Returns the message of an error of `dpr serve`."""
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return str(error.reason)
 
 
 def opened(workdir: str | None, url: str | None, name: str | None) -> Searches:

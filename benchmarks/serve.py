@@ -1,0 +1,219 @@
+"""Load on `dpr serve` beside a plain server of FastAPI, sentence-transformers and FAISS.
+
+Both answer the same questions with the same encoder over the same passages, 10 passages each, one
+question per request. Clients ask over connections that stay open, each the next question once it
+has the answer. Both servers run at the same time and are asked in turn, a second or two each, so
+that other work on the machine meets both. The clients are one process of their own.
+
+  python benchmarks/serve.py --workdir runs/quickstart --plain-python VENV/bin/python
+  python benchmarks/serve.py --workdir runs/million --retriever trained --seconds 20
+
+VENV has fastapi, uvicorn, sentence-transformers and faiss-cpu: an environment of its own, with the
+extras that a reader would install. Without --plain-python only `dpr serve` is measured.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dpr_jax.data.store import open_questions
+from dpr_jax.retrieval.searcher import open_corpus
+from dpr_jax.workdir import WorkDir, open_workdir
+
+K = 10
+PLAIN = """
+import sys
+
+import faiss
+import json
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+
+folder, model, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+encoder = SentenceTransformer(model, device="cpu")
+index = faiss.read_index(f"{folder}/index.faiss")
+passages = [json.loads(line) for line in open(f"{folder}/passages.jsonl")]
+app = FastAPI()
+
+
+class Asked(BaseModel):
+    question: str
+    k: int = 10
+
+
+@app.post("/v1/search")
+def search(asked: Asked):
+    vectors = encoder.encode([asked.question], normalize_embeddings=True, show_progress_bar=False)
+    scores, rows = index.search(vectors, asked.k)
+    hits = [passages[row] | {"score": float(score)} for score, row in zip(scores[0], rows[0])]
+    return {"results": [{"question": asked.question, "passages": hits}]}
+
+
+uvicorn.run(app, port=port, log_level="error", access_log=False)
+"""
+
+
+async def post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: bytes
+) -> dict:
+    """Sends one request over an open connection."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    said = await reader.readuntil(b"\r\n\r\n")
+    length = int(said.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    content = await reader.readexactly(length)
+    if b" 200 " not in said.split(b"\r\n")[0]:
+        raise RuntimeError(content[:300])
+    return content
+
+
+@contextlib.asynccontextmanager
+async def connections(port: int, count: int) -> AsyncIterator[list]:
+    """Opens connections, and closes them at the end."""
+    wires = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+    try:
+        yield wires
+    finally:
+        for _, writer in wires:
+            writer.close()
+
+
+async def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> np.ndarray:
+    """Asks for a while; returns the latency of every answer, seconds [N]."""
+    spent: list[float] = []
+    end_s = time.perf_counter() + seconds
+
+    async def client(number: int, wire: tuple) -> None:
+        at = number * 97
+        while time.perf_counter() < end_s:
+            begun_s = time.perf_counter()
+            await post(*wire, "/v1/search", bodies[at % len(bodies)])
+            spent.append(time.perf_counter() - begun_s)
+            at += 1
+
+    async with connections(port, clients) as wires:
+        await asyncio.gather(*(client(number, wire) for number, wire in enumerate(wires)))
+    return np.array(spent)
+
+
+def wait_for(port: int, body: bytes, process: subprocess.Popen) -> float:
+    """Returns the seconds until a server answers a question."""
+    begun_s = time.perf_counter()
+    while time.perf_counter() - begun_s < 600:
+        if process.poll() is not None:
+            raise SystemExit("a server ended before it answered")
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, RuntimeError):
+            asyncio.run(load(port, [body], 1, 0.01))
+            return time.perf_counter() - begun_s
+        time.sleep(0.1)
+    raise SystemExit("a server did not answer within 600 s")
+
+
+@contextlib.contextmanager
+def started(args: list[str], **environment: str) -> Iterator[subprocess.Popen]:
+    """Runs a server until the block ends."""
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def write_plain(workdir: WorkDir, name: str, folder: Path) -> None:
+    """Writes the same vectors as a FAISS index, exact like ours on so few, and the passages."""
+    import faiss
+
+    from dpr_jax.index.embeddings import as_float32, open_embeddings
+
+    shards, _ = open_embeddings(workdir.retriever(name).current("embeddings"))
+    vectors_ND = as_float32(shards)
+    index = faiss.IndexFlatIP(vectors_ND.shape[1])
+    index.add(vectors_ND)
+    faiss.write_index(index, str(folder / "index.faiss"))
+    with (folder / "passages.jsonl").open("w") as out:
+        for passage in open_corpus(workdir):
+            out.write(json.dumps(passage._asdict()) + "\n")
+    (folder / "plain.py").write_text(PLAIN)
+
+
+def processor_s(process: subprocess.Popen) -> float:
+    """Returns the processor time of a server so far, which other work on the machine changes
+    little.
+    """
+    words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def summary(spent: list[np.ndarray], seconds: float, processor_s: float) -> dict[str, float]:
+    """Returns questions per second, latencies and processor time per question, milliseconds."""
+    all_s = np.concatenate(spent)
+    p50, p99 = np.percentile(all_s * 1000, [50, 99])
+    return {
+        "questions_per_s": len(all_s) / seconds,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "processor_ms": 1000 * processor_s / len(all_s),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--retriever", default="trained")
+    parser.add_argument("--questions", default="test", help="split to ask")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--seconds", type=float, default=20, help="per server and clients")
+    parser.add_argument("--plain-python", help="Python of the plain server's environment")
+    parser.add_argument("--port", type=int, default=8470)
+    args = parser.parse_args()
+    workdir = open_workdir(args.workdir, new=False)
+    texts = [question.question for question in open_questions(workdir, args.questions)]
+    bodies = [json.dumps({"question": text, "k": K}).encode() for text in texts]
+    rounds = max(1, round(args.seconds / 2))
+    with contextlib.ExitStack() as stack:
+        code = "from dpr_jax.cli import main; main()"
+        ours = [sys.executable, "-c", code, "serve", "--workdir", args.workdir]
+        ours += ["--retriever", args.retriever, "--port", str(args.port)]
+        ours += ["--serve.access-log", "", "--serve.watch-s", "0"]
+        servers = {"dpr serve": (args.port, stack.enter_context(started(ours)))}
+        wait_for(args.port, bodies[0], servers["dpr serve"][1])
+        if args.plain_python:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_plain(workdir, args.retriever, folder)
+            model = workdir.retriever(args.retriever).current("model") / "question_encoder"
+            plain = [args.plain_python, str(folder / "plain.py"), str(folder), str(model)]
+            plain.append(str(args.port + 1))
+            process = stack.enter_context(started(plain))
+            servers["plain"] = (args.port + 1, process)
+            wait_for(args.port + 1, bodies[0], process)
+        time.sleep(15)  # dpr serve compiles for larger batches
+        for port, _ in servers.values():
+            asyncio.run(load(port, bodies, 32, 3))
+        for clients in args.clients:
+            spent: dict[str, list[np.ndarray]] = {name: [] for name in servers}
+            before_s = {name: processor_s(process) for name, (_, process) in servers.items()}
+            for _ in range(rounds):
+                for name, (port, _) in servers.items():
+                    spent[name].append(asyncio.run(load(port, bodies, clients, 2)))
+            for name, (_, process) in servers.items():
+                used_s = processor_s(process) - before_s[name]
+                figures = summary(spent[name], 2 * rounds, used_s)
+                shown = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
+                print(f"{clients} clients, {name}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What an export of an encoder gets of one side."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from dpr_jax.model.description import EncoderSettings
+from dpr_jax.model.dual_encoder import Params
+from dpr_jax.model.families import Shape
+
+
+class Tower(NamedTuple):
+    """One side of a retriever's encoder.
+
+    Attributes:
+      folder: where it comes from.
+      settings: how its vectors are made, with the retriever's own settings.
+      shape: its architecture.
+      params: its weights.
+    """
+
+    folder: Path
+    settings: EncoderSettings
+    shape: Shape
+    params: Params
