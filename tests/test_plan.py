@@ -21,7 +21,7 @@ from dpr_jax import parallel
 from dpr_jax.cli import run as dpr
 from dpr_jax.config import Config, DataConfig, MineConfig, ModelConfig, TrainConfig
 from dpr_jax.errors import InputError
-from dpr_jax.planning import compiled, counts, machine, programs
+from dpr_jax.planning import compiled, counts, machine, needs, programs, show
 from dpr_jax.training import loop, setup
 from dpr_jax.workdir import WorkDir
 
@@ -69,6 +69,46 @@ def test_deep_towers_by_two_shallow_ones() -> None:
     assert deep.collectives[0].bytes == 19
     assert deep.cycles.total == 54
     assert deep.cycles.by_part == {"products": 17, "attention": 22}
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x4", "gpu:h100:8"])
+def test_the_page_and_the_tables_show_either_kind(
+    topology: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = machine.parse(topology)
+    cycles = read() if target.platform == "tpu" else None
+    reduced = (compiled.Collective("all-reduce", 2, 1_000_000, ("psum",)),)
+    one = counts.Counts(3_000_000, 7_000_000, 5_000_000, reduced, cycles)
+    found = counts.facts(one, target, 8, 1e9)
+    advice = {"chunk_size": 4, "shard_optimizer": False, "confirmed": True}
+    facts = {
+        "topology": topology,
+        "chip": target.chip._asdict(),
+        "devices": 8,
+        "hosts": 1,
+        "passages": 1000,
+        "assumptions": ["something"],
+        "host": needs.of_host(1000, 8, "scann"),
+        "encode": found | {"fits": True, "limited_by": "the devices", "hours": 1.5},
+        "search": found | {"fits": True, "questions_per_second": 12_345.0},
+        "train": found
+        | {
+            "fits": False,
+            "advice": advice,
+            "foretold_bytes": 20e9,
+            "usable_bytes": 15e9,
+            "largest_batch": {"questions": 64, "questions_per_device": 8},
+            "needless": [],
+        },
+    }
+    show.tables(facts)
+    page, printed = show.page(facts), capsys.readouterr().out
+    for text in (page, printed):
+        assert "12,345" in text
+        assert "train.chunk_size 4" in text
+        assert "all-reduce" in text
+        assert ("cost model" if target.platform == "tpu" else "from public") in text
+    assert ("Cycles of an update" in page) == (target.platform == "tpu")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +262,9 @@ def test_batches_whose_shape_is_the_data_s_are_refused(config: Config) -> None:
 def test_exact_search_is_lowered_as_it_runs(config: Config) -> None:
     lowered, blocks = programs.search(config, 32, 20_000, jax.devices()[:2])
     assert blocks == 2  # 8,192 vectors on each of two CPU devices
-    queries = np.zeros((256, 32), np.float32)
-    best = np.full((256, 100), -np.inf, np.float32), np.full((256, 100), -1, np.int32)
+    queries = np.zeros((1024, 32), np.float32)
+    best = np.full((1024, 100), -np.inf, np.float32), np.full((1024, 100), -1, np.int32)
     block = np.ones((16384, 32), np.float16)
     scores, rows = lowered.compile()(best, queries, block, 0, 20_000)
-    assert rows.shape == (256, 100)
+    assert rows.shape == (1024, 100)
     assert jnp.all(scores == 0)

@@ -34,7 +34,7 @@ PRODUCT = (
     r"stablehlo.dot_general [^:]*?(?:batching_dims = \[([^\]]*)\][^:]*)?"
     r": \(tensor<([^>]*)>, tensor<([^>]*)>\)"
 )
-TEMPORARY_BYTES = 1.2e9  # gradients of 0.31 GB, and activations of two layers
+TEMPORARY_BYTES = 0.9e9  # gradients of 0.3 GB, and activations of two layers
 
 
 @pytest.fixture(scope="module")

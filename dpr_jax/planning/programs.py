@@ -196,7 +196,7 @@ def search(
     """Lowers the search of one block of vectors; returns it with the number of blocks."""
     return exact.lower(
         devices,
-        queries=min(config.retrieve.batch_size, exact.QUERIES_AT_ONCE),
+        queries=exact.QUERIES_AT_ONCE,
         count=passages,
         dimension=config.index.dimensions or width,
         k=config.retrieve.top_k,
