@@ -24,15 +24,19 @@ SIDES = ("question", "passage")
 AS_IT_SAYS = ModelConfig()
 
 
+PAIRS = [("mpnet", "modernbert"), ("roberta", "distilbert")]
+
+
 @pytest.fixture
-def two_kinds(tmp_path: Path) -> Path:
-    """MPNet for questions and ModernBERT for passages, which have the same width."""
+def two_kinds(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A family for questions and another for passages, which have the same width."""
     folder = tmp_path / "init"
-    for side, name in zip(SIDES, ("mpnet", "modernbert"), strict=True):
+    for side, name in zip(SIDES, getattr(request, "param", PAIRS[0]), strict=True):
         shutil.copytree(GOLDEN / name, folder / f"{side}_encoder")
     return folder
 
 
+@pytest.mark.parametrize("two_kinds", PAIRS, indirect=True)
 def test_two_kinds_of_towers_are_trained_packed_and_in_chunks(
     tmp_path: Path, two_kinds: Path, nq_small_workdir: tuple[Config, WorkDir], own_programs: None
 ) -> None:
