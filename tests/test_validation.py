@@ -44,6 +44,7 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(Fixed, "vectors", vectors)
     monkeypatch.setattr(validation, "Embedder", Fixed)
     monkeypatch.setattr(validation, "tower", lambda params, side: params)
+    monkeypatch.setattr(validation, "encoder_of", lambda encoder, side: encoder)
 
     class Rows:
         def __len__(self) -> int:

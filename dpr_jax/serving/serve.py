@@ -60,13 +60,16 @@ def run(
         if host not in LOOPBACK and not known and not mcp:
             say(f"serve: bound to {host} without --keys: everybody who reaches it may ask")
         service.wants_check = verify
-        watcher = threading.Thread(target=_background, args=(service, begun_s), name="dpr-watch")
+        running = threading.Event()
+        given = (service, begun_s, running)
+        watcher = threading.Thread(target=_background, args=given, name="dpr-watch")
         stack.callback(_end, service, watcher)
         watcher.start()  # compiles while the interfaces are imported
         if mcp:
+            running.set()
             _speak_mcp(service, settings)
         else:
-            _speak_http(service, settings, known, host, sockets)
+            _speak_http(service, settings, known, host, sockets, running)
 
 
 def _open(
@@ -115,7 +118,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _background(service: Any, begun_s: float) -> None:
+def _background(service: Any, begun_s: float, running: threading.Event) -> None:
     """Warms up, hashes files, then watches the work directory; runs in a thread."""
     catalog, stopping = service.catalog, service.catalog.stopping
     table = catalog.live
@@ -128,6 +131,8 @@ def _background(service: Any, begun_s: float) -> None:
     except Exception as error:  # noqa: BLE001 - questions will say it again
         say(f"serve: the first question failed: {error}")
     service.warm = True
+    while not running.wait(0.1) and not stopping.is_set():
+        pass  # ready is who takes requests, and signals too
     why = service.why_not_ready()
     if not why:
         say(f"serve: ready after {time.monotonic() - begun_s:.1f} s")
@@ -152,6 +157,7 @@ def _speak_http(
     keys: Any,
     host: str,
     sockets: list[socket.socket],
+    running: threading.Event,
 ) -> None:
     import uvicorn
 
@@ -159,9 +165,9 @@ def _speak_http(
     from dpr_jax.serving.app import make_app
     from dpr_jax.serving.gate import AccessLog, Gate
 
-    server = tools.make_tools(service, settings.public_url)
-    server.streamable_http_app(json_response=True, stateless_http=True, host="0.0.0.0")
-    manager = server.session_manager
+    mcp = tools.make_tools(service, settings.public_url)
+    mcp.streamable_http_app(json_response=True, stateless_http=True, host="0.0.0.0")
+    manager = mcp.session_manager
 
     class McpRoute:
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -205,6 +211,7 @@ def _speak_http(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=settings.drain_s,
     )
+    server = wire.Server(config, drain, running)
     address = sockets[0].getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     table = service.catalog.live
@@ -212,7 +219,7 @@ def _speak_http(
         f"serve: http://{shown}:{address[1]} answers by {table.default} ({table.why});"
         f" served are {', '.join(table.served)}"
     )
-    wire.Server(config, drain).run(sockets)
+    server.run(sockets)
     log.close()
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -80,26 +82,42 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
 class Server(uvicorn.Server):
     """A server whose end is ours: the first signal drains, the second ends at once."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], float]) -> None:
-        """Takes what to do at the first signal; it returns the seconds until connections end."""
+    def __init__(
+        self, config: uvicorn.Config, on_signal: Callable[[], float], running: threading.Event
+    ) -> None:
+        """Takes what to do at the first signal, which returns the seconds until connections end;
+        sets `running` once requests are taken.
+        """
         super().__init__(config)
-        self._on_signal = on_signal
+        self._on_signal, self._running = on_signal, running
+        # from now on: who was told "ready" may send a signal before the server runs
+        self._before = {one: signal.signal(one, self._drain) for one in SIGNALS}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Holds the signals, and does not raise them again: drained is well ended."""
-        before = {one: signal.signal(one, self._drain) for one in SIGNALS}
         try:
             yield
         finally:
-            for one, handler in before.items():
+            for one, handler in self._before.items():
                 signal.signal(one, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and drains at once where a signal came before."""
+        await super().startup(sockets=sockets)
+        self._running.set()
+        if self._captured_signals:
+            self._begin_to_drain()
 
     def _drain(self, number: int, frame: FrameType | None) -> None:
         if self.should_exit or self._captured_signals:
             self.should_exit = self.force_exit = True
             return
         self._captured_signals.append(number)
+        if self.started:
+            self._begin_to_drain()
+
+    def _begin_to_drain(self) -> None:
         delay_s = self._on_signal()
         if delay_s <= 0:
             self.should_exit = True
