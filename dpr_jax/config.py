@@ -200,7 +200,7 @@ class TrainConfig:
     lora_rank: Positive | None = None
     """Train low-rank adapters of this rank beside the matrices of attention and feed-forward
     layers, and nothing else of the towers (LoRA, docs/training.md); the model gets them merged.
-    Wants a learning_rate ten times as high. None trains the weights themselves."""
+    Wants a learning_rate ten to thirty times as high. None trains the weights themselves."""
     dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
     """Dropout rate of hidden states, and of attention weights where the next is None."""
     attention_dropout: Annotated[float, Bounds(least=0, below=1)] | None = None

@@ -1,14 +1,12 @@
 """mteb's own code evaluates a retriever's encoder on a task of local data, without a network."""
 
-import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-# mteb reads it while it is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 mteb = pytest.importorskip("mteb", reason='needs mteb: pip install "dpr_jax[mteb]"')
 
 from datasets import Dataset
@@ -17,8 +15,9 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
 
+from dpr_jax import recipes
 from dpr_jax.adapters.mteb_model import DprEncoder
-from dpr_jax.config import IndexConfig
+from dpr_jax.config import Config, IndexConfig, ModelConfig
 from dpr_jax.errors import InputError
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.workdir import WorkDir
@@ -57,7 +56,16 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
     return finished(tmp_path_factory.mktemp("mteb"), IndexConfig(kind="exact"), count=100)
 
 
-def test_mteb_gives_the_metrics_of_our_vectors(workdir: WorkDir, tmp_path: Path) -> None:
+def test_mteb_gives_the_metrics_of_our_vectors(
+    workdir: WorkDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     model = DprEncoder(workdir=workdir.root, dtype="float32")
     assert isinstance(model, EncoderProtocol)
     cache = mteb.ResultCache(tmp_path)
@@ -65,7 +73,10 @@ def test_mteb_gives_the_metrics_of_our_vectors(workdir: WorkDir, tmp_path: Path)
     [scores] = result.task_results[0].scores["test"]
 
     source = workdir.retriever("trained").encoder
-    question, passage = (load_embedder(source, s, dtype="float32") for s in ("question", "passage"))
+    question, passage = (
+        load_embedder(source, side, model=ModelConfig(), dtype="float32")
+        for side in ("question", "passage")
+    )
     scores_QN = question.encode(list(QUERIES.values())) @ passage.encode(DOCUMENTS).T
     own_Q = np.array([int(q[1:]) for q in QUERIES])
     rank_Q = np.sum(scores_QN > scores_QN[np.arange(len(own_Q)), own_Q, None], axis=1)
@@ -76,6 +87,7 @@ def test_mteb_gives_the_metrics_of_our_vectors(workdir: WorkDir, tmp_path: Path)
 
     meta = model.mteb_model_meta
     assert (meta.name, meta.embed_dim) == ("dpr_jax/trained", 32)
+    assert not tried
     assert list(tmp_path.rglob(f"{meta.revision}/Rivers.json"))  # results of just these weights
     assert DprEncoder(source, dtype="float32").mteb_model_meta.revision == meta.revision
 
@@ -83,7 +95,10 @@ def test_mteb_gives_the_metrics_of_our_vectors(workdir: WorkDir, tmp_path: Path)
 def test_what_cannot_be_evaluated_is_refused(workdir: WorkDir) -> None:
     with pytest.raises(InputError, match="give either source"):
         DprEncoder()
-    with pytest.raises(InputError, match="retriever bm25 "):
+    with pytest.raises(InputError, match="no retriever 'other'; there is trained"):
+        DprEncoder(workdir=workdir.root, retriever="other")
+    recipes.store(workdir.retriever("bm25"), Config())
+    with pytest.raises(InputError, match="retriever bm25 is bm25 and has no encoder"):
         DprEncoder(workdir=workdir.root, retriever="bm25")
     model = DprEncoder(workdir=workdir.root)
     with pytest.raises(InputError, match="precision is 'int8'"):
