@@ -210,7 +210,7 @@ class TrainConfig:
     """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
     """Train the logarithm of the temperature along with the towers, starting from `temperature`, at
-    100 times their rate."""
+    100 times their rate, or 5 times that of adapters."""
     symmetric: bool = False
     """Half of the loss is that of positive passages which look for their question among all
     questions of the batch."""

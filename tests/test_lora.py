@@ -274,6 +274,17 @@ def test_a_training_resumes_bit_for_bit_and_writes_plain_encoders(
         assert np.abs(found - start.encode(texts)).max() > 100 * LOW * np.abs(found).max()
 
 
+@pytest.mark.parametrize(("rank", "factor"), [(None, 100), (4, 5)])
+def test_the_temperature_does_not_run_away_at_the_rate_of_adapters(
+    rank: int | None, factor: int
+) -> None:
+    train = TrainConfig(lora_rank=rank, learn_temperature=True, warmup=0, learning_rate=1e-3)
+    _, adamw = optimizer.of(train, setup.Schedule(10, 0), layers=1, frozen=0)
+    params = {LOG_TEMPERATURE: np.float32(0)}
+    updates, _ = adamw.update({LOG_TEMPERATURE: np.float32(1)}, adamw.init(params), params)
+    np.testing.assert_allclose(updates[LOG_TEMPERATURE], -factor * 1e-3, rtol=1e-3)
+
+
 def test_layers_that_stay_have_no_adapters() -> None:
     params = {
         "shared": {
