@@ -3,7 +3,7 @@
 The rules are measurements of this code's own files; docs/scaling.md has their commands.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BYTES_PER_STATE = 3  # AdamW: weights and two moments, each float32
 STATES_KEPT = 3  # the last two checkpoints and the best
@@ -13,6 +13,8 @@ TREC_BYTES, JSON_BYTES = 45, 700  # per passage of a run; the JSON form holds th
 BUILD_BASE_BYTES = 350_000_000
 BUILD_BYTES_PER_VALUE = {"scann": 14, "faiss": 10, "exact": 0}
 INDEX_BYTES_PER_VALUE = {"scann": 4.5, "faiss": 4.5, "exact": 2}
+CORPUS_BYTES = 500  # of a prepared passage of 100 words
+PREPARE_BYTES, EVALUATE_BYTES = 32, 150  # of memory per passage
 
 
 class Needs(NamedTuple):
@@ -81,3 +83,29 @@ def estimate(
     }
     states = STATES_KEPT * BYTES_PER_STATE * towers * tower_bytes if trained else 0
     return Needs(disk, states, build_bytes(engine, passages, width))
+
+
+def of_corpus(passages: int, width: int, engine: str) -> dict[str, Any]:
+    """Returns what one dense retriever takes of a host, before any data are there.
+
+    Args:
+      passages: of about 100 words.
+      width: numbers per vector of the index.
+      engine: index.kind; auto is scann at the sizes that are worth asking about.
+    """
+    engine = "scann" if engine == "auto" else engine
+    vectors = passages * width
+    index = round(INDEX_BYTES_PER_VALUE[engine] * vectors)
+    return {
+        "prepare_memory_bytes": PREPARE_BYTES * passages,
+        "index_build_memory_bytes": build_bytes(engine, passages, width),
+        "serving_memory_bytes": index,
+        "evaluate_memory_bytes": EVALUATE_BYTES * passages,
+        "disk_bytes": {
+            "corpus": CORPUS_BYTES * passages,
+            "embeddings": 2 * vectors,
+            "index": index,
+            "bm25": round(BM25_SHARE * CORPUS_BYTES * passages),
+        },
+        "source": "by the formulas of docs/scaling.md",
+    }

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import tiny
 
-from dpr_jax import parallel
+from dpr_jax import needs, parallel
 from dpr_jax.cli import run as dpr
 from dpr_jax.config import Config, DataConfig, MineConfig, ModelConfig, TrainConfig
 from dpr_jax.errors import InputError
-from dpr_jax.planning import compiled, counts, machine, needs, programs, show
+from dpr_jax.planning import compiled, counts, machine, programs, show
 from dpr_jax.training import loop, setup
 from dpr_jax.workdir import WorkDir
 
@@ -88,7 +88,7 @@ def test_the_page_and_the_tables_show_either_kind(
         "hosts": 1,
         "passages": 1000,
         "assumptions": ["something"],
-        "host": needs.of_host(1000, 8, "scann"),
+        "host": needs.of_corpus(1000, 8, "scann"),
         "encode": found | {"fits": True, "limited_by": "the devices", "hours": 1.5},
         "search": found | {"fits": True, "questions_per_second": 12_345.0},
         "train": found

@@ -77,10 +77,11 @@ def read(lowered: jax.stages.Lowered, target: Machine) -> Counts:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        size = float(used[1]) * 1024 ** "_KMGT".index(used[2])
+        # "Used 18.2G of 15.7G hbm", or "temporaries (64.00G) exceeds available HBM (15.75G)"
+        used = re.search(r"([\d.]+)([KMGT])(?: of|\) exceeds) ", str(error))
+        size = float(used[1]) * 1024 ** "_KMGT".index(used[2]) if used else target.chip.memory_bytes
         return Counts(0, int(size), fits=False)
     memory = program.memory_analysis()
     extra = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

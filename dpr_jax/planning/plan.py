@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpr_jax import artifacts
+from dpr_jax import artifacts, needs
 from dpr_jax.config import Config, TrainConfig
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.model.flops import forward_flops
-from dpr_jax.planning import counts, machine, needs, programs, show
+from dpr_jax.planning import counts, machine, programs, show
 from dpr_jax.planning.counts import Counts
 from dpr_jax.planning.machine import Machine
 from dpr_jax.planning.programs import Model
@@ -87,7 +87,7 @@ def run(
         facts["train"] = _train(*common, schedule, quick=quick)
         facts["encode"], facts["search"] = encode.result(), search.result()
     width = config.index.dimensions or model.shape.hidden_size
-    facts["host"] = needs.of_host(passages, width, config.index.kind)
+    facts["host"] = needs.of_corpus(passages, width, config.index.kind)
     facts["assumptions"] = _assumptions(config, model, facts)
     show.tables(facts)
     if out is not None:
