@@ -197,6 +197,10 @@ class TrainConfig:
     freeze_layers: Count | None = None
     """Keep the embeddings and the lowest so many layers as they came; 0 keeps the embeddings alone,
     None trains all."""
+    lora_rank: Positive | None = None
+    """Train low-rank adapters of this rank beside the matrices of attention and feed-forward
+    layers, and nothing else of the towers (LoRA, docs/training.md); the model gets them merged.
+    Wants a learning_rate ten to thirty times as high. None trains the weights themselves."""
     dropout: Annotated[float, Bounds(least=0, below=1)] = 0.1
     """Dropout rate of hidden states, and of attention weights where the next is None."""
     attention_dropout: Annotated[float, Bounds(least=0, below=1)] | None = None
@@ -206,7 +210,7 @@ class TrainConfig:
     """Scores are divided by it; None: 0.05 for unit vectors, else 1, the paper's."""
     learn_temperature: bool = False
     """Train the logarithm of the temperature along with the towers, starting from `temperature`, at
-    100 times their rate."""
+    100 times their rate, or 5 times that of adapters."""
     symmetric: bool = False
     """Half of the loss is that of positive passages which look for their question among all
     questions of the batch."""

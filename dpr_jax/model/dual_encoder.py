@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpr_jax.model import lora
 from dpr_jax.model.bert import Wanted
 from dpr_jax.model.families import MODULES, Shape
+from dpr_jax.model.lora import LORA
 from dpr_jax.model.modules import DenseShape
 
 Side = Literal["question", "passage"]
@@ -239,8 +241,13 @@ def dual_params(question: Params, passage: Params, *, shared: bool) -> Params:
 
 
 def tower(params: Params, side: Side) -> Params:
-    """Returns the parameters of one tower."""
-    return params["shared"] if "shared" in params else params[side]
+    """Returns the parameters of one tower, adapters merged into them; host arrays."""
+    name = _name(params, side)
+    return lora.merged(params[name], params[LORA][name]) if LORA in params else params[name]
+
+
+def _name(params: Params, side: Side) -> str:
+    return "shared" if "shared" in params else side
 
 
 def encode(
@@ -254,7 +261,7 @@ def encode(
 
     Args:
       encoder: the architecture of the towers.
-      params: of both towers, from `dual_params`.
+      params: of both towers, from `dual_params`, and of adapters where there are some.
       side: which tower.
       tokens: a padded or packed batch, or bare rows, of which all places are returned.
       dropout_key: dropout on; None runs without.
@@ -267,5 +274,8 @@ def encode(
         places = encode(encoder, params, side, tokens.rows, dropout_key)
         return places[tokens.slot_B]
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    variables = {"params": tower(params, side)}
-    return encoder.apply(variables, tokens, train=dropout_key is not None, rngs=rngs)
+    name = _name(params, side)
+    adapters = params[LORA][name] if LORA in params else None
+    with lora.beside(adapters, encoder.platform):
+        variables = {"params": params[name]}
+        return encoder.apply(variables, tokens, train=dropout_key is not None, rngs=rngs)

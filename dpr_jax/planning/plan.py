@@ -199,7 +199,8 @@ def _advise(
 
 def _largest_batch(config: Config, best: Counts, usable: float, devices: int) -> dict[str, Any]:
     """Returns the largest global batch that fits: activations grow with it in a line."""
-    gradients = best.state_bytes / 3  # as large as the weights, which stand beside two moments
+    # as large as the weights, which stand beside two moments; of adapters next to nothing
+    gradients = 0 if config.train.lora_rank else best.state_bytes / 3
     per_question = max(best.temporary_bytes - gradients, 1) * devices / config.train.batch_size
     each = max(0, int((usable - best.state_bytes - gradients) / per_question))
     return {"questions_per_device": each, "questions": each * devices, "extrapolated": True}

@@ -23,6 +23,7 @@ DPR_DEVICES = 8
 # AdamW moves a number by about the learning rate per update. At the towers' rate the logarithm of
 # the temperature would move by 1 % in 1,000 updates at 2e-5.
 TEMPERATURE_RATE = 100
+TEMPERATURE_RATE_WITH_ADAPTERS = 5  # whose rate is some twenty times that of weights
 
 
 def learning_rate(
@@ -65,6 +66,7 @@ def make(
     layers: int = 0,
     frozen: int = 0,
     learn_temperature: bool = False,
+    adapters: bool = False,
     axis: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with betas 0.9 and 0.999, clipped to a global norm.
@@ -80,6 +82,7 @@ def make(
       frozen: levels from below that stay as they came, and need no moments: 1 is the embeddings, 1
         + n the first n layers too.
       learn_temperature: a temperature is among the parameters, at 100 times the towers' rate.
+      adapters: the others are low-rank adapters; then it is 5 times.
       axis: mapped axis over whose devices the weights are split; None where each has them whole.
     """
     parts = [optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_decayed)]
@@ -90,7 +93,8 @@ def make(
     if dpr_parity:
         parts.insert(0, optax.scale(1 / DPR_DEVICES))
     if learn_temperature:
-        parts.append(_scale_temperature(TEMPERATURE_RATE))
+        factor = TEMPERATURE_RATE_WITH_ADAPTERS if adapters else TEMPERATURE_RATE
+        parts.append(_scale_temperature(factor))
     if not frozen:
         return optax.chain(*parts)
 
@@ -126,6 +130,7 @@ def of(
         layers=layers,
         frozen=frozen,
         learn_temperature=train.learn_temperature,
+        adapters=train.lora_rank is not None,
         axis=parallel.AXIS if train.shard_optimizer else None,
     )
 

@@ -15,7 +15,7 @@ import optax
 
 from dpr_jax import parallel
 from dpr_jax.config import Config
-from dpr_jax.model import dual_encoder, hf
+from dpr_jax.model import dual_encoder, hf, lora
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import EncoderPair, Params, Side, Tokens
 from dpr_jax.model.families import Shape
@@ -30,13 +30,13 @@ class Program(NamedTuple):
       settings: of the per-device step.
       learning_rate: of update n (0-based).
       spmd: the mapping over devices.
-      learn_temperature: the towers' temperature is a parameter.
+      start: weights of the towers -> all params before the first update.
     """
 
     settings: StepSettings
     learning_rate: optax.Schedule
     spmd: parallel.Spmd
-    learn_temperature: bool
+    start: Callable[[Params], Params]
 
     @property
     def encoder(self) -> EncoderPair:
@@ -48,10 +48,9 @@ class Program(NamedTuple):
 
         Traces: `jax.eval_shape` gives the shapes alone.
         """
-        if self.learn_temperature:
-            start = np.array(math.log(self.settings.temperature), np.float32)
-            params = {**params, LOG_TEMPERATURE: start}
-        return TrainState(np.zeros((), np.int32), params, self.settings.optimizer.init(params))
+        params = self.start(params)
+        opt_state = self.settings.optimizer.init(lora.trained(params))
+        return TrainState(np.zeros((), np.int32), params, opt_state)
 
     def place(self, state: TrainState) -> Any:
         """Puts a whole state of host arrays on all devices."""
@@ -63,7 +62,7 @@ class Program(NamedTuple):
         if self.settings.whole is None:
             return self.spmd.fetch(on_devices)
         params = self.settings.whole
-        opt_state = jax.eval_shape(self.settings.optimizer.init, params)
+        opt_state = jax.eval_shape(self.settings.optimizer.init, lora.trained(params))
         step = jax.ShapeDtypeStruct((), np.int32)
         return self.spmd.collect(on_devices, TrainState(step, params, opt_state))
 
@@ -119,23 +118,39 @@ def build(
     encoder = EncoderPair(question, passage)
     setup.check_alike(config.model.init, encoder, shared=config.model.shared_towers)
     setup.check_widths(train.matryoshka_widths, passage.width)
-    rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=frozen)
+    if train.lora_rank:
+        setup.check_rank(train.lora_rank, shapes.values())
+    # adapters stand above all that is frozen
+    below = 0 if train.lora_rank else frozen
+    rate, adamw = optimizer.of(train, schedule, layers=layers, frozen=below)
     temperature = train.temperature or own["passage"].temperature
     settings = StepSettings.of(train, encoder, adamw, seed=config.seed, temperature=temperature)
+    start = functools.partial(_start, config=config, temperature=temperature)
     if train.shard_optimizer:
-        settings = settings._replace(whole=_shapes(encoder, config))
-    return Program(settings, rate, spmd, train.learn_temperature)
+        shared = config.model.shared_towers
+        whole = jax.eval_shape(start, _shapes(encoder, shared=shared))
+        settings = settings._replace(whole=whole)
+    return Program(settings, rate, spmd, start)
 
 
-def _shapes(towers: EncoderPair, config: Config) -> Params:
-    """The shapes of all params."""
+def _start(params: Params, *, config: Config, temperature: float) -> Params:
+    """Adds to the weights of the towers what else is trained."""
+    train = config.train
+    if train.lora_rank:
+        params = lora.with_adapters(
+            params, rank=train.lora_rank, seed=config.seed, first_layer=train.freeze_layers or 0
+        )
+    if train.learn_temperature:
+        params = {**params, LOG_TEMPERATURE: np.array(math.log(temperature), np.float32)}
+    return params
+
+
+def _shapes(towers: EncoderPair, *, shared: bool) -> Params:
+    """Returns the shapes of the weights of both towers."""
     one = Tokens(np.ones((1, 1), np.int32), np.ones(1, np.int32))
     key = jax.random.key(0)
     trees = [
         jax.eval_shape(functools.partial(tower.init, train=False), key, one)["params"]
         for tower in towers
     ]
-    params = dual_encoder.dual_params(*trees, shared=config.model.shared_towers)
-    if config.train.learn_temperature:
-        params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), np.float32)
-    return params
+    return dual_encoder.dual_params(*trees, shared=shared)

@@ -1,7 +1,7 @@
 """What a training run depends on, and what cannot be trained at all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from dpr_jax.data import store
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import EncoderPair
+from dpr_jax.model.families import Shape
 from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
@@ -42,6 +43,8 @@ def origin(config: Config, workdir: WorkDir, start: str, mined: Path | None) -> 
     if files := store.train_sets(workdir):
         inputs["train_sets"] = ", ".join(str(len(rows)) for _, rows in files)
     train = {k: v for k, v in to_dict(config.train).items() if k not in INCIDENTAL}
+    if train["lora_rank"] is None:
+        del train["lora_rank"]  # runs from before there were adapters are the same runs
     model = to_dict(config.model)
     # known by their content: a folder may have moved, and prompts are part of the encoders
     for name in ("init", "question_prompt", "passage_prompt"):
@@ -145,6 +148,16 @@ def check_widths(widths: tuple[int, ...], whole: int) -> None:
         raise InputError(
             f"train.matryoshka_widths names {max(widths)}, but whole vectors have {whole} numbers"
             " and always count; name smaller widths"
+        )
+
+
+def check_rank(rank: int, shapes: Iterable[Shape]) -> None:
+    """Raises InputError where adapters would be no smaller than the matrices beside them."""
+    width = min(shape.hidden_size for shape in shapes)
+    if 2 * rank > width:
+        raise InputError(
+            f"train.lora_rank is {rank}, but the model's width is {width}; it must be at most half"
+            f" of that ({width // 2}): 8 to 64 is usual"
         )
 
 

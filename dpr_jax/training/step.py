@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from dpr_jax.config import TrainConfig
-from dpr_jax.model import dual_encoder, kernels
+from dpr_jax.model import dual_encoder, kernels, lora
 from dpr_jax.model.dual_encoder import Encoder, EncoderPair, Packed, Params, Tokens
 from dpr_jax.training import contrast, gradcache, loss, shards
 from dpr_jax.training.contrast import Contrast
@@ -61,9 +61,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32, updates done.
-      params: float32 weights of both towers, and the logarithm of the temperature where it is
-        learned.
-      opt_state: AdamW's moments.
+      params: float32 weights of both towers, their adapters where they have some
+        (model/lora.py), and the logarithm of the temperature where it is learned.
+      opt_state: AdamW's moments of what is trained: without the towers where there are adapters.
     """
 
     step: jax.Array | np.ndarray
@@ -303,9 +303,23 @@ def global_gradient(
     One pmean over the whole tree: XLA makes one all-reduce of it, not one a leaf
       (tests/test_step.py counts them).
     """
-    grad_of = jax.grad(batch_loss, has_aux=True)
-    grads, sums = grad_of(params, batch, settings, dropout_key, axis)
-    return lax.pmean((grads, sums), axis)
+    grads_and_sums = _own_gradient(params, batch, settings, dropout_key, axis)
+    return lax.pmean(grads_and_sums, axis)
+
+
+def _own_gradient(
+    params: Params,
+    batch: Batch,
+    settings: StepSettings,
+    dropout_key: jax.Array | None,
+    axis: str,
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Returns this device's gradient of what is trained, and its metrics."""
+
+    def loss_of(learned: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return batch_loss({**params, **learned}, batch, settings, dropout_key, axis)
+
+    return jax.grad(loss_of, has_aux=True)(lora.trained(params))
 
 
 def train_step(
@@ -334,12 +348,12 @@ def train_step(
         norm = optax.tree.norm(grads)
     else:
         params = shards.gather(state.params, settings.whole, axis, settings.encoder.dtype)
-        grad_of = jax.grad(batch_loss, has_aux=True)
-        grads, metrics = grad_of(params, batch, settings, dropout_key, axis)
+        grads, metrics = _own_gradient(params, batch, settings, dropout_key, axis)
         grads, metrics = shards.mean(grads, axis), lax.pmean(metrics, axis)
         norm = shards.norm(grads, axis)
-    updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    learned = lora.trained(state.params)
+    updates, opt_state = settings.optimizer.update(grads, state.opt_state, learned)
+    params = {**state.params, **optax.apply_updates(learned, updates)}
     metrics["grad_norm"] = norm
     if LOG_TEMPERATURE in state.params:
         metrics["temperature"] = temperature_of(state.params, settings.temperature)

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from dpr_jax.config import ModelConfig
 from dpr_jax.export import model_dpr
 from dpr_jax.export.model_tower import Tower
-from dpr_jax.model import description, hf, modules, tokenizer
+from dpr_jax.model import description, dual_encoder, hf, lora, modules, tokenizer
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.training.export import Towers, write_towers
 
@@ -215,3 +216,24 @@ def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
             wanted = theirs.eval()(**row).pooler_output
         cut = ModelConfig(max_question_tokens=64, max_passage_tokens=64)
         assert_same(ours(tmp_path, side, texts[:1], cut), wanted.numpy())
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_adapters_are_in_what_we_write(name: str, texts: list[str], tmp_path: Path) -> None:
+    """The folder of a model trained with train.lora_rank has all of it, in both libraries."""
+    params, towers = towers_of("bert", name, shared=False)
+    rng = np.random.default_rng(0)
+    params = lora.with_adapters(params, rank=4, seed=1)
+    params[lora.LORA] = jax.tree.map(
+        lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), params[lora.LORA]
+    )
+    model = tmp_path / "model"
+    write_towers(model, jax.device_get(params), towers, {"stage": "train"})
+    made = opened(model)
+    sides = {"question": made.encode_query, "passage": made.encode_document}
+    for side, encode in sides.items():
+        own = towers.settings[side]
+        encoder = hf.read_encoder(towers.folders[side], own)
+        tokens = tokenizer.load(towers.folders[side], own.max_tokens, own.prompt)
+        beside = dual_encoder.encode(encoder, params, side, tokens(texts, own.max_tokens))
+        assert_same(encode(texts), np.asarray(beside))
