@@ -298,7 +298,8 @@ STAGES: dict[str, Callable[..., None]] = {
 
 
 def _say_needs(config: Config, workdir: WorkDir, steps: list[Step]) -> None:
-    """Says what disk and memory the steps take, beside what is free; warns where it is too little.
+    """Prints what disk and memory the steps take, beside what is free; warns where it is too
+    little.
 
     Vectors and weights are taken to be as large as those of `model.init`.
     """

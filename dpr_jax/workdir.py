@@ -154,6 +154,7 @@ class WorkDir(Pointers):
                     " --workdir a folder that all processes share, s3:// or gs://"
                 )
             time.sleep(0.5)  # NFS shows a renamed file late
+        parallel.barrier("work directory seen")  # before process 0 changes it again
 
     def _pointers(self) -> int:
         """Returns a checksum of all pointers."""

@@ -12,7 +12,7 @@ from dpr_jax.export.source import Source
 
 
 class Hit(NamedTuple):
-    """What an engine found: a passage by its id, with a score, the higher the better."""
+    """A passage that an engine found, by its id, with a score, higher for better."""
 
     id: str
     score: float

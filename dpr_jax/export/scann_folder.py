@@ -166,6 +166,7 @@ class _Folder(Connection):
                     shard[name] = round(exported[name] * value / self._first[name])
                 shard["search"] = min(shard["search"], exported["leaves"])
         scores_QK, rows_QK = self._loader.find(queries_QD, k)
+        rows_QK = rows_QK.astype(np.int64)  # ScaNN's are uint32
         return to_hits(scores_QK, np.where(np.isneginf(scores_QK), -1, rows_QK), self._ids)
 
 

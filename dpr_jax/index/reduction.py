@@ -94,7 +94,7 @@ class Reduction(NamedTuple):
 
     @property
     def dimensions(self) -> int:
-        """R, the width of what it makes."""
+        """Returns R, the width of the reduced vectors."""
         return self.settings["dimensions"]
 
     def describe(self) -> str:
@@ -106,15 +106,14 @@ class Reduction(NamedTuple):
         return f"the first {of}{scaled}"
 
     def passages(self, emb_BD: np.ndarray) -> np.ndarray:
-        """float32 [B, D] -> float32 [B, R]."""
+        """Reduces passages: float32 [B, D] -> float32 [B, R]."""
         if self.settings["kind"] == "pca":
             return (emb_BD - self.mean_D) @ self.matrix_DR
         return self._cut(emb_BD)
 
     def questions(self, queries_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [Q, D] -> (float32 [Q, R], float32 [Q] to be added to every score of a
-        question).
-        """
+        """Reduces questions: float32 [Q, D] -> (float32 [Q, R], float32 [Q] to be added to every
+        score of a question)."""
         if self.settings["kind"] == "pca":
             return queries_QD @ self.matrix_DR, queries_QD @ self.mean_D
         return self._cut(queries_QD), np.zeros(len(queries_QD), np.float32)
@@ -219,7 +218,7 @@ def _all_unit(shards: list[np.ndarray], rows_S: np.ndarray) -> bool:
 
 
 def _moments(shards: list[np.ndarray], rows_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of the rows, in float64."""
+    """Returns mean [D] and covariance [D, D] of the rows, in float64."""
     width = shards[0].shape[1]
     sum_D, square_DD = np.zeros(width), np.zeros((width, width))
     for part_BD in _parts(shards, rows_S):

@@ -16,7 +16,7 @@ QUESTIONS_AT_ONCE = 16
 
 
 class Searches(Protocol):
-    """What `Retriever` and `RemoteRetriever` have in common, and `export.client.Client` too."""
+    """The method that `Retriever`, `RemoteRetriever` and `export.client.Client` share."""
 
     def search(self, questions: Iterable[str], k: int = 20) -> list[list[Found]]:
         """Returns the best passages of every question, best first."""

@@ -15,7 +15,7 @@ SIDES: tuple[Side, Side] = ("question", "passage")
 
 
 class Towers(NamedTuple):
-    """What the folders of two towers say besides their weights.
+    """All that the folders of two towers hold besides their weights.
 
     Attributes:
       shapes: architecture of each side.

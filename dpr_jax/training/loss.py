@@ -15,7 +15,7 @@ def scores(
     passage_emb_PD: jax.Array,
     temperature: float | jax.Array,
 ) -> jax.Array:
-    """Inner products over temperature, computed in float32 whatever the inputs are.
+    """Returns inner products over temperature, computed in float32 whatever the inputs are.
 
     Args:
       question_emb_BD: question vectors.
@@ -41,7 +41,7 @@ def block_rows(questions: int, passages: int) -> int:
 
 
 def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:
-    """Which passages have a text that is known to answer a question.
+    """Returns which passages have a text that is known to answer a question.
 
     Args:
       known_texts_BM: int32 keys of the texts of all positives of each question, filled up with a
@@ -57,8 +57,8 @@ def same_text(known_texts_BM: jax.Array, texts_P: jax.Array) -> jax.Array:
 def usable(
     real_P: jax.Array, label_B: jax.Array, excluded_BP: jax.Array | None = None
 ) -> jax.Array:
-    """Which candidates stand in a row's softmax: its label always, others where they are real and
-    not excluded.
+    """Returns which candidates stand in a row's softmax: its label always, others where they are
+    real and not excluded.
 
     Args:
       real_P: bool, false for a dummy.
@@ -74,7 +74,7 @@ def usable(
 
 
 def nll(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.Array:
-    """Negative log likelihood of each row's match among all usable candidates.
+    """Returns the negative log likelihood of each row's match among all usable candidates.
 
     -log( exp(s[i, label_i]) / sum over usable j of exp(s[i, j]) )
 
@@ -92,13 +92,14 @@ def nll(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.A
 
 
 def first_is_label(scores_BP: jax.Array, label_B: jax.Array, usable_BP: jax.Array) -> jax.Array:
-    """Whether the match scores highest of all usable candidates: bool [B]."""
+    """Returns whether the match scores highest of all usable candidates: bool [B]."""
     masked_BP = jnp.where(usable_BP, scores_BP, -jnp.inf)
     return jnp.argmax(masked_BP, axis=1) == label_B
 
 
 def teaches(scored_BG: jax.Array) -> jax.Array:
-    """Which questions have a teacher's score of their positive and of one more passage: bool [B].
+    """Returns which questions have a teacher's score of their positive and of one more passage:
+    bool [B].
 
     Args:
       scored_BG: bool, which of each question's own passages a teacher scored, the positive first.
@@ -107,8 +108,8 @@ def teaches(scored_BG: jax.Array) -> jax.Array:
 
 
 def kl_from_teacher(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence of the student's distribution over a question's own passages from
-    the teacher's.
+    """Returns the Kullback-Leibler divergence of the student's distribution over a question's own
+    passages from the teacher's.
 
     sum over g of t(g) (log t(g) - log s(g)),  t = softmax(teacher's scores),  s = softmax(student's
     scores)
@@ -140,8 +141,8 @@ def kl_from_teacher(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.
 
 
 def margin_mse(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array) -> jax.Array:
-    """Mean squared error of the student's margins of the positive over each negative (Hofstätter et
-    al., 2020, arXiv 2010.02666).
+    """Returns the mean squared error of the student's margins of the positive over each negative
+    (Hofstätter et al., 2020, arXiv 2010.02666).
 
     mean over scored g of ((s(0) - s(g)) - (t(0) - t(g)))^2
 
@@ -161,7 +162,7 @@ def margin_mse(scores_BG: jax.Array, teacher_BG: jax.Array, scored_BG: jax.Array
 
 
 def mean(terms: list[jax.Array]) -> jax.Array:
-    """The mean of one or more arrays of one shape; of a single one, itself."""
+    """Returns the mean of one or more arrays of one shape; of a single one, itself."""
     total = terms[0]
     for term in terms[1:]:
         total += term

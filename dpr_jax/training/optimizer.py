@@ -69,7 +69,7 @@ def make(
     adapters: bool = False,
     axis: str | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW with betas 0.9 and 0.999, clipped to a global norm.
+    """Returns AdamW with betas 0.9 and 0.999, clipped to a global norm.
 
     Args:
       rate: learning rate of update n (0-based).
@@ -136,9 +136,8 @@ def of(
 
 
 def _level(path: tuple[Any, ...], layers: int) -> int:
-    """Where in its tower a parameter stands: 0 the embeddings, n the n-th layer from below; what is
-    in no tower is on top.
-    """
+    """Returns where in its tower a parameter stands: 0 the embeddings, n the n-th layer from below;
+    what is in no tower is on top."""
     key = jax.tree_util.keystr(path)
     found = re.search(r"\['layer_(\d+)'\]", key)
     if found:
@@ -157,5 +156,5 @@ def _scale_temperature(factor: float) -> optax.GradientTransformation:
 
 
 def _decayed(params: Params) -> Params:
-    """True for matrices and embedding tables, which are all and only the arrays of two axes."""
+    """Marks matrices and embedding tables, which are all and only the arrays of two axes."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

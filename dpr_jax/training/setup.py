@@ -82,7 +82,7 @@ def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
 
 
 class Schedule(NamedTuple):
-    """How many updates a run has.
+    """The number of updates of a run.
 
     Attributes:
       total_steps: all of them.

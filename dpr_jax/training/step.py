@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that an update changes.
+    """The state that an update changes.
 
     Attributes:
       step: int32, updates done.
@@ -72,7 +72,7 @@ class TrainState(NamedTuple):
 
 
 class StepSettings(NamedTuple):
-    """What an update needs besides state and batch.
+    """The settings of an update, which are static.
 
     Attributes:
       encoder: architecture, dropout and precision of the towers.
@@ -129,8 +129,8 @@ def batch_loss(
     dropout_key: jax.Array | None,
     axis: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """This device's share of the global mean loss, scaled so that the mean over devices is the
-    whole.
+    """Returns this device's share of the global mean loss, scaled so that the mean over devices is
+    the whole.
 
     Returns:
       float32 scalar loss, and {"loss", "accuracy"} as sums that pmean turns into means over the
@@ -172,8 +172,8 @@ def batch_loss(
 def _distillation(
     own_scores: list[jax.Array], batch: Batch, settings: StepSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Which questions a teacher's scores say something of, bool [B], and how far the student is
-    from them, float32 [B].
+    """Returns which questions a teacher's scores say something of, bool [B], and how far the
+    student is from them, float32 [B].
 
     Args:
       own_scores: float32 [B, G] of the questions for their own passages, one a width.
@@ -189,7 +189,7 @@ def _distillation(
 
 
 def temperature_of(params: Params, fixed: float) -> float | jax.Array:
-    """The learned temperature where there is one, else the fixed one."""
+    """Returns the learned temperature where there is one, else the fixed one."""
     return jnp.exp(params[LOG_TEMPERATURE]) if LOG_TEMPERATURE in params else fixed
 
 
@@ -199,7 +199,7 @@ def _encode(
     settings: StepSettings,
     dropout_key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The vectors of this device's questions and passages."""
+    """Encodes this device's questions and passages."""
     encode = dual_encoder.encode
     if settings.chunk_size:
         encode = functools.partial(gradcache.encode, chunk_size=settings.chunk_size)
@@ -218,9 +218,8 @@ def _contrasts(
     settings: StepSettings,
     axis: str,
 ) -> list[Contrast]:
-    """All that the loss is the mean of; first this device's questions against the passages of all
-    devices.
-    """
+    """Returns all that the loss is the mean of; first this device's questions against the passages
+    of all devices."""
     gather = functools.partial(lax.all_gather, axis_name=axis, tiled=True)
     exchange = functools.partial(
         lax.all_to_all, axis_name=axis, split_axis=1, concat_axis=0, tiled=True
@@ -298,7 +297,8 @@ def global_gradient(
     dropout_key: jax.Array | None,
     axis: str,
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradient and metrics of the mean loss over the global batch, the same on every device.
+    """Returns gradient and metrics of the mean loss over the global batch, the same on every
+    device.
 
     One pmean over the whole tree: XLA makes one all-reduce of it, not one a leaf
       (tests/test_step.py counts them).
@@ -325,7 +325,7 @@ def _own_gradient(
 def train_step(
     state: TrainState, batch: Batch, *, settings: StepSettings, axis: str
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update.
+    """Makes one update.
 
     Args:
       state: the same on every device; with `settings.whole`, arrays are this device's part.

@@ -23,7 +23,7 @@ ENCODE_BLOCK = 8192  # texts tokenized at a time
 
 
 class Validation(NamedTuple):
-    """What is said of one set of weights.
+    """The measures of one set of weights.
 
     Attributes:
       nll: mean negative log likelihood of each question's positive among the passages of its block
@@ -60,7 +60,7 @@ def pool_rows(
 
 
 class ValidationSettings(NamedTuple):
-    """What the dev questions are scored against; the fields of TrainConfig have its meaning.
+    """The settings of validation; the fields of TrainConfig have their meaning.
 
     Attributes:
       batch_size: questions that share their passages as negatives for the NLL, as in training.
@@ -90,7 +90,7 @@ def validate(
     *,
     temperature: float,
 ) -> Validation:
-    """Scores one set of weights, the same on every process.
+    """Measures one set of weights, the same on every process.
 
     Args:
       encoder: architecture of the towers.
