@@ -43,9 +43,8 @@ class DataConfig:
     """Refuse gold passages that are not in the corpus, or leave them out and count them; None: drop
     those of qrels, refuse those that a question's own row names."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What columns of tables are, where their names do not say: {"question": "q", "positive": "3"},
-    by name or by number; `test.question` is for one file, `ignore` leaves columns out
-    (docs/data.md)."""
+    """Roles of columns whose names do not say them: {"question": "q", "positive": "3"}, by name or
+    by number; `test.question` is for one file, `ignore` leaves columns out (docs/data.md)."""
     positive_from: Annotated[float, Bounds()] | None = None
     """Labelled pairs: a passage whose label or score is at least so much is a positive; None: whole
     labels of 1 or more."""

@@ -316,7 +316,7 @@ def _resolve(row: RawQuestion, table: HashTable, count: Tally) -> Question:
 
 
 def _say_literal(key: str, source: Source) -> None:
-    """Says how many rows have quotes that are letters, where CSV would have them close."""
+    """Warns of rows whose quotes are letters, where CSV would have them close."""
     if source.literal is not None and source.literal.count:
         console.say(
             f"prepare: WARNING: {key}: {source.literal.count:,} rows have quotes that do not fit"

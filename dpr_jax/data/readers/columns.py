@@ -1,4 +1,4 @@
-"""Says what each column of a table is: by data.columns, else by its name.
+"""Gives each column of a table its role: by data.columns, else by its name.
 
 A column that could change what the rows mean is never passed over: it has a role, is named in
 data.columns, or the file is refused. Names are compared in small letters, with _ for blanks and
@@ -134,7 +134,7 @@ _BESIDE = {"id", "passage_id", "title"}
 
 
 class Chosen:
-    """What data.columns says of one file.
+    """The roles that data.columns gives to the columns of one file.
 
     Attributes:
       kind: `questions` or `passages`.

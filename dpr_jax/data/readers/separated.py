@@ -23,7 +23,7 @@ _NAME_LIKE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*( [A-Za-z0-9_.-]+)?")
 
 
 class Written(NamedTuple):
-    """How a file of separated values is written.
+    """The form of a file of separated values, and the roles of its columns.
 
     Attributes:
       shape: of a table with roles.

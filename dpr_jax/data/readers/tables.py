@@ -17,7 +17,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 class Shape(NamedTuple):
-    """How separated values are written.
+    """The form of separated values.
 
     Attributes:
       delimiter: between columns.
