@@ -149,8 +149,8 @@ def test_scores_of_a_huge_batch_take_the_memory_of_a_block() -> None:
             return loss.usable(texts_P >= 0, label_B, loss.same_text(known_BM, texts_P))
 
         label_B = jnp.arange(len(q_BD)) * 2
-        one = contrast.Contrast(q_BD, p_PD, label_B, (known_BM,), usable)
-        return jnp.mean(contrast.judge(one, 1.0, None).nll_B)
+        one = contrast.Contrast(q_BD, p_PD, label_B, known_BM, usable)
+        return jnp.mean(contrast.judge(one, 1.0).nll_B)
 
     program = jax.jit(jax.grad(mean_nll, argnums=(0, 1))).lower(*inputs).compile()
     vectors = (questions + passages) * width * 4
@@ -238,11 +238,12 @@ def test_options_that_are_off_leave_no_instruction() -> None:
     def paper(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         q_BD = dual_encoder.encode(Encoder(SHAPE), params, "question", batch.question)
         p_PD = dual_encoder.encode(Encoder(SHAPE), params, "passage", batch.passages)
-        all_PD = lax.all_gather(p_PD, "devices", tiled=True)
+        device = lax.axis_index("devices")
         all_texts_P = lax.all_gather(batch.passage_texts_P, "devices", tiled=True)
-        label_B = (lax.axis_index("devices") * 4 + jnp.arange(4)) * PASSAGES
-        usable_BP = loss.usable(all_texts_P >= 0, label_B)
+        label_B = (device * 4 + jnp.arange(4)) * PASSAGES
+        all_PD = lax.all_gather(p_PD, "devices", tiled=True)
         scores_BP = loss.scores(q_BD, all_PD, TEMPERATURE)
+        usable_BP = loss.usable(all_texts_P >= 0, label_B)
         nll_B = loss.nll(scores_BP, label_B, usable_BP)
         hit_B = loss.first_is_label(scores_BP, label_B, usable_BP)
         share_B = batch.weight_B / lax.pmean(jnp.sum(batch.weight_B), "devices")
