@@ -73,7 +73,7 @@ class Known(NamedTuple):
     holds_answer_BN: jax.Array | None
 
 
-class Passages(NamedTuple):
+class GlobalPassages(NamedTuple):
     """The passages of all devices.
 
     Attributes:
@@ -84,12 +84,12 @@ class Passages(NamedTuple):
     text_P: jax.Array
     answer_column_P: jax.Array | None
 
-    def every(self, stride: int) -> "Passages":
+    def every(self, stride: int) -> "GlobalPassages":
         """Returns every `stride`-th passage."""
-        return Passages(*(None if one is None else one[::stride] for one in self))
+        return GlobalPassages(*(None if one is None else one[::stride] for one in self))
 
 
-def excluded(known: Known, passages: Passages) -> jax.Array | None:
+def excluded(known: Known, passages: GlobalPassages) -> jax.Array | None:
     """Returns the passages that are not negatives of each question: bool [B, P], or None."""
     masks = []
     if known.positive_texts_BM is not None:
@@ -103,7 +103,7 @@ def of_questions(
     question_emb_BD: jax.Array,
     passage_emb_PD: jax.Array,
     known: Known,
-    passages: Passages,
+    passages: GlobalPassages,
     devices: Devices,
 ) -> Contrast:
     """Sets this device's questions against the passages of all devices.
@@ -130,7 +130,7 @@ def of_positives(
     question_emb_BD: jax.Array,
     passage_emb_PD: jax.Array,
     known: Known,
-    passages: Passages,
+    passages: GlobalPassages,
     devices: Devices,
 ) -> Contrast:
     """Sets this device's positives against the questions of all devices; see `of_questions`."""
@@ -161,7 +161,7 @@ def cut(one: Contrast, width: int, *, normalize: bool) -> Contrast:
     )
 
 
-class Judged(NamedTuple):
+class AnchorLosses(NamedTuple):
     """The loss of each anchor, and what is reported of it; see training/loss.py.
 
     Attributes:
@@ -175,7 +175,7 @@ class Judged(NamedTuple):
     own_scores_BG: jax.Array | None
 
 
-def judge(one: Contrast, temperature: float | jax.Array, own: int | None = None) -> Judged:
+def judge(one: Contrast, temperature: float | jax.Array, own: int | None = None) -> AnchorLosses:
     """Scores the anchors against the candidates, in blocks of anchors if there are many scores.
 
     Args:
@@ -184,7 +184,7 @@ def judge(one: Contrast, temperature: float | jax.Array, own: int | None = None)
       own: number of scores to return per anchor, from its match on; None for none.
     """
 
-    def of_block(anchor_emb_BD: jax.Array, label_B: jax.Array, rows: Any) -> Judged:
+    def of_block(anchor_emb_BD: jax.Array, label_B: jax.Array, rows: Any) -> AnchorLosses:
         scores_BP = loss.scores(anchor_emb_BD, one.candidate_emb_PD, temperature)
         usable_BP = one.usable(label_B, rows)
         nll_B = loss.nll(scores_BP, label_B, usable_BP)
@@ -193,7 +193,7 @@ def judge(one: Contrast, temperature: float | jax.Array, own: int | None = None)
         if own is not None:
             own_BG = label_B[:, None] + jnp.arange(own)
             own_BG = jnp.take_along_axis(scores_BP, own_BG, axis=1)
-        return Judged(nll_B, hit_B, own_BG)
+        return AnchorLosses(nll_B, hit_B, own_BG)
 
     anchors = one.anchor_emb_BD, one.label_B, one.rows
     count = len(one.anchor_emb_BD)

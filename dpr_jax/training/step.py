@@ -211,7 +211,7 @@ def _contrasts(
     """Returns the softmaxes that the loss averages; the first is of questions against passages."""
     devices = contrast.all_devices(axis) if settings.gather else contrast.ONE_DEVICE
     columns_P = batch.passage_columns_P
-    passages = contrast.Passages(
+    passages = contrast.GlobalPassages(
         devices.gather(batch.passage_texts_P),
         None if batch.holds_answer_BP is None else devices.gather(columns_P),
     )
