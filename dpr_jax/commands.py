@@ -1,4 +1,4 @@
-"""The commands of `dpr`: what each takes, and the help that it prints."""
+"""The commands of `dpr`: their arguments and their help."""
 
 import ast
 import dataclasses
@@ -13,13 +13,13 @@ from dpr_jax.config import Config
 
 
 class Command(NamedTuple):
-    """A command with what it takes.
+    """A command and its arguments.
 
     Attributes:
       purpose: one line for people.
-      operands: what stands first, by name.
-      flags: those that are no settings; `workdir` is required where it is named.
-      parts: the parts of the config that its help shows.
+      operands: names of the positional arguments.
+      flags: flags that are not settings; `workdir` is required if it is among them.
+      parts: parts of the config that its help shows.
     """
 
     purpose: str
@@ -31,122 +31,126 @@ class Command(NamedTuple):
 _ONE = ("workdir", "retriever", "like")
 COMMANDS = {
     "pipeline": Command(
-        "all stages in order, and the report",
+        "run all stages in order and write the report",
         flags=("workdir", "from", "until"),
         parts=("", "data", "mine", "model", "train"),
     ),
     "prepare": Command(
-        "raw files -> the prepared corpus and questions",
+        "read raw files into the prepared corpus and questions",
         flags=("workdir", "dry-run"),
         parts=("data",),
     ),
     "split": Command(
-        "documents -> passages on Apache Beam, for `prepare`; Beam's own options stand after --",
+        "split documents into passages on Apache Beam; Beam's own options follow --",
         flags=("out",),
         parts=("data",),
     ),
     "inspect": Command(
-        "what the prepared data hold: counts, lengths, repeats, overlap", parts=("evaluate",)
+        "show counts, lengths, repeats and overlap of the prepared data", parts=("evaluate",)
     ),
-    "mine": Command("hard negatives from what retrievers rank high", (), _ONE, ("mine", "bm25")),
+    "mine": Command(
+        "find hard negatives in the rankings of retrievers", (), _ONE, ("mine", "bm25")
+    ),
     "train": Command("train both towers", (), _ONE, ("", "train", "model")),
     "encode": Command(
-        "corpus or questions -> vectors; --from ENCODER uses one as it comes",
+        "encode the corpus or questions; --from ENCODER uses an encoder as it comes",
         (),
         (*_ONE, "from"),
         ("encode", "model"),
     ),
-    "index": Command("vectors, or words for BM25 -> a search index", (), _ONE, ("index", "bm25")),
-    "index add": Command("a file of new passages into every index", ("PASSAGES",)),
-    "index remove": Command("a file of passage ids, one per line, out of every index", ("IDS",)),
-    "index rebalance": Command("an index built anew of the passages there are now", (), _ONE),
-    "retrieve": Command("questions -> runs", (), _ONE, ("retrieve", "bm25")),
-    "evaluate": Command("runs -> metrics, tables, report.html", parts=("evaluate",)),
+    "index": Command("build the search index of the vectors, or BM25", (), _ONE, ("index", "bm25")),
+    "index add": Command("add the passages of a file to every index", ("PASSAGES",)),
+    "index remove": Command("remove the passages of a file of ids from every index", ("IDS",)),
+    "index rebalance": Command("build an index anew of the passages there are now", (), _ONE),
+    "retrieve": Command(
+        "retrieve passages for questions, and write runs", (), _ONE, ("retrieve", "bm25")
+    ),
+    "evaluate": Command("write metrics, tables and report.html of all runs", parts=("evaluate",)),
     "compare": Command(
-        "two retrievers (or run files) on the same questions: paired test, wins, losses",
+        "compare two retrievers or run files: paired test, wins, losses",
         ("A", "B"),
         parts=("evaluate",),
     ),
     "ask": Command(
-        "the passages that answer a question; --k N, --json for programs",
+        "print the passages that answer a question; --k N, --json for programs",
         ("QUESTION",),
         ("workdir", "url", "retriever", "k", "json"),
     ),
     "serve": Command(
-        "retrievers over HTTP and MCP, with a page; --retriever NAME ... (the best on dev)",
+        "serve retrievers over HTTP and MCP, with a page",
         (),
         ("workdir", "retriever", "host", "port", "keys", "verify", "mcp"),
         ("serve",),
     ),
     "export": Command(
-        "a retriever for another engine: numpy, faiss, scann, pgvector, milvus, vertex; or `model`",
+        "write files for numpy, faiss, scann, pgvector, milvus, vertex; or `model`",
         ("ENGINE",),
         ("workdir", "retriever", "out", "shards", "url", "table", "as"),
     ),
     "export check": Command(
-        "ask a live engine the questions of an export: recall, latency, what to raise",
+        "ask a live engine an export's questions: recall, latency, remedies",
         ("ENGINE",),
         ("out", "url", "table", "target"),
     ),
     "push": Command(
-        "a trained model and its card to the Hugging Face hub; --dry-run lists what would go",
+        "upload a model and its card to the Hugging Face hub; see --dry-run",
         (),
         ("workdir", "retriever", "repo", "license", "data-license", "dry-run"),
     ),
-    "retriever list": Command("retrievers with kind, size, dev figure and state"),
+    "retriever list": Command("list retrievers with kind, size, dev figure and state"),
     "retriever remove": Command("delete a retriever", ("NAME",), ("workdir", "yes")),
     "gc": Command(
-        "delete artifacts that nothing uses; shows them and asks", (), ("workdir", "yes")
+        "list artifacts that nothing uses, and delete them if told to", (), ("workdir", "yes")
     ),
     "plan": Command(
-        "what a config takes on TPUs or GPUs that are not here: memory, cycles, hours",
+        "show memory, cycles and hours of a config on TPUs or GPUs",
         (),
         ("topology", "json", "passages", "questions", "quick"),
         ("", "train", "model", "encode"),
     ),
-    "info": Command("versions, devices, and which index backends work here", flags=()),
+    "info": Command("show versions, devices, and the index engines that work here", flags=()),
 }
 USAGE = "usage: dpr COMMAND [CONFIG.py] --workdir DIR [--part.setting VALUE ...]"
 OFF_ON = ("json", "yes", "quick", "dry-run", "verify", "mcp")  # flags without a value
-# by flag, or by command and flag where one name means another thing there
+# by flag, or by command and flag if the flag means something else there
 FLAG_HELP = {
     "workdir": "folder that holds everything a run makes",
-    "retriever": "which retriever, by name",
-    "like": "a new retriever starts with the recipe and artifacts of this one",
-    "from": "an encoder, by hub id or folder",
+    "retriever": "name of the retriever",
+    "like": "retriever whose recipe and artifacts a new one starts with",
+    "from": "encoder to use as it comes: hub id or folder",
     "pipeline from": "the stage to begin with",
     "until": "the stage to end with",
     "out": "folder to write",
     "split out": "folder for the passages, on a file system that Apache Beam knows",
-    "shards": "scann: indexes to split the corpus over, for as many hosts; 1 if not given",
-    "url": "where the engine answers; `dpr export pgvector` also loads the files there",
-    "table": "pgvector, milvus: name of the table or collection; passages if not given",
-    "as": "model: dpr for transformers' DPR classes, onnx for graphs",
+    "shards": "scann: number of indexes that the corpus is split over [1]",
+    "url": "address of the engine; `dpr export pgvector` loads files there",
+    "table": "pgvector, milvus: name of the table or collection [passages]",
+    "as": "model: dpr (classes of transformers) or onnx (graphs)",
     "repo": "ORG/NAME on the hub",
-    "license": "of the model, as the hub names it",
-    "data-license": "of the training data, for the card",
-    "push dry-run": "list what would go, and print the card",
-    "target": "recall@100 that is wanted; as index.target-recall, else 0.95",
+    "license": "licence of the model, as the hub names it",
+    "data-license": "licence of the training data, for the card",
+    "push dry-run": "list the files and print the card, and upload nothing",
+    "target": "wanted recall@100; default: index.target-recall, else 0.95",
     "k": "passages to show",
     "json": "print JSON",
     "plan json": "file to write, with a page beside it",
-    "ask url": "ask a running `dpr serve` there, without --workdir; DPR_API_KEY is its key",
+    "ask url": "server to ask (DPR_API_KEY is its key), not --workdir",
     "host": "address to bind to [127.0.0.1]",
     "port": "port to bind to; 0 takes a free one [8080]",
     "keys": "file of API keys, a line each: NAME KEY, or NAME KEY admin",
-    "verify": "be ready only once every file was hashed",
-    "mcp": "speak the Model Context Protocol on stdin and stdout, without HTTP",
+    "verify": "hash every file before being ready",
+    "mcp": "speak the Model Context Protocol on stdin and stdout",
     "yes": "do not ask",
-    "quick": "foretell by towers of one and two layers, and compile nothing whole",
-    "topology": "such as v5e:2x4, v6e:4x4, v5p:2x2x2, gpu:h100:8 or gpu:a100:2x8",
-    "passages": "of the corpus (21,015,324)",
-    "questions": "of training, where the config gives epochs (58,880)",
+    "quick": "compile one and two layers only, and extrapolate",
+    "topology": "v5e:2x4, v5p:2x2x2, gpu:h100:8, gpu:a100:2x8 or the like",
+    "passages": "passages of the corpus (21,015,324)",
+    "questions": "training questions, for epochs (58,880)",
     "dry-run": "print what is recognised in each file, and write nothing",
 }
 
 
 def flag_help(command: str, name: str) -> str:
-    """Returns what a flag of a command means; a few mean another thing for one of them."""
+    """Returns the help of a flag of a command."""
     return FLAG_HELP.get(f"{command} {name}", FLAG_HELP[name])
 
 

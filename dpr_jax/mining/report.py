@@ -61,7 +61,7 @@ class Report:
         rules = ", ".join(f"{n:,} {rule}" for rule, n in self.passed_over.items())
         say(
             f"mine: {self._split}: {self.questions:,} questions, {self.kept:,} hard negatives"
-            f" ({self.kept / self.questions:.1f} each); passed over: {rules or 'none'}"
+            f" ({self.kept / self.questions:.1f} each); left out: {rules or 'none'}"
         )
         if self.without_any:
             say(
