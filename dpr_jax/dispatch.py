@@ -7,7 +7,7 @@ environment, is imported only once `cli` has set that.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dpr_jax import console, recipes
+from dpr_jax import compilation_cache, console, recipes
 from dpr_jax.commands import COMMANDS
 from dpr_jax.config import Config
 from dpr_jax.errors import InputError
@@ -37,11 +37,15 @@ class Call(NamedTuple):
 def run(call: Call) -> None:
     """Runs a command, alone or among several processes of one run."""
     if call.command in ALONE:
+        if call.command != "plan":  # reads from a program what a stored one lacks
+            compilation_cache.enable()
         ALONE[call.command](call)
         return
     from dpr_jax import joining, parallel
 
     joining.initialize(recipes.alike(call.command, call.operands, call.config))
+    if joining.is_alone():
+        compilation_cache.enable()
     console.set_quiet(not parallel.is_main())
     TOGETHER.get(call.command, _stage)(call)
 

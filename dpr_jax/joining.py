@@ -135,6 +135,11 @@ def _ask_process_0() -> None:
             _peers.silent()
 
 
+def is_alone() -> bool:
+    """Returns whether this process is the only one of its run."""
+    return _peers is None
+
+
 def part() -> None:
     """Tells the other processes that this one has done its part: its end is no failure."""
     if _peers:
