@@ -32,7 +32,13 @@ def run(config: Config, workdir: WorkDir) -> None:
         has two texts, a gold passage is not in the corpus (data.on_missing), or a split has no
         usable question.
     """
+    named.refuse_holding(config.data, workdir.root)
     data = named.with_cut(config.data)
+    for name, path in named.own_corpora(data).items():
+        console.say(
+            f"prepare: test set {name} has a corpus of its own in {path}; `dpr pipeline` prepares"
+            f" and answers it in {workdir.root / 'sets' / name}"
+        )
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
     origin = artifacts.made_from(

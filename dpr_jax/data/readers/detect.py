@@ -20,6 +20,7 @@ from dpr_jax.data.readers.tables import Shape
 from dpr_jax.errors import InputError
 
 SPLIT_SHARDS = "passages-*-of-*.jsonl"
+BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 ROWS_TO_NAME_BY = 100
 LEAST_WORDS_OF_PASSAGE, MOST_WORDS_OF_ANSWER = 10, 4  # of a column `answer`
@@ -157,7 +158,7 @@ def beir(folder: Path, role: str) -> dict[str, Path]:
       InputError: one of them is not there.
     """
     if role == "passages":
-        return {"passages": _one_of(folder, ("corpus.jsonl", "corpus.jsonl.gz"))}
+        return {"passages": _one_of(folder, BEIR_CORPUS)}
     return {
         role: _one_of(folder, ("queries.jsonl", "queries.jsonl.gz")),
         f"{role}_qrels": _one_of(folder / "qrels", (f"{role}.tsv",)),
