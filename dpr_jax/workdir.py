@@ -128,7 +128,7 @@ class WorkDir(Pointers):
 
     @property
     def address(self) -> str:
-        """What it is opened by: its folder or its URL."""
+        """Returns the folder or the URL that it is opened by."""
         return self.remote.url if self.remote else str(self.root)
 
     def exchange(self) -> None:

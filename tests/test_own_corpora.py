@@ -104,11 +104,12 @@ def test_what_was_trained_on_one_corpus_answers_another(
         "data.passages": common,
         "data.train": tmp_path / "train.json",
         "data.dev": tmp_path / "train.json",
-        "model.init": tiny.write(tmp_path / "init"),
+        "model.init": tiny.write(tmp_path / "init", layers=1),
         "model.max-passage-tokens": 16,
         "train.batch-size": 8,
         "train.total-steps": 1,
         "train.hard-negatives": 0,
+        "train.dropout": 0,
     }
     args = ["pipeline", "--workdir", str(tmp_path / "w"), "--data.test", str(copy), str(other)]
     cli.run([*args, *(str(part) for k, v in settings.items() for part in (f"--{k}", v))])

@@ -3,8 +3,8 @@ every stage.
 """
 
 import contextlib
+import io
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 import tiny
 
 from dpr_jax import artifacts, cli, needs
@@ -22,10 +23,6 @@ from dpr_jax.errors import InputError
 from dpr_jax.workdir import open_workdir
 
 FIXTURE = Path(__file__).parent / "fixtures" / "nq_small"
-# one device and quick compiling: this is about files, not about devices
-ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-}
 CONFIG = """
 from dpr_jax.config import *
 
@@ -50,6 +47,7 @@ config = Config(
         learning_rate=1e-3,
         warmup=1 / 6,
         temperature=0.05,
+        dropout=0,
         log_every_steps=1,
         checkpoint_every_steps=2,
         validation_negatives=1,
@@ -58,6 +56,7 @@ config = Config(
     index=IndexConfig(kind="scann"),
 )
 """
+ANY = None  # exit status
 # a line that each stage prints while it is at work, in the pipeline's order
 KILL_AT = (
     "BM25 index:",
@@ -92,7 +91,7 @@ def run(config: Path, workdir: Path) -> subprocess.CompletedProcess[str]:
         command(config, workdir),
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=quick.ONE_DEVICE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -107,7 +106,7 @@ def run_until(line: str, config: Path, workdir: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=ENVIRONMENT,
+        env=quick.ONE_DEVICE,
     ) as process:
         for text in process.stderr:
             said.append(text)
@@ -128,7 +127,7 @@ def metrics(workdir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
-    tiny.write(folder / "init")
+    tiny.write(folder / "init", layers=1)
     path = folder / "small.py"
     path.write_text(CONFIG.format(fixture=FIXTURE, init=folder / "init"))
     return path
@@ -186,16 +185,20 @@ def test_killed_at_every_stage_it_ends_with_the_same_numbers(
 
 
 def dpr(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    code = "from dpr_jax.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == status, done.stderr
+    """Runs `dpr` in this process, which has imported and compiled before."""
+    out, err, found = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["dpr", *map(str, args)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            found = end.code
+    done = subprocess.CompletedProcess(sys.argv, found, out.getvalue(), err.getvalue())
+    assert status in (found, ANY), done.stderr
     return done
 
 
@@ -265,14 +268,7 @@ def until_it_works(command: list[str], most: int) -> list[str]:
     """Runs a command, and as long as it is refused what the refusal says; returns what that was."""
     followed: list[str] = []
     while True:
-        code = "from dpr_jax.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command],
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            check=False,
-        )
+        done = dpr(*command, status=ANY)
         if done.returncode == 0:
             return followed
         assert done.returncode == 2 and len(followed) < most, done.stderr

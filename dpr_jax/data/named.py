@@ -137,8 +137,7 @@ def stored_as(key: str) -> str:
 def recognised(
     data: DataConfig, model: str, count: Counter[str], *, columns_of_any: bool = False
 ) -> tuple[dict[str, Source], dict[str, Path]]:
-    """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys;
-    all of them there.
+    """Returns the inputs by key (passages, and those of `questions`), and the qrels by those keys.
 
     Args:
       data: the settings.
@@ -228,7 +227,7 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 
 def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Source:
-    """Documents as a source of the passages they are cut into."""
+    """Returns documents as a source of the passages that they are cut into."""
     with opened.readable(name or ""):
         there = bool(name) and Path(name).exists()
     if not there:
@@ -257,9 +256,7 @@ def _existing(key: str, name: str) -> Path:
 
 
 def carried(sources: dict[str, Source]) -> Source:
-    """The passages that the questions carry as a corpus, each once, in the order in which they
-    come.
-    """
+    """Returns the passages that the questions carry as a corpus, each once, in their order."""
 
     def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
         texts: dict[int, int] = {}

@@ -157,7 +157,7 @@ def _questions(
     table: HashTable,
     count: Tally,
 ) -> Iterator[Question]:
-    """The questions to keep of one file; fills in `count` as it goes."""
+    """Yields the questions to keep of one file; fills in `count` as it goes."""
     split = named.split_of(key)
     with reading(f"prepare {key}", source) as on_read:
         rows: Iterable[RawQuestion] = source.read(on_read)
@@ -218,7 +218,7 @@ def _drawn(
 
 
 def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
-    """Why a question is left out; empty for one to keep."""
+    """Returns the reason to leave a question out; empty for one to keep."""
     if row.unusable:
         return row.unusable
     if split != "test" and not row.positives:
@@ -339,9 +339,7 @@ def _warn_of_contradictions(qrels: Qrels) -> None:
 
 
 def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
-    """Questions that are asked again elsewhere: what is learned by heart would be taken for
-    skill.
-    """
+    """Warns of questions that are in two splits: a model could have learned them by heart."""
     pairs = [(test, other) for test in asked for other in ("train", "dev") if "test" in test]
     for split, other in [*pairs, ("dev", "train")]:
         if split in asked and other in asked:

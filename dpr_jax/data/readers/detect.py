@@ -151,8 +151,7 @@ def passages(path: Path, chosen: Chosen | None = None) -> Source:
 
 
 def beir(folder: Path, role: str) -> dict[str, Path]:
-    """The files of a BEIR folder for one setting: the corpus for `passages`, questions and their
-    qrels for train, dev or test.
+    """Returns the files of a BEIR folder for one setting: its corpus, or a split with its qrels.
 
     Raises:
       InputError: one of them is not there.
@@ -171,7 +170,7 @@ def is_split(folder: Path) -> bool:
 
 
 def split_passages(folder: Path) -> Source:
-    """The passages that `dpr split` wrote, in the order of their documents.
+    """Returns the passages that `dpr split` wrote, in the order of their documents.
 
     Raises:
       InputError: it has not finished, or a shard is missing or damaged.
