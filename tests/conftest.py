@@ -34,7 +34,6 @@ from dpr_jax.data import prepare
 from dpr_jax.mining import mine
 from dpr_jax.workdir import WorkDir, open_workdir
 
-
 # Files that take more than half a minute of a core, longest first. With `--dist loadfile` they
 # start first, so that no worker is left with a long one at the end.
 LONGEST = ("multiprocess", "pipeline", "training", "launch_faults", "lora", "chunking", "kill")
