@@ -31,7 +31,8 @@ class DataConfig:
     """Development questions: as for data.train."""
     test: str | tuple[str, ...] = ()
     """Test questions: as for data.train, or questions alone, such as DPR's question/answers file.
-    With several, each has a table of its own, named by file or as NAME=PATH."""
+    With several, each has a table of its own, named by file or as NAME=PATH. A BEIR folder with
+    another corpus than data.passages is asked of its own."""
     train_qrels: str | None = None
     """Qrels of the training questions (TREC, BEIR, or MS MARCO triples of ids); None: gold passages
     are those in data.train."""

@@ -1,4 +1,4 @@
-"""How a process joins the others of its run, and how it leaves them."""
+"""Joins a process to the others of its run, and takes leave of them."""
 
 import contextlib
 import os

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dpr_jax import artifacts, console, host, lease, needs, parallel, recipes
-from dpr_jax.config import Config
+from dpr_jax.config import Config, DataConfig
 from dpr_jax.console import say
-from dpr_jax.data import prepare, store
+from dpr_jax.data import named, prepare, store
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.evaluation import evaluate
@@ -31,22 +34,36 @@ class Step(NamedTuple):
 
     Attributes:
       stage: its name.
-      retriever: None for prepare and evaluate.
+      owner: the retriever; the work directory for prepare and evaluate.
       config: the settings of that retriever.
       source: the encoder that the retriever uses as it comes, if it does.
+      as_in: the retriever whose encoder and weight this one takes, which answers the questions of
+        a test set with its own corpus.
     """
 
     stage: str
-    retriever: RetrieverDir | None
+    owner: WorkDir | RetrieverDir
     config: Config
     source: str | None = None
+    as_in: RetrieverDir | None = None
+
+    @property
+    def retriever(self) -> RetrieverDir | None:
+        """The owner, if it is one."""
+        return self.owner if isinstance(self.owner, RetrieverDir) else None
+
+    @property
+    def workdir(self) -> WorkDir:
+        """The work directory that the stage writes to."""
+        return self.owner.workdir if isinstance(self.owner, RetrieverDir) else self.owner
 
 
 def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = ORDER[-1]) -> None:
     """Runs all stages, from raw files to the report; each is skipped whose result is there.
 
     Trains where there are training questions, and searches with the trained retriever, with those
-    of `compare`, and with both BM25 and vectors.
+    of `compare`, and with both BM25 and vectors. A test set that has a corpus of its own (a BEIR
+    folder) gets a work directory of its own, `sets/NAME`, where the same retrievers answer it.
 
     Args:
       config: of the work directory and its trained retriever.
@@ -61,14 +78,18 @@ def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = 
     if begin > end:
         raise InputError(f"--from {first} comes after --until {last}; the order is {ORDER}")
     wanted = [step for step in plan(config, workdir) if begin <= ORDER.index(step.stage) <= end]
-    told = False
+    told: list[Path] = []
     for number, step in enumerate(wanted, 1):
-        if not told and step.stage != "prepare":
-            parallel.on_main(lambda: _say_needs(config, workdir, wanted))
-            told = True
+        at = step.workdir
+        if step.retriever and at.root not in told:
+            there = [one for one in wanted if one.workdir.root == at.root]
+            parallel.on_main(functools.partial(_say_needs, config, at, there))
+            told.append(at.root)
         of = f" {step.retriever.name}" if step.retriever else ""
-        say(f"stage {number} of {len(wanted)}: {step.stage}{of}")
-        run_stage(step.stage, step.config, workdir, step.retriever, source=step.source)
+        on = f" on {at.set_name}" if at.set_name else ""
+        say(f"stage {number} of {len(wanted)}: {step.stage}{of}{on}")
+        step = _as_measured(step)
+        run_stage(step.stage, step.config, at, step.retriever, source=step.source)
     if last == ORDER[-1]:
         _say_what_is_next(config, workdir)
 
@@ -167,8 +188,8 @@ def _change(workdir: WorkDir, change: Callable[[], None]) -> None:
 
 def plan(config: Config, workdir: WorkDir) -> list[Step]:
     """Returns the steps of a pipeline in order."""
-    trains = bool(config.data.train_files)
-    steps = [Step("prepare", None, config)]
+    data, trains = config.data, bool(config.data.train_files)
+    steps = [Step("prepare", workdir, config)]
     for name, source in compared(config, trains).items():
         own = config if name in ("bm25", UNTRAINED) else recipes.for_encoder(config)
         steps += _search(own, workdir.retriever(name), source)
@@ -187,7 +208,65 @@ def plan(config: Config, workdir: WorkDir) -> list[Step]:
         own = replace(config, retrieve={"kind": "hybrid", "parts": parts})
         if {*parts} <= {step.retriever.name for step in steps if step.retriever}:
             steps.append(Step("retrieve", workdir.retriever("hybrid"), own))
-    return [*steps, Step("evaluate", None, config)]
+    own_corpora = _own_corpora(data)
+    elsewhere = [
+        step
+        for name, folder in own_corpora.items()
+        for step in _set_steps(config, workdir.question_set(name), folder, steps)
+    ]
+    only_those = own_corpora.keys() == named.all_test_sets(data).keys()
+    if elsewhere and only_those and not (data.passages or trains or data.dev):
+        steps = []
+    return [*steps, *elsewhere, Step("evaluate", workdir, config)]
+
+
+def _own_corpora(data: DataConfig) -> dict[str, str]:
+    """Returns the test sets that have a corpus of their own, as process 0 sees its files."""
+    sets = named.all_test_sets(data)
+    own = named.own_corpora(data) if sets and parallel.is_main() else {}
+    flags = parallel.of_main(np.array([name in own for name in sets] or [False], np.uint8))
+    return {name: path for (name, path), flag in zip(sets.items(), flags, strict=False) if flag}
+
+
+def _set_steps(config: Config, inside: WorkDir, folder: str, steps: list[Step]) -> list[Step]:
+    """Returns the steps that ask the questions of a BEIR folder of its corpus.
+
+    They are those of the pipeline with the same retrievers, without training.
+
+    Args:
+      config: of the pipeline.
+      inside: the work directory of the set.
+      folder: the BEIR folder.
+      steps: of the pipeline.
+    """
+    data = DataConfig(passages=folder, test=folder, on_missing=config.data.on_missing)
+
+    def of_set(own: Config) -> Config:
+        return dataclasses.replace(replace(own, index={"queries": None}), data=data, rounds=1)
+
+    found = [Step("prepare", inside, of_set(config))]
+    for step in steps:
+        if step.retriever and step.stage in ("encode", "index", "retrieve"):
+            own, retriever = of_set(step.config), step.retriever
+            if step.source is None and retriever.name != "bm25":
+                own = own if own.retrieve.kind == "hybrid" else recipes.for_encoder(own)
+            here = inside.retriever(retriever.name)
+            found.append(Step(step.stage, here, own, step.source, retriever))
+    return [*found, Step("evaluate", inside, of_set(config))]
+
+
+def _as_measured(step: Step) -> Step:
+    """Fills in the encoder, or the weight of a hybrid, of the retriever that a step follows."""
+    if step.as_in is None:
+        return step
+    if step.as_in.kind == "hybrid":
+        weight = step.config.retrieve.fusion_weight
+        if step.config.retrieve.fusion == "linear" and not weight:
+            weight = artifacts.read_json(step.as_in.current("weight") / "manifest.json")["weight"]
+        return step._replace(config=replace(step.config, retrieve={"fusion_weight": weight}))
+    if step.as_in.kind == "dense" and step.source is None:
+        return step._replace(source=step.as_in.encoder)
+    return step
 
 
 def compared(config: Config, trains: bool) -> dict[str, str | None]:

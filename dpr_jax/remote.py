@@ -22,7 +22,8 @@ from dpr_jax.stores import Entry
 
 MANIFESTS = ("manifest.json", "index.json")
 POINTERS = re.compile(r"config\.json|retrievers/[^/]+/retriever\.json")
-LEASES = re.compile(r"(.*/)?lease\.json.*")
+# of single processes, and of work directories within this one, which have caches of their own
+LEASES = re.compile(r"(.*/)?lease\.json.*|sets/.+")
 # of an artifact, with what it is made in: NAME-HASH/..., NAME-HASH.building/...
 ARTIFACT = re.compile(r"((?:retrievers/[^/]+/)?(?:questions/)?[^/]+-[0-9a-f]{8})(\.\w+)?/(.+)")
 STEP = re.compile(r"(.*/checkpoints-[0-9a-f]{8}/steps/)(\d+)/(.+)")

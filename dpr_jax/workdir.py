@@ -28,7 +28,7 @@ HASH_LENGTH = 8
 SEEN_S = 30.0  # in which other processes have to see what process 0 wrote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED_ENDINGS = (".manifest", ".partial", ".trec", ".json")
-OWN = ("config.json", "lease.json", "data-", "retrievers")  # begins of our names
+OWN = ("config.json", "lease.json", "data-", "retrievers", "sets")  # begins of our names
 
 
 class Pointers:
@@ -128,7 +128,7 @@ class WorkDir(Pointers):
 
     @property
     def address(self) -> str:
-        """What it is opened by: its folder or its URL."""
+        """Returns the folder or the URL that it is opened by."""
         return self.remote.url if self.remote else str(self.root)
 
     def exchange(self) -> None:
@@ -194,6 +194,16 @@ class WorkDir(Pointers):
     def imported_runs(self, question_set: str) -> Path:
         """Returns the runs of other tools over the same questions, `NAME.trec`."""
         return self.runs(question_set) / "imported"
+
+    def question_set(self, name: str) -> "WorkDir":
+        """Returns the work directory of a test set that has a corpus of its own, there or not."""
+        return open_workdir(f"{self.address}/sets/{name}")
+
+    @property
+    def set_name(self) -> str:
+        """Returns the name of that test set; "" where this is no such work directory."""
+        *_, parent, name = ("", *self.address.split("/"))
+        return name if parent == "sets" else ""
 
     def retriever(self, name: str) -> "RetrieverDir":
         """Returns the folder of a retriever, there or not.

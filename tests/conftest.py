@@ -6,11 +6,10 @@ import shutil
 import sys
 import tempfile
 
+import quick
+
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    # tiny models: compiling well costs far more than running badly
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {quick.FLAGS}"
 )
 if "accelerator" not in sys.argv:  # `pytest -m accelerator` takes what is there
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -34,6 +33,20 @@ from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import prepare
 from dpr_jax.mining import mine
 from dpr_jax.workdir import WorkDir, open_workdir
+
+# Files that take more than half a minute of a core, longest first. With `--dist loadfile` they
+# start first, so that no worker is left with a long one at the end.
+LONGEST = ("multiprocess", "pipeline", "training", "launch_faults", "lora", "chunking", "kill")
+LONGEST += ("serve", "serve_swap", "step", "family_training", "launch", "own_corpora", "remote")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "bucket"
@@ -79,10 +80,7 @@ def dpr(
     environment: dict[str, str], *args: str, code: str = "from dpr_jax.cli import main; main()"
 ) -> subprocess.CompletedProcess[str]:
     """Runs `dpr` in one new process of two simulated devices."""
-    flags = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        " --xla_force_host_platform_device_count=2"
-    )
+    flags = f"{quick.FLAGS} --xla_force_host_platform_device_count=2"
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return subprocess.run(
         [sys.executable, "-c", code, *args],

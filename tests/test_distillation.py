@@ -96,7 +96,7 @@ def test_a_teacher_of_the_config_file_teaches(
 ) -> None:
     """From the mined passages' scores to the metrics of training."""
     config, prepared = nq_small_workdir
-    tiny.write(tmp_path / "init")
+    tiny.write(tmp_path / "init", layers=1)
     shutil.copytree(prepared.root, tmp_path / "run", symlinks=True)
     target = open_workdir(tmp_path / "run").retriever("taught")
 
@@ -115,6 +115,7 @@ def test_a_teacher_of_the_config_file_teaches(
             total_steps=2,
             hard_negatives=2,
             distillation="kl",
+            dropout=0,
             log_every_steps=1,
         ),
     )

@@ -1,17 +1,16 @@
 """Settings at the ends of what is allowed, through the command line: one question, odd seeds."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import quick
 import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 DPR = [sys.executable, "-c", "from dpr_jax.cli import main; main()"]
-ONE_DEVICE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 LARGEST_SEED = str(2**63 - 1)
 
 
@@ -19,7 +18,7 @@ def dpr(command: str, workdir: Path, *args: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [*DPR, command, "--workdir", str(workdir), *args],
         check=False,
-        env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)},
+        env=quick.ONE_DEVICE | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=200,
@@ -40,7 +39,7 @@ def test_a_batch_of_one_question_trains_with_the_largest_seed(tmp_path: Path) ->
         for i in range(6)
     ]
     questions.write_text(json.dumps(train))
-    tiny.write(tmp_path / "init")
+    tiny.write(tmp_path / "init", layers=1)
     workdir = tmp_path / "w"
     data = ("--data.passages", str(passages), "--data.train", str(questions))
     assert dpr("prepare", workdir, *data, "--seed", LARGEST_SEED).returncode == 0

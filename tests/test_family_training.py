@@ -51,7 +51,13 @@ def test_two_kinds_of_towers_are_trained_packed_and_in_chunks(
         passage_prompt="passage: ",
     )
     train = TrainConfig(
-        batch_size=16, total_steps=2, learning_rate=1e-2, chunk_size=1, pack_rows=1, warmup=0
+        batch_size=16,
+        total_steps=2,
+        learning_rate=1e-2,
+        chunk_size=1,
+        pack_rows=1,
+        warmup=0,
+        dropout=0,
     )
     data = dataclasses.replace(config.data, dev=None)
     config = dataclasses.replace(config, model=model, train=train, data=data)

@@ -98,7 +98,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(
     nq_small_workdir: tuple[Config, WorkDir],
 ) -> None:
     base, prepared = nq_small_workdir
-    tiny.write(tmp_path / "init")
+    tiny.write(tmp_path / "init", layers=1)
     config = dataclasses.replace(
         base,
         model=ModelConfig(

@@ -4,7 +4,6 @@ one's error ends all of them.
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 import tiny
 
 from dpr_jax import config_file, errors
@@ -119,7 +119,7 @@ file.write_text(json.dumps(buffers))
 
 def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) -> Path:
     """A config file of a tiny model without dropout."""
-    tiny.write(tmp_path / "init")
+    tiny.write(tmp_path / "init", layers=1)
     config = dataclasses.replace(
         base,
         model=ModelConfig(
@@ -164,13 +164,12 @@ def twice(
     code: str, logs: Path, *args: str, processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
     """The Python code in two new processes of two simulated devices each."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = [str(ROOT / "launch" / "local.sh"), "-n", str(processes), "--cpu-devices", "2"]
     command += ["--log-dir", str(logs), "--", sys.executable, "-c", code, *args]
     return subprocess.run(
         command,
         check=False,
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=quick.ONE_DEVICE | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

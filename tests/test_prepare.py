@@ -168,7 +168,7 @@ def test_max_train_questions_counts_kept_rows(
 
 
 def test_a_draw_is_from_all_over_the_file_and_keeps_its_order() -> None:
-    rows = [RawQuestion(str(i), "?", (), (), (), (), where="") for i in range(1000)]
+    rows = [RawQuestion(str(i), "?", where="") for i in range(1000)]
     counts = [Counter() for _ in range(20)]
     draws = [
         [int(row.id) for row in prepare._drawn(rows, count, most=100, seed=seed)]

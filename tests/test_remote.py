@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick
 from object_storage import BUCKET, ROOT, dpr, files, free_port, server
 from test_multiprocess import write_config
 
@@ -320,8 +321,7 @@ def test_two_hosts_without_a_common_disk(
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{address}:{hosts.port}",
         "DPR_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{quick.FLAGS} --xla_force_host_platform_device_count=2",
     }
     storage = hosts.start(0, SERVER, address, str(hosts.port), log=tmp_path / "server.log")
     url = f"{URL}/two"

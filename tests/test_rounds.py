@@ -39,7 +39,7 @@ def finished(
     """
     base, _ = nq_small_workdir
     folder = tmp_path_factory.mktemp("rounds")
-    tiny.write(folder / "init")
+    tiny.write(folder / "init", layers=1)
     config = dataclasses.replace(
         base,
         rounds=2,
@@ -53,7 +53,7 @@ def finished(
             max_question_tokens=16,
             max_passage_tokens=32,
         ),
-        train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup=0.5),
+        train=TrainConfig(batch_size=8, total_steps=2, learning_rate=1e-2, warmup=0.5, dropout=0),
         encode=EncodeConfig(dtype="float32"),
         index=IndexConfig(kind="faiss", recall_queries=5),
     )

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import quick
 from test_launch import fake_command
 from test_multiprocess import DPR, ROOT, write_config
 
@@ -95,10 +96,7 @@ loop.batches.stream = waiting
     + DPR
 )
 STEPS = 24
-FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_force_host_platform_device_count=2"
-)
+FLAGS = f"{quick.FLAGS} --xla_force_host_platform_device_count=2"
 
 
 class Cluster:

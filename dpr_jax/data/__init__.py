@@ -1,1 +1,1 @@
-"""From other people's files to data sets on disk, and what every later stage opens; has_answer."""
+"""Reads raw files into data sets on disk, which every later stage opens; has_answer."""

@@ -1,4 +1,4 @@
-"""Does a passage contain an answer? DPR's rule, exactly (Karpukhin et al., 2020, arXiv 2004.04906).
+"""Tells whether a passage contains an answer, by DPR's rule (Karpukhin et al., 2020, 2004.04906).
 
 Only the passage's text counts, never its title. Three ways, of which the first two are DPR's:
 
@@ -46,7 +46,7 @@ def has_answer(answers: Sequence[str], text: str, *, match: Match = "string") ->
 
 @functools.lru_cache(maxsize=256)
 def matcher(answers: tuple[str, ...], match: Match) -> Callable[[str], bool]:
-    """`has_answer` with the answers of one question prepared, to be asked about many texts."""
+    """Prepares the answers of one question for `has_answer` on many texts."""
     if match == "regex":
         return _regex_matcher(answers)
     if match == "substring":
@@ -65,7 +65,7 @@ def broken_patterns(answers: Sequence[str]) -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """The lower-cased tokens that answers are compared by."""
+    """Returns the lower-cased tokens that answers are compared by."""
     return [token.lower() for token in _TOKEN.findall(_nfd(text))]
 
 

@@ -54,8 +54,9 @@ class Document(NamedTuple):
 
 
 def run(config: Config, out: str, beam_options: list[str]) -> None:
-    """config.data.passages -> the folder `out`: shards of passages, which data.passages may name,
-    and last their manifest.
+    """Cuts config.data.passages into shards in the folder `out`, which data.passages may then name.
+
+    Their manifest comes last.
 
     Args:
       config: what to cut and how, in its part `data`; for windows of tokens, `model.init` is the
@@ -114,7 +115,7 @@ def run(config: Config, out: str, beam_options: list[str]) -> None:
 
 
 class Cutting(beam.DoFn):
-    """A file of documents -> its shard of passages; what went into it, or the error that it has."""
+    """Writes the shard of a file of documents; yields what went into it, or its error."""
 
     def __init__(self, data: DataConfig, model: str, out: str, files: int) -> None:
         self._data, self._model, self._out, self._files = data, model, out, files
@@ -162,7 +163,7 @@ class Cutting(beam.DoFn):
 def _passages(
     document: Document, how: cut.Cut, counts: Counter[str], chosen: Chosen, *, alone: bool
 ) -> Iterator[Passage]:
-    """The passages of a file; messages name it as it is called, wherever it is read."""
+    """Yields the passages of a file; messages name it as it is called, wherever it is read."""
     with _here(document.path) as file:
         try:
             if not alone and documents.is_binary(file):
@@ -178,7 +179,7 @@ def _passages(
 
 @contextlib.contextmanager
 def _here(path: str) -> Iterator[Path]:
-    """A file on this machine: itself, or a copy of one that lies elsewhere."""
+    """Yields a file on this machine: itself, or a copy of one that lies elsewhere."""
     if not _is_far(path):
         yield Path(path)
         return
@@ -194,7 +195,7 @@ def _here(path: str) -> Iterator[Path]:
 
 
 def _files(path: str) -> list[Document]:
-    """The file, or all files below the folder, in the order in which `dpr prepare` reads them."""
+    """Returns the file, or all files below the folder, in the order of `dpr prepare`."""
     if _is_far(path):
         found = _matched(f"{path.rstrip('/')}/**") or _matched(path)
         shown = [one for one in found if not PurePosixPath(one).name.startswith(".")]
@@ -269,7 +270,7 @@ def _is_far(path: str) -> bool:
 
 
 def _matched(pattern: str) -> list[str]:
-    """The files that a pattern of Beam's matches."""
+    """Returns the files that a pattern of Beam's matches."""
     try:
         (match,) = FileSystems.match([pattern])
     except (BeamIOError, ValueError) as error:
@@ -283,7 +284,7 @@ def _create(path: str) -> BinaryIO:
 
 
 def _write_json(value: Any, path: str) -> None:
-    """Written aside and renamed: whoever reads it sees all of it."""
+    """Writes JSON aside and renames it: whoever reads it sees all of it."""
     partial = f"{path}.partial-{uuid.uuid4().hex}"
     with _create(partial) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False).encode())

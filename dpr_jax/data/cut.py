@@ -17,7 +17,7 @@ WORDS_REMEMBERED = 1_000_000
 def into_passages(
     documents: Iterable[tuple[str, Passage]], cut: Cut, count: Counter[str]
 ) -> Iterator[tuple[str, Passage]]:
-    """The passages of all documents, under their document's title.
+    """Yields the passages of all documents, under their document's title.
 
     Args:
       documents: file and line of each, and the document.
@@ -39,16 +39,14 @@ def into_passages(
 
 
 def by_words(words: list[str], *, length: int) -> list[list[str]]:
-    """Disjoint blocks of `length` words; the last one may be shorter."""
+    """Cuts words into disjoint blocks of `length` words; the last one may be shorter."""
     return [words[start : start + length] for start in range(0, len(words), length)]
 
 
 def remembering(
     sizes_of: Callable[[Sequence[str]], list[int]],
 ) -> Callable[[Sequence[str]], list[int]]:
-    """`sizes_of`, asked once for each word: the words of a text are few, and one by one they are
-    slow to tokenize.
-    """
+    """Returns `sizes_of` with a cache: a text has few different words, and each takes long."""
     known: dict[str, int] = {}
 
     def sizes(words: Sequence[str]) -> list[int]:
@@ -69,8 +67,7 @@ def by_tokens(
     length: int,
     stride: int,
 ) -> list[list[str]]:
-    """Windows of whole words that have at most `length` tokens together; a word that has more is a
-    window of its own.
+    """Cuts words into windows of at most `length` tokens; a longer word is a window of its own.
 
     Args:
       words: of a document, at least one.

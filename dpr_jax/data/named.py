@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpr_jax import artifacts
 from dpr_jax.config import DataConfig
 from dpr_jax.console import say
 from dpr_jax.data import cut
@@ -33,7 +34,35 @@ def questions(data: DataConfig) -> dict[str, str]:
 
 
 def test_sets(data: DataConfig) -> dict[str, str]:
-    """Returns the files of the test questions by the name of their set, "test" for a single one.
+    """Returns the test questions that are asked of `data.passages`, by the name of their set.
+
+    Raises:
+      InputError: two of several sets have one name.
+    """
+    own = own_corpora(data)
+    return {name: path for name, path in all_test_sets(data).items() if name not in own}
+
+
+def own_corpora(data: DataConfig) -> dict[str, str]:
+    """Returns the BEIR folders of `data.test` that are asked of the corpus in them, by name.
+
+    A folder whose corpus is the file that `data.passages` names, or a copy, is not among them.
+
+    Raises:
+      InputError: two of several sets have one name.
+    """
+    found = {}
+    for name, path in all_test_sets(data).items():
+        with opened.readable(path):
+            corpus = _beir_corpus(Path(path))
+            common = data.passages and (_beir_corpus(Path(data.passages)) or Path(data.passages))
+            if corpus and not (common and common.is_file() and _is_copy(corpus, common)):
+                found[name] = path
+    return found
+
+
+def all_test_sets(data: DataConfig) -> dict[str, str]:
+    """Returns every path of `data.test` by the name of its set, "test" for a single one.
 
     Raises:
       InputError: two of several sets have one name.
@@ -50,6 +79,32 @@ def test_sets(data: DataConfig) -> dict[str, str]:
             )
         found[name] = path
     return found
+
+
+def _beir_corpus(folder: Path) -> Path | None:
+    """Returns the corpus of a BEIR folder; None for anything else."""
+    files = (folder / name for name in detect.BEIR_CORPUS)
+    return next(filter(Path.is_file, files), None) if (folder / "qrels").is_dir() else None
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    """Returns whether two files are one, or have the same bytes."""
+    if one.samefile(other):
+        return True
+    same_size = one.stat().st_size == other.stat().st_size
+    return same_size and artifacts.checksum(one) == artifacts.checksum(other)
+
+
+def refuse_holding(data: DataConfig, workdir: Path) -> None:
+    """Raises InputError where documents lie around the work directory, which changes as it runs."""
+    folder = Path(data.passages or "")
+    with opened.readable(data.passages or ""):
+        holds = bool(data.passages) and folder.is_dir()
+    if holds and workdir.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"data.passages {folder} holds the work directory {workdir}, which changes with every"
+            " run; name a folder of documents alone, or give another --workdir"
+        )
 
 
 def split_of(key: str) -> str:
@@ -82,8 +137,7 @@ def stored_as(key: str) -> str:
 def recognised(
     data: DataConfig, model: str, count: Counter[str], *, columns_of_any: bool = False
 ) -> tuple[dict[str, Source], dict[str, Path]]:
-    """The inputs by key (passages, and those of `questions`), and the qrels files by the same keys;
-    all of them there.
+    """Returns the inputs by key (passages, and those of `questions`), and the qrels by those keys.
 
     Args:
       data: the settings.
@@ -131,7 +185,9 @@ def recognised(
     if not columns_of_any:
         columns.refuse_unused(data.columns, chosen)
     if not sources:
-        raise InputError("data.passages is not set; it must name the corpus")
+        alone = "; `dpr pipeline` runs test sets that have corpora of their own"
+        hint = alone if data.test_files else ""
+        raise InputError(f"data.passages is not set; it must name the corpus{hint}")
     qrels = {key: files[f"{key}_qrels"] for key in asked if f"{key}_qrels" in files}
     return sources, qrels
 
@@ -171,7 +227,7 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 
 def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Source:
-    """Documents as a source of the passages they are cut into."""
+    """Returns documents as a source of the passages that they are cut into."""
     with opened.readable(name or ""):
         there = bool(name) and Path(name).exists()
     if not there:
@@ -200,9 +256,7 @@ def _existing(key: str, name: str) -> Path:
 
 
 def carried(sources: dict[str, Source]) -> Source:
-    """The passages that the questions carry as a corpus, each once, in the order in which they
-    come.
-    """
+    """Returns the passages that the questions carry as a corpus, each once, in their order."""
 
     def read(on_read: OnRead | None) -> Iterator[tuple[str, Passage]]:
         texts: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Passage id -> corpus row, without holding 21 million strings."""
+"""Finds the corpus row of a passage id, without holding 21 million strings."""
 
 from array import array
 from collections.abc import Sequence
@@ -32,21 +32,21 @@ class HashedTexts:
         return np.flatnonzero(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)))
 
     def table(self) -> "HashTable":
-        """For looking up; texts added later are not in it."""
+        """Returns the table to look texts up in; those added later are not in it."""
         hashes_N = np.frombuffer(self._hashes, np.int64)
         order_N = np.argsort(hashes_N, kind="stable")
         return HashTable(hashes_N[order_N], order_N)
 
 
 class HashTable:
-    """Where a text stands among those that were added."""
+    """Rows of texts by their hashes."""
 
     def __init__(self, sorted_N: np.ndarray, rows_N: np.ndarray) -> None:
         """Takes the hashes in ascending order, int64 [N], and each one's row, int64 [N]."""
         self._sorted_N, self._rows_N = sorted_N, rows_N
 
     def rows(self, texts: Sequence[str]) -> list[int]:
-        """The first row of every text; -1 where it was never added."""
+        """Returns the first row of every text; -1 where it was never added."""
         wanted = np.array([hash(text) for text in texts], np.int64)
         at = np.searchsorted(self._sorted_N, wanted)
         at = np.minimum(at, len(self._sorted_N) - 1)

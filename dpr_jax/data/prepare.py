@@ -32,7 +32,13 @@ def run(config: Config, workdir: WorkDir) -> None:
         has two texts, a gold passage is not in the corpus (data.on_missing), or a split has no
         usable question.
     """
+    named.refuse_holding(config.data, workdir.root)
     data = named.with_cut(config.data)
+    for name, path in named.own_corpora(data).items():
+        console.say(
+            f"prepare: test set {name} has a corpus of its own in {path}; `dpr pipeline` prepares"
+            f" and answers it in {workdir.root / 'sets' / name}"
+        )
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
     origin = artifacts.made_from(
@@ -151,7 +157,7 @@ def _questions(
     table: HashTable,
     count: Tally,
 ) -> Iterator[Question]:
-    """The questions to keep of one file; fills in `count` as it goes."""
+    """Yields the questions to keep of one file; fills in `count` as it goes."""
     split = named.split_of(key)
     with reading(f"prepare {key}", source) as on_read:
         rows: Iterable[RawQuestion] = source.read(on_read)
@@ -212,7 +218,7 @@ def _drawn(
 
 
 def _unusable(row: RawQuestion, split: str, *, judged: bool) -> str:
-    """Why a question is left out; empty for one to keep."""
+    """Returns the reason to leave a question out; empty for one to keep."""
     if row.unusable:
         return row.unusable
     if split != "test" and not row.positives:
@@ -333,9 +339,7 @@ def _warn_of_contradictions(qrels: Qrels) -> None:
 
 
 def _warn_of_overlap(asked: dict[str, HashedTexts]) -> None:
-    """Questions that are asked again elsewhere: what is learned by heart would be taken for
-    skill.
-    """
+    """Warns of questions that are in two splits: a model could have learned them by heart."""
     pairs = [(test, other) for test in asked for other in ("train", "dev") if "test" in test]
     for split, other in [*pairs, ("dev", "train")]:
         if split in asked and other in asked:

@@ -44,11 +44,11 @@ class RawQuestion(NamedTuple):
 
     id: str
     question: str
-    answers: tuple[str, ...]
-    positives: tuple[str, ...]
-    hard_negatives: tuple[str, ...]
-    negatives: tuple[str, ...]
     where: str
+    answers: tuple[str, ...] = ()
+    positives: tuple[str, ...] = ()
+    hard_negatives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
     unusable: str = ""
     teacher_scores: tuple[tuple[str, float], ...] = ()
@@ -56,7 +56,7 @@ class RawQuestion(NamedTuple):
 
 
 def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
-    """The questions as they come.
+    """Yields the questions as they come.
 
     Raises:
       InputError: an id occurs twice.
@@ -73,7 +73,7 @@ def unique(questions: Iterable[RawQuestion]) -> Iterator[RawQuestion]:
 
 
 def question_text(value: Any, where: str) -> str:
-    """A question, with a plain apostrophe for the curly one, as DPR has it.
+    """Returns a question, with a plain apostrophe for the curly one, as DPR has it.
 
     Raises:
       InputError: it is no text, or blank.
@@ -84,7 +84,7 @@ def question_text(value: Any, where: str) -> str:
 
 
 def answer_texts(value: Any, where: str) -> tuple[str, ...]:
-    """A list of answers.
+    """Returns a list of answers.
 
     Raises:
       InputError: it is no list of texts, or one of them is blank.
@@ -100,7 +100,7 @@ def answer_texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def one_word(value: Any, what: str, where: str) -> str:
-    """An id: a word, or a whole number.
+    """Returns an id: a word, or a whole number.
 
     Raises:
       InputError: it is something else, or holds white space or NUL.
@@ -165,17 +165,17 @@ def by_content(title: str, text: str) -> Passage:
 
 
 def comparable(question: str) -> str:
-    """A question without what differs between copies: case, punctuation and white space."""
+    """Returns a question without what differs between copies: case, punctuation, white space."""
     return " ".join(_WORD.findall(question.casefold()))
 
 
 def first_of(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    """The first value that is there; None where none is."""
+    """Returns the first value that is there; None where none is."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def encodable(text: str, where: str) -> str:
-    """JSON can spell half a surrogate pair, which no file can hold."""
+    """Refuses half a surrogate pair, which JSON can spell and no file can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -184,6 +184,6 @@ def encodable(text: str, where: str) -> str:
 
 
 def short(value: Any) -> str:
-    """A value for a message: on one line, not longer than that."""
+    """Returns a value for a message: on one line, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,7 +8,7 @@ from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
 from dpr_jax.config_file import to_dict
 from dpr_jax.console import say
-from dpr_jax.data import changes, store
+from dpr_jax.data import changes, named, store
 from dpr_jax.errors import InputError
 from dpr_jax.evaluation import report, score, table
 from dpr_jax.evaluation.examples import EXAMPLES, choose_examples
@@ -22,14 +22,18 @@ FORMAT = 6  # of metrics/SET/NAME.json and of the page; another one makes them a
 def run(config: Config, workdir: WorkDir) -> None:
     """Evaluates the runs of every set of test questions, prints the tables, writes the reports.
 
-    With several sets a last table has the macro-average of each metric.
+    With several sets a last table has the macro-average of each metric. Sets that have a corpus of
+    their own count in it with the figures in their work directories.
 
     Raises:
       InputError: there is no run, none that can be read, or one that was changed after it was
         written.
     """
-    sets = store.test_sets(workdir)
-    if not sets:
+    others = [name for name in named.all_test_sets(config.data) if not workdir.set_name]
+    elsewhere = {name: workdir.question_set(name) for name in others}
+    elsewhere = {name: other for name, other in elsewhere.items() if other.file.exists()}
+    sets = store.test_sets(workdir) if workdir.find("data") or not elsewhere else ()
+    if not sets and not elsewhere:
         say("evaluate: there are no test questions (data.test), so there is nothing to evaluate")
         return
     of_sets: dict[str, list[dict[str, Any]]] = {}
@@ -37,8 +41,13 @@ def run(config: Config, workdir: WorkDir) -> None:
         page = workdir.metrics / ("report.html" if len(sets) == 1 else f"{name}.html")
         if summaries := _evaluate_set(config, workdir, name, page):
             of_sets[name] = summaries
-            table.show(summaries, "" if len(sets) == 1 else name)
+            is_alone = len(sets) + len(elsewhere) == 1
+            table.show(summaries, workdir.set_name if is_alone else name)
             say(f"evaluate: report in {page}")
+    for name, other in elsewhere.items():
+        if (manifest := other.metrics / "test" / "manifest.json").exists():
+            files = artifacts.read_json(manifest)["files"]
+            of_sets[name] = [artifacts.read_json(manifest.with_name(file)) for file in files]
     if len(of_sets) > 1:
         averages = score.macro_average(of_sets)
         artifacts.write_json(workdir.metrics / "macro_average.json", averages)

@@ -70,7 +70,7 @@ class BatchSettings(NamedTuple):
 
     @classmethod
     def of(cls, train: TrainConfig, *, seed: int, mixed: Sequence[Part]) -> "BatchSettings":
-        """Takes what `train` says of batches, under the same names."""
+        """Makes the settings from the fields of `train` with the same names."""
         names = {*cls._fields} - {"seed", "mixed"}
         return cls(seed=seed, mixed=mixed, **{name: getattr(train, name) for name in names})
 
@@ -241,7 +241,7 @@ def stream(
     process_count: int = 1,
     devices: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches of this process, from step `first_step` on.
+    """Yields batches of this process without end, from step `first_step` on.
 
     Args:
       questions: training rows, each with a positive, that `check` accepts.

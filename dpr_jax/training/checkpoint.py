@@ -176,7 +176,7 @@ def share(folder: Path, remote: Remote | None) -> None:
 
 
 def hollow(state: TrainState) -> TrainState:
-    """Arrays of the same shapes and dtypes that take no memory: a template to restore into."""
+    """Makes arrays of the same shapes and dtypes without memory: a template to restore into."""
     return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), state)
 
 

@@ -1,4 +1,4 @@
-"""When a run is lost: a loss that is no number, or one that stays far above all it was.
+"""Detects a run that is lost: its loss is no number, or stays far above all it was.
 
 The rule for the second looks at the logged losses alone. A loss of log(candidates) is that of
 guessing; a run that was better, or began above it and came down, and then stands at several times

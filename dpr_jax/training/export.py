@@ -15,7 +15,7 @@ SIDES: tuple[Side, Side] = ("question", "passage")
 
 
 class Towers(NamedTuple):
-    """All that the folders of two towers hold besides their weights.
+    """Contents of the folders of two towers besides their weights.
 
     Attributes:
       shapes: architecture of each side.

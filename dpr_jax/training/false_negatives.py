@@ -1,5 +1,6 @@
-"""Which passages of a batch are no negatives of a question although they are not its own: found on
-the host, masked on the device.
+"""Finds false negatives of a batch on the host: another question's passages that answer this one.
+
+The device masks them.
 """
 
 import hashlib

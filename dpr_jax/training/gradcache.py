@@ -27,8 +27,7 @@ def encode(
     *,
     chunk_size: int,
 ) -> jax.Array:
-    """`dual_encoder.encode`, chunk after chunk; its gradient keeps no activation but those of one
-    chunk.
+    """Encodes as `dual_encoder.encode`; its gradient keeps the activations of one chunk alone.
 
     Args:
       encoder: the architecture of both towers.

@@ -146,7 +146,7 @@ def _level(path: tuple[Any, ...], layers: int) -> int:
 
 
 def _scale_temperature(factor: float) -> optax.GradientTransformation:
-    """The update of the learned temperature times `factor`."""
+    """Multiplies the update of the learned temperature by `factor`."""
     return optax.stateless(
         lambda updates, _: {
             name: leaf * factor if name == LOG_TEMPERATURE else leaf

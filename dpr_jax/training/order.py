@@ -1,5 +1,4 @@
-"""In which order the training questions come: shuffled anew each epoch, and batch by batch from one
-file where there are several.
+"""Orders the training questions: shuffled anew each epoch, each batch from one file of several.
 
 The questions of update n depend on the seed and n alone. A batch of one file has only that file's
 passages as negatives, as in the original (Karpukhin et al., 2020): passages of another corpus or
@@ -86,9 +85,7 @@ def question_ids(
     batch_size: int,
     mixed: Sequence[Part] = (),
 ) -> str:
-    """Ids of the questions in the global batch of update `step` (1-based), separated by commas, and
-    of which file they are.
-    """
+    """Returns the question ids of the global batch of update `step` (1-based), and their file."""
     rows = order(questions, seed, batch_size, mixed)
     batch = range((step - 1) * batch_size, step * batch_size)
     ids = ", ".join(rows[i].id for i in batch)

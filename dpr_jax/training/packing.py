@@ -21,7 +21,7 @@ QUESTION_STEPS = 4  # fewer, as questions are a small part of the tokens
 
 
 class Layout(NamedTuple):
-    """How a run packs.
+    """Settings of packing.
 
     Attributes:
       multiple: length of a row in lengths of the longest text.
@@ -127,7 +127,7 @@ def _pack(tokens: Tokens, rows: int, layout: Layout) -> Packed:
 
 
 def _shares(tokens: Tokens, layout: Layout) -> list[list[int]]:
-    """Lengths of each device's texts, as parallel.Spmd.shard splits a process's rows."""
+    """Returns the lengths of each device's texts, as parallel.Spmd.shard splits the rows."""
     return tokens.lengths_B.reshape(layout.devices, -1).tolist()
 
 

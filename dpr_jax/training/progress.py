@@ -1,4 +1,4 @@
-"""What a run knows besides its weights: which validation was the best, and how long ago."""
+"""The state of a run besides its weights: the best validation, and how long ago it was."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a training run depends on, and what cannot be trained at all."""
+"""Collects what a training run depends on, and refuses what cannot be trained."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

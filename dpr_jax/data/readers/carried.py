@@ -139,11 +139,10 @@ def _carrying(
     return RawQuestion(
         id=id_,
         question=question_text(question, where),
+        where=where,
         answers=answers,
         positives=tuple(passage.id for passage in positives),
         hard_negatives=tuple(passage.id for passage in negatives),
-        negatives=(),
-        where=where,
         passages=(*positives, *negatives),
     )
 

@@ -20,6 +20,7 @@ from dpr_jax.data.readers.tables import Shape
 from dpr_jax.errors import InputError
 
 SPLIT_SHARDS = "passages-*-of-*.jsonl"
+BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 ROWS_TO_NAME_BY = 100
 LEAST_WORDS_OF_PASSAGE, MOST_WORDS_OF_ANSWER = 10, 4  # of a column `answer`
@@ -150,14 +151,13 @@ def passages(path: Path, chosen: Chosen | None = None) -> Source:
 
 
 def beir(folder: Path, role: str) -> dict[str, Path]:
-    """The files of a BEIR folder for one setting: the corpus for `passages`, questions and their
-    qrels for train, dev or test.
+    """Returns the files of a BEIR folder for one setting: its corpus, or a split with its qrels.
 
     Raises:
       InputError: one of them is not there.
     """
     if role == "passages":
-        return {"passages": _one_of(folder, ("corpus.jsonl", "corpus.jsonl.gz"))}
+        return {"passages": _one_of(folder, BEIR_CORPUS)}
     return {
         role: _one_of(folder, ("queries.jsonl", "queries.jsonl.gz")),
         f"{role}_qrels": _one_of(folder / "qrels", (f"{role}.tsv",)),
@@ -170,7 +170,7 @@ def is_split(folder: Path) -> bool:
 
 
 def split_passages(folder: Path) -> Source:
-    """The passages that `dpr split` wrote, in the order of their documents.
+    """Returns the passages that `dpr split` wrote, in the order of their documents.
 
     Raises:
       InputError: it has not finished, or a shard is missing or damaged.

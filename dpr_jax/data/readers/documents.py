@@ -69,8 +69,7 @@ def is_binary(file: Path) -> bool:
 
 
 def below(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all files below a folder in the order of their names, hidden ones left
-    out.
+    """Returns the file itself, or all files below a folder by name, without hidden ones.
 
     Raises:
       InputError: there is none.
@@ -91,7 +90,7 @@ def name_of(file: PurePath, folder: PurePath) -> str:
 
 
 def recognised_file(file: Path, name: str, chosen: Chosen | None) -> tuple[str, Reader, str]:
-    """The layout of one file, the reader for it, and what its columns are used for.
+    """Returns the layout of one file, its reader, and the use of its columns.
 
     Args:
       file: where it lies.
@@ -112,8 +111,7 @@ def recognised_file(file: Path, name: str, chosen: Chosen | None) -> tuple[str, 
 def read_plain(
     path: Path, on_read: OnRead | None = None, *, id_: str
 ) -> Iterator[tuple[str, Passage]]:
-    """A text file as one document, whose title is the file's name without its ending; it is held in
-    memory.
+    """Yields a text file as one document, whose title is the file's name without its ending.
 
     Raises:
       InputError: the file cannot be read as UTF-8 text.
@@ -123,8 +121,7 @@ def read_plain(
 
 
 def read_wiki(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[str, Passage]]:
-    """WikiExtractor's `<doc id= url= title=> ... </doc>`; the title's own line at the head of each
-    text is left out.
+    """Yields WikiExtractor's `<doc id= url= title=> ... </doc>`, without the title's own line.
 
     Raises:
       InputError: text outside of a document, a document that is not closed, or without id and

@@ -119,11 +119,8 @@ def read_question_answers(path: Path, on_read: OnRead | None = None) -> Iterator
         yield RawQuestion(
             id=str(number),
             question=question_text(row[0], where),
-            answers=answer_texts(listed(row[1], "answers", where), where),
-            positives=(),
-            hard_negatives=(),
-            negatives=(),
             where=where,
+            answers=answer_texts(listed(row[1], "answers", where), where),
         )
 
 
@@ -169,7 +166,7 @@ def read_topics(path: Path, on_read: OnRead | None = None) -> Iterator[RawQuesti
 
 
 def _asked(id_: str, question: Any, where: str) -> RawQuestion:
-    return RawQuestion(id_, question_text(question, where), (), (), (), (), where)
+    return RawQuestion(id_, question_text(question, where), where)
 
 
 def _topic(text: str, where: str) -> RawQuestion:

@@ -112,17 +112,15 @@ def _question(row: dict[str, Any], number: int, where: str) -> RawQuestion:
         id=str(number),
         question=question_text(row["question"], where),
         answers=answer_texts(list(dict.fromkeys(answers or [])), where),
-        positives=tuple(passage.id for passage in passages),
-        hard_negatives=(),
-        negatives=(),
         where=where,
+        positives=tuple(passage.id for passage in passages),
         passages=passages,
         unusable="marked impossible" if row.get("is_impossible") else "",
     )
 
 
 def _plain(value: Any) -> Any:
-    """TFDS's bytes and arrays as texts and lists."""
+    """Turns TFDS's bytes and arrays into texts and lists."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, bytes):

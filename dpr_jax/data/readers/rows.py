@@ -25,7 +25,7 @@ END = "\0"  # follows the last line; found inside a field, a quote was left open
 
 
 def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]]:
-    """Number and text of every line, with its line end.
+    """Yields number and text of every line, with its line end.
 
     Raises:
       InputError: the file cannot be read, its lines end in CR alone, or one is not UTF-8 or holds a
@@ -53,7 +53,7 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
 
 
 def head(path: Path) -> str:
-    """The beginning of a file, to tell its layout by; what is not UTF-8 is replaced.
+    """Returns the beginning of a file, to tell its layout by; what is not UTF-8 is replaced.
 
     Raises:
       InputError: the file cannot be read.
@@ -208,7 +208,7 @@ class _JsonText:
         self._text, self._at = "", 0
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+        """Returns the next character that is not white space; empty at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self.line += self._text[self._at] == "\n"
@@ -240,7 +240,7 @@ class _JsonText:
             self._value()
 
     def take_object(self) -> tuple[int, dict[str, Any]]:
-        """Passes over one object; its first line and its value."""
+        """Passes over one object; returns its first line and its value."""
         found = self.peek()
         if found != "{":
             self._refuse(found, "a question, {...}, must stand here")
@@ -280,7 +280,7 @@ class _JsonText:
         return value
 
     def _refill(self) -> bool:
-        """Forgets what was taken and reads as much again as is left; whether there was more."""
+        """Forgets what was taken and reads as much again; returns whether there was more."""
         left = self._text[self._at :]
         try:
             more = self._file.read(max(CHUNK_CHARS, len(left)))

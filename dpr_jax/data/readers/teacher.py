@@ -2,11 +2,10 @@
 said, for distillation.
 
 Two forms are read. `pos_scores` and `neg_scores` are lists beside those of the passages
-(FlagEmbedding). `scores`, `score`, `labels` or
-`label` is one value for the whole row (sentence-transformers): a number is the margin of the
-  positive over the only negative; a list
-holds a score of every passage, or a margin over every negative. A margin tells scores but for a
-constant, which no distillation needs.
+(FlagEmbedding). `scores`, `score`, `labels` or `label` is one value for the whole row
+(sentence-transformers): a number is the margin of the positive over the only negative; a list holds
+a score of every passage, or a margin over every negative. A margin tells scores but for a constant,
+which no distillation needs.
 
 A context's own `score` in DPR's files is not read: there it is BM25's.
 """
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dpr_jax.data.raw import Passage, first_of, short
+from dpr_jax.data.raw import first_of, short
 from dpr_jax.errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)  # float32 is what scores are kept in
@@ -33,7 +32,7 @@ def beside_passages(
     negatives: Sequence[str | None],
     where: str,
 ) -> Scored:
-    """The scores under pos_scores and neg_scores; none where a row has neither.
+    """Returns the scores under pos_scores and neg_scores; none where a row has neither.
 
     Args:
       row: of a file.
@@ -65,8 +64,7 @@ def of_row(
     negatives: Sequence[str | None],
     where: str,
 ) -> Scored:
-    """The scores under one of LABELS; none where a row has no such value, or no negative to set a
-    score against.
+    """Returns the scores under one of LABELS; none without such a value, or without negatives.
 
     Args:
       row: of a file.
@@ -95,13 +93,8 @@ def of_row(
     return tuple((id_, score) for id_, score in pairs if id_ is not None)
 
 
-def ids_of(passages: Sequence[Passage | None]) -> list[str | None]:
-    """The ids of a row's passages, None where there is none."""
-    return [passage and passage.id for passage in passages]
-
-
 def _numbers(value: Any, what: str, where: str) -> list[float]:
-    """A number or list of numbers, also as a text of a CSV file; nothing for nothing."""
+    """Returns a number or list of numbers, also from a text of a CSV file; [] where it is empty."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value) if value.strip() else None
