@@ -13,11 +13,14 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from dpr_jax import __version__
+from dpr_jax.data.fields import Value
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.serving import openapi_page
 from dpr_jax.serving.batches import Hit
 from dpr_jax.serving.gate import error_body
-from dpr_jax.serving.marks import marks, stems
+from dpr_jax.serving.live import Served
+from dpr_jax.serving.marks import marks, words
 from dpr_jax.serving.schemas import (
     ErrorResponse,
     PassageBody,
@@ -99,6 +102,10 @@ def make_app(
         wait = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
         return JSONResponse(error_body(error.status, str(error)), error.status, wait)
 
+    @app.exception_handler(InputError)
+    async def damaged(_: Request, error: InputError) -> Response:
+        return JSONResponse(error_body(503, str(error)), 503)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         if any(one["type"] == "json_invalid" for one in error.errors()):
@@ -138,10 +145,16 @@ def _own(service: Service) -> APIRouter:
     async def search(request: Request, asked: SearchRequest) -> Response:
         """Searches with one retriever; many questions at once are answered together."""
         texts = asked.texts
-        found = await service.search(texts, asked.k, name=asked.retriever, offset=asked.offset)
+        found = await service.search(
+            texts, asked.k, name=asked.retriever, offset=asked.offset, wanted=asked.conditions
+        )
         log(request, service, texts, found.served.name, asked.k, found.times_ms)
         results = [
-            {"question": text, "passages": [hit_body(hit, asked.marks and text) for hit in hits]}
+            {
+                "question": text,
+                "passages": [hit_body(hit, found.served, asked.marks and text) for hit in hits],
+            }
+            | ({"complete": hits.complete} if asked.filter else {})
             for text, hits in zip(texts, found.hits, strict=True)
         ]
         return json_response(
@@ -162,7 +175,7 @@ def _own(service: Service) -> APIRouter:
         summary="A passage by its id",
     )
     async def doc(id: str) -> Response:
-        return json_response((await service.passage(id))._asdict())
+        return json_response(passage_body(*await service.passage(id)))
 
     @router.get("/v1/info", summary="What is served: recall, model, counts, versions")
     async def info() -> dict[str, Any]:
@@ -258,13 +271,19 @@ def log(
     request.scope["state"]["log"] = line
 
 
-def hit_body(hit: Hit, question: str | Literal[False]) -> dict[str, Any]:
+def passage_body(passage: Passage, fields: dict[str, Value]) -> dict[str, Any]:
+    """Returns a passage as JSON has it."""
+    return passage._asdict() | ({"fields": fields} if fields else {})
+
+
+def hit_body(hit: Hit, served: Served, question: str | Literal[False]) -> dict[str, Any]:
     """Returns a hit as JSON has it, with the words of a question marked where there is one."""
-    found = hit.passage._asdict() | {"score": hit.score}
+    found = passage_body(hit.passage, served.corpus.fields.of(hit.row)) | {"score": hit.score}
     if question:
-        wanted = stems(question)
-        found["title_marks"] = marks(hit.passage.title, wanted)
-        found["text_marks"] = marks(hit.passage.text, wanted)
+        language = served.language()
+        wanted = words(question, language)
+        found["title_marks"] = marks(hit.passage.title, wanted, language)
+        found["text_marks"] = marks(hit.passage.text, wanted, language)
     return found
 
 

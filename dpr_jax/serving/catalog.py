@@ -6,6 +6,7 @@ memory, so that going back takes one call and no time.
 """
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from dpr_jax.retrieval.searcher import Opened
 from dpr_jax.serving.batches import Batcher, Workers
 from dpr_jax.serving.live import (
     Served,
+    language_of,
     manifests_of,
     open_certified,
     state_of,
@@ -231,6 +233,7 @@ class Catalog:
         )
         facts["passages"] = len(corpus) - len(corpus.removed_R)
         facts["corpus"] = log.fingerprint
+        facts["fields"] = corpus.fields.names
         settings = self._settings
         batcher = Batcher(
             found.start(),
@@ -254,6 +257,7 @@ class Catalog:
             facts,
             written_at(retriever),
             tuple(manifests_of(retriever) + data),
+            functools.cache(lambda: language_of(self._workdir, corpus, log.fingerprint)),
         )
 
     # --- checking

@@ -126,7 +126,7 @@ def _pyserini(router: APIRouter, service: Service) -> None:
     async def doc(index: str, docid: str, parse: str = "true") -> Response:
         try:
             service.retriever(service.table(), index)
-            passage = await service.passage(docid)
+            passage, _ = await service.passage(docid)
         except Refusal as error:
             return failed(error)
         body = {"api": "v1", "index": index, "docid": docid, "doc": _document(passage, parse)}

@@ -15,12 +15,13 @@ import numpy as np
 from dpr_jax import artifacts, recipes
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
+from dpr_jax.index import bm25, bm25_words
 from dpr_jax.index.open import MANIFEST, built_of
 from dpr_jax.retrieval.retriever import dev_figure
 from dpr_jax.retrieval.searcher import Opened, Ranking, Searcher, open_retriever
 from dpr_jax.serving.batches import Batcher
 from dpr_jax.serving.shapes import QuestionEncoder
-from dpr_jax.workdir import RetrieverDir
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # exact search is compiled for these numbers of hits and of questions
 DEPTHS = (100, 1000)
@@ -41,6 +42,7 @@ class Served:
       facts: what /v1/info says of it.
       written_s: when its index was written, seconds since 1970.
       manifests: of all that it is served from.
+      language: returns that of the corpus, by which BM25 cuts words.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Served:
     facts: dict[str, Any]
     written_s: float
     manifests: tuple[Path, ...]
+    language: Callable[[], str]
 
     @property
     def encoder(self) -> QuestionEncoder | None:
@@ -188,6 +191,16 @@ def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:
         "encoder": retriever.source or "trained here",
         "versions": facts["versions"],
     }
+
+
+def language_of(workdir: WorkDir, corpus: Corpus, fingerprint: str) -> str:
+    """Returns the language of a corpus: of its BM25 index, or as it is found where it has none."""
+    for manifest in workdir.root.glob(f"bm25-*/{bm25.MANIFEST}"):
+        facts = artifacts.read_json(manifest)
+        if facts["made_from"]["inputs"]["corpus"] == fingerprint:
+            return facts["language"]
+    rows = bm25_words.evenly(len(corpus))
+    return bm25_words.find_language(one.title_and_text for one in corpus.rows(rows))
 
 
 def written_at(retriever: RetrieverDir) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dpr_jax.data.fields import Value
 from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
@@ -53,8 +54,9 @@ class PassageIds:
         self._lock = threading.Lock()
         self._closed = False
 
-    def find(self, id_: str, *, wait_s: float) -> Passage | None:
-        """Returns the passage of this id, None where there is none; to be called in a thread.
+    def find(self, id_: str, *, wait_s: float) -> tuple[Passage, dict[str, Value]] | None:
+        """Returns the passage of this id with its fields, None where there is none; to be called in
+        a thread.
 
         Args:
           id_: of the passage.
@@ -75,7 +77,9 @@ class PassageIds:
         if row < 0:
             return None
         passage = self._corpus[row]
-        return passage if passage.id == id_ else None  # another id may have the same hash
+        if passage.id != id_:  # another id may have the same hash
+            return None
+        return passage, self._corpus.fields.of(row)
 
     def close(self) -> None:
         """Ends the reading: a thread that still reads would crash the end of the process."""

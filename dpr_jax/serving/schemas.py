@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 Name = Annotated[StrictStr, Field(max_length=200)]
 QUESTION = "what are the symptoms of Weaver syndrome?"
@@ -20,6 +29,23 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Text = Annotated[StrictStr, Field(max_length=1000)]
+Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+
+
+class Bounds(Closed):
+    """Bounds of a field: numbers, or texts, which are compared letter by letter."""
+
+    gte: Text | Number | None = Field(None, description="Least value.")
+    gt: Text | Number | None = None
+    lte: Text | Number | None = Field(None, description="Greatest value.")
+    lt: Text | Number | None = None
+
+
+Value = StrictBool | Number | Text
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=1000)] | Bounds
+
+
 class SearchRequest(Closed):
     """One question, or several."""
 
@@ -30,6 +56,7 @@ class SearchRequest(Closed):
             "examples": [
                 {"question": QUESTION, "k": 3},
                 {"questions": [QUESTION, "who is at risk of gout?"], "k": 5, "retriever": "bm25"},
+                {"question": QUESTION, "filter": {}, "offset": 10},
             ],
         },
     )
@@ -39,6 +66,11 @@ class SearchRequest(Closed):
     k: StrictInt = Field(10, ge=1, description="Passages per question.")
     offset: StrictInt = Field(0, ge=0, description="Leave out so many of the best.")
     retriever: Name | None = Field(None, description="By name; without it the default answers.")
+    filter: Annotated[dict[Name, Condition], Field(max_length=32)] | None = Field(
+        None,
+        description='Only passages whose fields fit, as {"year": {"gte": 2020}, "source": ["a",'
+        ' "b"]}; /v1/info names the fields. A number also fits a text that reads as it.',
+    )
     marks: StrictBool = Field(
         False, description="Say where title and text have words of the question, as BM25 counts."
     )
@@ -48,6 +80,11 @@ class SearchRequest(Closed):
         if (self.question is None) == (self.questions is None):
             raise ValueError("give either question, a text, or questions, a list of texts")
         return self
+
+    @property
+    def conditions(self) -> dict[str, Any] | None:
+        """The filter as `Fields.mask_N` takes it; None where there is none."""
+        return self.model_dump(exclude_none=True)["filter"] if self.filter else None
 
     @property
     def texts(self) -> list[str]:
@@ -61,6 +98,9 @@ class PassageBody(BaseModel):
     id: str
     title: str
     text: str
+    fields: dict[str, Value] | None = Field(
+        None, description="The other columns of the passage; not there where it has none."
+    )
 
 
 class HitBody(PassageBody):
@@ -78,6 +118,11 @@ class ResultBody(BaseModel):
 
     question: str
     passages: list[HitBody]
+    complete: bool | None = Field(
+        None,
+        description="With a filter: false where fewer than k of the passages that were looked at"
+        " fit, and not all were looked at.",
+    )
 
 
 class SearchResponse(BaseModel):

@@ -80,11 +80,12 @@ def make_tools(service: Service, public_url: str | None) -> MCPServer:
           id: of the passage, as search gives it.
         """
         try:
-            passage = await service.passage(id)
+            passage, fields = await service.passage(id)
         except Refusal as error:
             raise ToolError(str(error)) from None
         url = _links(context, public_url)(id)
-        return FetchedPassage(**passage._asdict(), url=url, metadata={})
+        metadata = {name: str(value) for name, value in fields.items()}
+        return FetchedPassage(**passage._asdict(), url=url, metadata=metadata)
 
     return server
 
