@@ -208,6 +208,24 @@ def test_a_bad_request_is_refused_in_one_line(server: Running, body: object, sta
     assert server.search("Paris").status == 200  # and the server goes on
 
 
+def documented() -> list[tuple[str, int, str]]:
+    """The rows of the table of bad requests in docs/serving.md: body, status, message."""
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = text.split("<!-- bad requests -->")[1].split("<!-- end of bad requests -->")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return [
+        (body.strip("| `"), int(status), message.strip("| `")) for body, status, message in rows
+    ]
+
+
+@pytest.mark.parametrize(("body", "status", "message"), documented())
+def test_a_bad_request_is_answered_as_documented(
+    server: Running, body: str, status: int, message: str
+) -> None:
+    reply = server.ask("POST", "/v1/search", body.encode())
+    assert (reply.status, reply.json["error"]["message"]) == (status, message)
+
+
 def test_other_routes_methods_and_types_are_refused(server: Running) -> None:
     assert server.ask("GET", "/nowhere").status == 404
     assert server.ask("GET", "/page/../../config.json").status == 404

@@ -45,6 +45,12 @@ ERRORS = {
 }
 
 
+CONDITION_RULE = (
+    "a condition is a number, a text of at most 1,000 characters, true or false, a list of 1 to"
+    " 1,000 of these, or bounds: gte, gt, lte, lt"
+)
+
+
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the errors of a route, for OpenAPI."""
     common = (400, 401, 408, 413, 422, 503)
@@ -127,10 +133,13 @@ def make_app(
 def _one_line(error: RequestValidationError) -> str:
     """Returns what is wrong with a request, without what was given: that may be anything."""
     parts = []
-    for one in error.errors()[:3]:
-        where = ".".join(str(step) for step in one["loc"] if step != "body")[:100]
-        parts.append(f"{where}: {one['msg']}" if where else one["msg"])
-    return "; ".join(parts).encode("utf-8", "replace").decode()[:500]
+    for one in error.errors():
+        steps, said = [step for step in one["loc"] if step != "body"], one["msg"]
+        if steps[:1] == ["filter"] and len(steps) > 2:  # of each form that a condition may have
+            steps, said = steps[:2], CONDITION_RULE
+        where = ".".join(map(str, steps))[:100]
+        parts.append(f"{where}: {said}" if where else said.removeprefix("Value error, "))
+    return "; ".join(list(dict.fromkeys(parts))[:3]).encode("utf-8", "replace").decode()[:500]
 
 
 def _own(service: Service) -> APIRouter:

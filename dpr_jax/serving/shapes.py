@@ -31,6 +31,9 @@ class QuestionEncoder:
             lengths.append(step)
             step += 16 if step < 64 else 32 if step < 128 else 64
         self._lengths = [*lengths, longest]
+        devices = jax.local_device_count()  # which share the rows evenly
+        rows = ROWS.get(jax.default_backend(), ROWS_ACCELERATOR)
+        self._rows = sorted({-(-one // devices) * devices for one in rows})
         self._ready: frozenset[tuple[int, int]] = frozenset()
 
     def encode(self, questions: Sequence[str]) -> np.ndarray:
@@ -43,11 +46,11 @@ class QuestionEncoder:
 
     def warm_first(self) -> None:
         """Compiles one program that takes any question alone."""
-        self._compile(1, self._lengths[-1])
+        self._compile(self._rows[0], self._lengths[-1])
 
     def warm(self, stopping: threading.Event) -> None:
         """Compiles all others, those for few questions first."""
-        for rows in ROWS.get(jax.default_backend(), ROWS_ACCELERATOR):
+        for rows in self._rows:
             for length in self._lengths:
                 if stopping.is_set():
                     return
@@ -73,5 +76,5 @@ class QuestionEncoder:
         """Returns the cheapest compiled shape per question, for so many of this length or less."""
         fits = [(rows, length) for rows, length in self._ready if length >= longest]
         if not fits:  # nothing is compiled yet: this one will be
-            return 1, self._lengths[-1]
+            return self._rows[0], self._lengths[-1]
         return min(fits, key=lambda one: (one[0] * one[1] / min(one[0], count), -one[0]))
