@@ -168,7 +168,7 @@ def make_larger(source: WorkDir, name: str, root: str, count: int) -> WorkDir:
 
     # --- vectors
     config = recipes.load(one)
-    recipes.store(made, config, source=str(one.current("model")))
+    recipes.store(made, config, source=one.encoder)
     made_ND = np.empty((count, real_ND.shape[1]), np.float16)
     made_ND[: len(texts)] = real_ND
     for start in range(len(texts), count, READ_ROWS):

@@ -1,4 +1,4 @@
-"""Questions to rows of the corpus, by a retriever's vectors, words, or both; mining uses it too.
+"""Searches the corpus by vectors, by words, or by both; mining uses it too.
 
 A searcher writes nothing: what a retriever lacks is an error that names the command which makes it.
 """
@@ -26,7 +26,7 @@ QUESTIONS_AT_ONCE = 256
 
 
 class Searcher(NamedTuple):
-    """A way to search, in two steps, so that a batch can be encoded while another is searched.
+    """Searches in two steps, so that a batch can be encoded while another is searched.
 
     Attributes:
       encode: questions -> queries.

@@ -1,4 +1,4 @@
-"""The HTTP interface: our own routes, and the application with all of them."""
+"""The HTTP application, and the routes of our own interface."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -45,10 +45,7 @@ ERRORS = {
 }
 
 
-CONDITION_RULE = (
-    "a condition is a number, a text of at most 1,000 characters, true or false, a list of 1 to"
-    " 1,000 of these, or bounds: gte, gt, lte, lt"
-)
+CONDITION_RULE = "a condition is a value, a list of values, or bounds (gte, gt, lte, lt)"
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -61,7 +58,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_response(value: Any, status: int = 200, **headers: str) -> Response:
-    """Returns JSON as it is, without another validation of what we made ourselves."""
+    """Returns an answer as JSON without validating it again."""
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return Response(body, status, headers, media_type="application/json")
 
@@ -131,7 +128,7 @@ def make_app(
 
 
 def _one_line(error: RequestValidationError) -> str:
-    """Returns what is wrong with a request, without what was given: that may be anything."""
+    """Returns the errors of a request in one line, without the values that it sent."""
     parts = []
     for one in error.errors():
         steps, said = [step for step in one["loc"] if step != "body"], one["msg"]
@@ -152,7 +149,7 @@ def _own(service: Service) -> APIRouter:
         summary="Passages that answer questions",
     )
     async def search(request: Request, asked: SearchRequest) -> Response:
-        """Searches with one retriever; many questions at once are answered together."""
+        """Searches with one retriever; questions of one request share batches."""
         texts = asked.texts
         found = await service.search(
             texts, asked.k, name=asked.retriever, offset=asked.offset, wanted=asked.conditions
@@ -224,7 +221,7 @@ def _own(service: Service) -> APIRouter:
         summary="Serve what the work directory holds now",
     )
     async def reload(request: Request, asked: ReloadRequest) -> Response:
-        """Opens and checks it first; while that lasts, and if it fails, the live table answers."""
+        """Opens and checks the new table. The live one answers until then, and if that fails."""
         _check_admin(request)
         return await _changed(service, lambda: service.catalog.reload(asked.retrievers))
 
@@ -242,7 +239,7 @@ def _own(service: Service) -> APIRouter:
 
 
 class Empty(ReloadRequest):
-    """Nothing; a JSON body keeps other sites' pages from calling this."""
+    """An empty object, required because other sites' pages cannot send JSON unasked."""
 
     retrievers: None = None
 
@@ -272,7 +269,7 @@ def log(
     k: int,
     times_ms: dict[str, float],
 ) -> None:
-    """Adds what was asked to the line of the access log."""
+    """Adds retriever, k, times and (if wanted) questions to the line of the access log."""
     line = {"retriever": name, "questions": len(questions), "k": k}
     line |= {f"{stage}_ms": round(spent, 2) for stage, spent in times_ms.items()}
     if service.settings.log_questions:
@@ -281,12 +278,12 @@ def log(
 
 
 def passage_body(passage: Passage, fields: dict[str, Value]) -> dict[str, Any]:
-    """Returns a passage as JSON has it."""
+    """Returns the JSON object of a passage."""
     return passage._asdict() | ({"fields": fields} if fields else {})
 
 
 def hit_body(hit: Hit, served: Served, question: str | Literal[False]) -> dict[str, Any]:
-    """Returns a hit as JSON has it, with the words of a question marked where there is one."""
+    """Returns the JSON object of a hit; with `question` it says where words of it stand."""
     found = passage_body(hit.passage, served.corpus.fields.of(hit.row)) | {"score": hit.score}
     if question:
         language = served.language()

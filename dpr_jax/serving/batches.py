@@ -1,6 +1,6 @@
 """Micro-batching: questions that arrive together are encoded and searched together.
 
-A question never waits for company while the encoder is idle and nothing else is under way.
+A question that comes alone is answered at once: it waits for others only while a batch is running.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ class Workers(NamedTuple):
         return cls(ThreadPoolExecutor(1, "dpr-encode"), ThreadPoolExecutor(1, "dpr-find"))
 
     def stop(self) -> None:
-        """Lets running work end."""
+        """Waits for running work, and drops the rest."""
         self.encode.shutdown(cancel_futures=True)
         self.find.shutdown(cancel_futures=True)
 
 
 class Full(Exception):
-    """More questions wait than may.
+    """Raised where the queue of a retriever is full.
 
     Attributes:
       retry_after_s: when to ask again.
@@ -125,11 +125,11 @@ class Batcher:
         """Takes a started searcher.
 
         Args:
-          searcher: answers of it are batched.
+          searcher: of the retriever.
           corpus: its passages.
-          workers: the threads.
+          workers: threads to encode and search in.
           metrics: of the server.
-          name: of the retriever, for metrics.
+          name: of the retriever, a label of the metrics.
           most: questions in a batch.
           wait_s: longest wait for more of them while other work is under way.
           most_waiting: questions that may wait.
@@ -293,7 +293,7 @@ class Batcher:
     def _observe(
         self, stage: str, batch: list[_Item], started_s: float, spent_s: list[float]
     ) -> None:
-        """Counts the time of a stage once per request that it is about."""
+        """Adds the time of a stage to each request of the batch, and once to the metrics."""
         seen: set[int] = set()
         for item, spent in zip(batch, spent_s, strict=True):
             if id(item.job) not in seen:

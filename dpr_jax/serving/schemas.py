@@ -24,7 +24,7 @@ PASSAGE = {
 
 
 class Closed(BaseModel):
-    """A request that has no other fields than these."""
+    """A request whose unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,8 +64,8 @@ class SearchRequest(Closed):
     question: StrictStr | None = Field(None, description="One question.")
     questions: list[StrictStr] | None = Field(None, description="Or several.")
     k: StrictInt = Field(10, ge=1, description="Passages per question.")
-    offset: StrictInt = Field(0, ge=0, description="Leave out so many of the best.")
-    retriever: Name | None = Field(None, description="By name; without it the default answers.")
+    offset: StrictInt = Field(0, ge=0, description="Number of best passages to skip.")
+    retriever: Name | None = Field(None, description="Name; the default if left out.")
     filter: Annotated[dict[Name, Condition], Field(max_length=32)] | None = Field(
         None,
         description='Only passages whose fields fit, as {"year": {"gte": 2020}, "source": ["a",'
@@ -220,7 +220,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class ReloadRequest(Closed):
-    """What to serve from now on."""
+    """The retrievers to serve from now on."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
@@ -230,7 +230,7 @@ class ReloadRequest(Closed):
 
 
 class ErrorFacts(BaseModel):
-    """What is wrong."""
+    """The description of an error."""
 
     message: str
     type: str
@@ -238,12 +238,12 @@ class ErrorFacts(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every error has this form."""
+    """The form of every error."""
 
     error: ErrorFacts
 
 
 class PyseriniError(BaseModel):
-    """Pyserini's form of an error."""
+    """The form of errors on Pyserini's routes."""
 
     error: str | ErrorFacts

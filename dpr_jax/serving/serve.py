@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "mcp")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT = 8080
 BACKLOG = 2048
+NICE = 10  # of what compiles and hashes while questions are answered
 SWITCH_S = 0.0005  # of 5 ms: a request changes threads four times while programs compile
 
 
@@ -82,7 +84,7 @@ def _open(
     names: tuple[str, ...],
     keys: str | None,
 ) -> tuple[Any, Any]:
-    """Returns the service and the keys, both without a wire yet."""
+    """Opens the retrievers and reads the keys; no request is taken yet."""
     from dpr_jax.serving.batches import Workers
     from dpr_jax.serving.catalog import Catalog
     from dpr_jax.serving.keys import Keys
@@ -100,14 +102,14 @@ def _open(
 
 
 def _end(service: Any, watcher: threading.Thread) -> None:
-    """Ends the threads: one that still compiles would crash the end of the process."""
+    """Waits for the threads: one that still compiles would crash the interpreter's exit."""
     service.catalog.stopping.set()
     watcher.join()
     service.catalog.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Takes the address before anything is loaded, so that a taken one is known at once."""
+    """Binds to the address before anything is loaded, so that a taken one fails at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,6 +125,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _background(service: Any, begun_s: float, running: threading.Event) -> None:
     """Warms up, hashes files, then watches the work directory; runs in a thread."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux has a priority per thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     catalog, stopping = service.catalog, service.catalog.stopping
     table = catalog.live
     default = table.served[table.default]
@@ -135,7 +139,7 @@ def _background(service: Any, begun_s: float, running: threading.Event) -> None:
         say(f"serve: the first question failed: {error}")
     service.warm = True
     while not running.wait(0.1) and not stopping.is_set():
-        pass  # ready is who takes requests, and signals too
+        pass  # a server is ready once it takes requests and signals
     why = service.why_not_ready()
     if not why:
         say(f"serve: ready after {time.monotonic() - begun_s:.1f} s")

@@ -1,4 +1,4 @@
-"""What every interface of the server asks: search, passages by id, vectors, and the state."""
+"""The functions behind all interfaces: search, passages by id, vectors, and the state."""
 
 import asyncio
 import json
@@ -24,11 +24,11 @@ IDS_WAIT_S = 2.0
 
 
 class Refusal(Exception):
-    """A request that is not answered.
+    """Raised for a request that is refused.
 
     Attributes:
       status: of HTTP.
-      retry_after_s: when the same request may be tried again; None where that would not help.
+      retry_after_s: seconds until the request may be tried again; None if it would fail again.
     """
 
     def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 class Service:
-    """The server without its wires.
+    """Answers requests, whatever interface they come by.
 
     Attributes:
       warm: whether the first programs are compiled.
@@ -97,7 +97,7 @@ class Service:
         return self.catalog.live
 
     def why_not_ready(self) -> str:
-        """Returns what keeps it from being ready, empty where nothing does."""
+        """Returns why the server is not ready; empty if it is."""
         if self.draining:
             return "draining"
         if self.catalog.live is None or not self.warm:
@@ -234,7 +234,7 @@ class Service:
         return served.name, np.concatenate(parts), tokens
 
     def info(self) -> dict[str, Any]:
-        """Returns what is served, with recall, model, counts and versions."""
+        """Returns the answer of /v1/info: retrievers with recall, model, counts and versions."""
         table = self.table()
         damaged = self.catalog.damaged
         retrievers = {

@@ -91,7 +91,7 @@ def make_tools(service: Service, public_url: str | None) -> MCPServer:
 
 
 def _links(context: Context, public_url: str | None) -> Callable[[str], str]:
-    """Returns what makes a link of an id."""
+    """Returns the function that makes the link of an id."""
     base = public_url
     request: Any = getattr(context.request_context, "request", None)
     if base is None and request is not None:

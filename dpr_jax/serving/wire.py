@@ -1,4 +1,4 @@
-"""uvicorn, with limits for clients that are slow or send half a request, and signals of our own."""
+"""uvicorn with time limits for slow clients, and with signals that drain."""
 
 import asyncio
 import contextlib
@@ -65,7 +65,7 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
                 self._deadline = None
 
         def _end(self, status: bytes) -> None:
-            """Answers, and closes a little later: closed at once, unread bytes reset it."""
+            """Answers, and closes later: closing with unread bytes would reset the connection."""
             if self.transport.is_closing() or self._ended:
                 return
             self._ended = True
@@ -80,7 +80,7 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
 
 
 class Server(uvicorn.Server):
-    """A server whose end is ours: the first signal drains, the second ends at once."""
+    """A uvicorn server that drains at the first signal and ends at once at the second."""
 
     def __init__(
         self, config: uvicorn.Config, on_signal: Callable[[], float], running: threading.Event
@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Holds the signals, and does not raise them again: drained is well ended."""
+        """Restores the signal handlers; unlike uvicorn's, does not raise the signals again."""
         try:
             yield
         finally:
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
                 signal.signal(one, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and drains at once where a signal came before."""
+        """Starts; drains at once if a signal has come already."""
         await super().startup(sockets=sockets)
         self._running.set()
         if self._captured_signals:
