@@ -107,7 +107,8 @@ def spans(text: str, language: str) -> list[tuple[int, int]]:
         if word["run"] is None:
             found.append(word.span())
             continue
-        one = [part.span() for part in regex.finditer(r"\X", text, *word.span())]
+        begin, end = word.span()
+        one = [part.span() for part in regex.finditer(r"\X", text, pos=begin, endpos=end)]
         pairs = [(first[0], second[1]) for first, second in itertools.pairwise(one)]
         found += pairs or one
     return found
