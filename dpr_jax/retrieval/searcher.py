@@ -46,6 +46,11 @@ class Searcher(NamedTuple):
         return self.find(self.encode(questions), k)
 
 
+def as_they_are(questions: Sequence[str]) -> Sequence[str]:
+    """Returns the questions: the step `encode` of a searcher that has nothing to encode."""
+    return questions
+
+
 class Opened(NamedTuple):
     """A retriever that is ready to search.
 
@@ -120,7 +125,7 @@ def words_searcher(index: bm25.Bm25, corpus: Corpus) -> Searcher:
         scores_QK, at_QK = index.search(questions, k)
         return scores_QK, np.where(at_QK < 0, -1, live_N[at_QK])
 
-    return Searcher(lambda questions: questions, find, {})
+    return Searcher(as_they_are, find, {})
 
 
 def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
@@ -136,13 +141,11 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
                 queries_QD = parallel.of_main(embedder.encode(questions))  # alike to the last bit
                 return index.search(queries_QD, k)
 
-            return Searcher(lambda questions: questions, find, {}, together=True)
+            return Searcher(as_they_are, find, {}, together=True)
         if index.on_devices:
             # Both steps run on the accelerators; from two threads they could wait for each other.
             return Searcher(
-                lambda questions: questions,
-                lambda questions, k: index.search(embedder.encode(questions), k),
-                {},
+                as_they_are, lambda questions, k: index.search(embedder.encode(questions), k), {}
             )
         return Searcher(embedder.encode, index.search, {})
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Corpus
-from dpr_jax.retrieval.searcher import Ranking, Searcher
+from dpr_jax.retrieval.searcher import Ranking, Searcher, as_they_are
 from dpr_jax.serving.metrics import Metrics
 from dpr_jax.serving.passages import PassageCache
 
@@ -187,9 +187,11 @@ class Batcher:
             started_s = time.perf_counter()
             self._observe("queue", batch, started_s, [started_s - one.job.since_s for one in batch])
             try:
-                queries = await loop.run_in_executor(
-                    self._workers.encode, self._searcher.encode, [one.question for one in batch]
-                )
+                queries: Any = [one.question for one in batch]
+                if self._searcher.encode is not as_they_are:
+                    queries = await loop.run_in_executor(
+                        self._workers.encode, self._searcher.encode, queries
+                    )
             except Exception as error:  # noqa: BLE001 - the request fails, the server does not
                 self._fail(batch, error)
                 self._running -= 1
