@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpr_jax import artifacts
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import changes, cut, fields, prepare
 from dpr_jax.data.fields import Fields, with_fields
@@ -82,6 +83,16 @@ def test_a_corpus_without_other_columns_has_no_fields(tmp_path: Path) -> None:
     corpus = prepared(tmp_path, "corpus.csv", "id,text\na,Etna.\n")
     assert corpus.fields.names == [] and corpus.fields.of(0) == {}
     assert not (open_workdir(tmp_path / "work").data / fields.FOLDER).exists()
+
+
+def test_another_column_changes_nothing_for_the_stages_that_follow(tmp_path: Path) -> None:
+    prints = []
+    for name, row in (("one", {}), ("two", {"year": 1900}), ("three", {"text": "Etna!"})):
+        (tmp_path / name).mkdir()
+        prepared(tmp_path / name, "corpus.jsonl", lines([{"id": "a", "text": "Etna.", **row}]))
+        manifest = open_workdir(tmp_path / name / "work").data / "manifest.json"
+        prints.append(artifacts.fingerprint(manifest))
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_passages_that_are_added_have_their_own(tmp_path: Path) -> None:
