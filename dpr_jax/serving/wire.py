@@ -91,16 +91,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._on_signal, self._running = on_signal, running
         # from now on: who was told "ready" may send a signal before the server runs
-        self._before = {one: signal.signal(one, self._drain) for one in SIGNALS}
+        for one in SIGNALS:
+            signal.signal(one, self._drain)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Restores the signal handlers; unlike uvicorn's, does not raise the signals again."""
-        try:
-            yield
-        finally:
-            for one, handler in self._before.items():
-                signal.signal(one, handler)
+        """Leaves the signals to `_drain`, to the end of the process: drained is well ended."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts; drains at once if a signal has come already."""
