@@ -212,6 +212,8 @@ def _checksum_of_value(value: dict[str, Any]) -> str:
 def fingerprint(manifest: Path, within: str = "") -> str:
     """Returns one hash of the content of an artifact: of its files' names and checksums.
 
+    The fields of passages are left out: only searches read them, as they are now.
+
     Args:
       manifest: the artifact's manifest.
       within: only files whose path begins so, such as "corpus/".
@@ -220,7 +222,11 @@ def fingerprint(manifest: Path, within: str = "") -> str:
       InputError: the artifact is missing or its manifest damaged.
     """
     listed = read_json(manifest).get("files", {})
-    files = {name: listed[name] for name in listed if name.startswith(within)}
+    files = {
+        name: listed[name]
+        for name in listed
+        if name.startswith(within) and not name.startswith("fields/")
+    }
     if not files:
         raise InputError(
             f"{manifest} lists no files; delete its folder and run {_command_for(manifest)} again"

@@ -13,6 +13,7 @@ import tiny
 from dpr_jax import artifacts, recipes
 from dpr_jax.config import Config
 from dpr_jax.data import store
+from dpr_jax.data.fields import Collected
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Question
 from dpr_jax.model.embed import Vectors
@@ -37,7 +38,10 @@ def prepare(
     origin = artifacts.made_from("prepare", {"content": content}, {}, form=store.FORM)
     data = workdir.place("data", origin)
     with artifacts.atomic_dir(data) as partial:
-        files = store.write_corpus(partial, passages)
+        fields = Collected()
+        for passage in passages:
+            fields.add(passage)
+        files = store.write_corpus(partial, passages) + fields.write(partial)
         if splits:
             files += store.write_questions(partial, splits)
         artifacts.write_manifest(

@@ -19,6 +19,7 @@ from prepared import prepare, retriever
 from test_retrieve import PASSAGES, QUESTIONS
 
 from dpr_jax.config import Config, IndexConfig, RetrieveConfig
+from dpr_jax.data.fields import with_fields
 from dpr_jax.encoding import encode
 from dpr_jax.index import update
 from dpr_jax.model import hf
@@ -27,12 +28,17 @@ from dpr_jax.retrieval import retrieve
 from dpr_jax.workdir import WorkDir
 
 START_S = 120
+FIELDS = [
+    {"year": 1900 + 10 * number, "kind": "mountain" if passage.id == "w4" else "water"}
+    for number, passage in enumerate(PASSAGES)
+]
 MAIN = "from dpr_jax.cli import main; main()"
 
 
 def make_workdir(root: Path) -> WorkDir:
     """A finished work directory with bm25, trained (random weights) and hybrid."""
-    workdir = prepare(root / "work", PASSAGES, QUESTIONS, dev=QUESTIONS)
+    passages = [*map(with_fields, PASSAGES, FIELDS)]
+    workdir = prepare(root / "work", passages, QUESTIONS, dev=QUESTIONS)
     template = tiny.write(root / "encoder")
     for side in ("question", "passage"):
         folder = root / "model" / f"{side}_encoder"

@@ -1,5 +1,6 @@
 """`dpr serve` through its own command line, on the loopback: answers, refusals, keys, its end."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -8,8 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from served import Reply, Running, make_workdir, serve
+from served import FIELDS, Reply, Running, make_workdir, serve
 from test_retrieve import PASSAGES, QUESTIONS
 
 from dpr_jax import cli
@@ -22,6 +24,7 @@ from dpr_jax.workdir import WorkDir
 for needed in ("fastapi", "uvicorn", "httptools", "mcp", "prometheus_client"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'dpr_jax[serve]'")
 
+from dpr_jax.serving import batches
 from dpr_jax.serving.batches import Workers
 from dpr_jax.serving.catalog import Catalog
 from dpr_jax.serving.metrics import Metrics
@@ -74,6 +77,58 @@ def test_offset_leaves_out_the_best(server: Running) -> None:
     assert server.search("Paris", k=2, offset=40).json["results"][0]["passages"] == []
 
 
+FILTERS = [
+    ({"kind": "water"}, [0, 1, 2, 4]),
+    ({"kind": ["mountain", "desert"]}, [3]),
+    ({"year": {"gte": 1910, "lt": 1930}}, [1, 2]),
+    ({"year": 1940, "kind": "water"}, [4]),
+    ({"year": 1950}, []),
+]
+
+
+@pytest.mark.parametrize("name", ["bm25", "trained", "hybrid"])
+@pytest.mark.parametrize(("wanted", "rows"), FILTERS)
+def test_a_filter_keeps_the_order_of_what_fits(
+    server: Running, name: str, wanted: dict[str, object], rows: list[int]
+) -> None:
+    asked = {"question": "which river flows through Paris?", "k": 5, "retriever": name}
+    [everything] = server.ask("POST", "/v1/search", asked).json["results"]
+    fit = {PASSAGES[row].id: FIELDS[row] for row in rows}
+    expected = [hit for hit in everything["passages"] if hit["id"] in fit]
+    [result] = server.ask("POST", "/v1/search", asked | {"filter": wanted}).json["results"]
+    assert [hit["id"] for hit in result["passages"]] == [hit["id"] for hit in expected]
+    assert all(hit["fields"] == fit[hit["id"]] for hit in result["passages"])
+    assert result["complete"] is True
+    rest = server.ask("POST", "/v1/search", asked | {"filter": wanted, "k": 1, "offset": 1})
+    assert rest.json["results"][0]["passages"] == result["passages"][1:2]
+
+
+def test_a_filter_searches_deeper_until_k_are_found(
+    workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "DEPTH", 1)
+    monkeypatch.setattr(batches, "DEEPER", 2)
+    question, keep_N = "which river flows through Paris?", np.ones(5, bool)
+    [ranked] = Retriever.load(workdir.root, "trained").search([question], k=5)
+    best = [hit.id for hit in ranked]
+    keep_N[[row for row, passage in enumerate(PASSAGES) if passage.id in best[:3]]] = False
+
+    def asked(k: int) -> batches.Hits:
+        workers = Workers.start()
+        table = Catalog(workdir, ["trained"], ServeConfig(), workers, Metrics()).open()
+        batcher = table.served["trained"].batcher
+        [hits] = asyncio.run(batcher.ask([question], k, keep_N)).hits
+        workers.stop()
+        return hits
+
+    for k in (1, 2, 5):
+        hits = asked(k)
+        assert [hit.passage.id for hit in hits] == best[3 : 3 + k] and hits.complete
+    monkeypatch.setattr(batches, "MOST_LOOKED_AT", 4)
+    hits = asked(2)
+    assert [hit.passage.id for hit in hits] == best[3:4] and not hits.complete
+
+
 def test_marks_are_the_words_that_bm25_counts(server: Running) -> None:
     [result] = server.search("flowing through the Alps’ capitals", k=5, marks=True).json["results"]
     marked = {
@@ -86,7 +141,8 @@ def test_marks_are_the_words_that_bm25_counts(server: Running) -> None:
 
 
 def test_a_passage_by_its_id(server: Running) -> None:
-    assert server.ask("GET", "/v1/doc/w4").json == PASSAGES[3]._asdict()
+    expected = PASSAGES[3]._asdict() | {"fields": FIELDS[3]}
+    assert server.ask("GET", "/v1/doc/w4").json == expected
     assert server.ask("GET", "/v1/doc/w9").status == 404
 
 
@@ -132,7 +188,12 @@ REFUSED = [
     ({"question": "a", "offset": -1}, 422),
     ({"question": "a", "retriever": "e5"}, 404),
     ({"question": "a", "retriever": "../x"}, 404),
-    ({"question": "a", "filter": {"year": 3}}, 422),
+    ({"question": "a", "filter": {"source": 3}}, 422),
+    ({"question": "a", "filter": {"year": []}}, 422),
+    ({"question": "a", "filter": {"year": None}}, 422),
+    ({"question": "a", "filter": {"year": {"above": 3}}}, 422),
+    (b'{"question": "a", "filter": {"year": NaN}}', 422),
+    ({"question": "a", "filter": ["year"]}, 422),
     (BIG, 413),
 ]
 
@@ -145,6 +206,24 @@ def test_a_bad_request_is_refused_in_one_line(server: Running, body: object, sta
     assert error["code"] == status
     assert "\n" not in error["message"] and error["message"]
     assert server.search("Paris").status == 200  # and the server goes on
+
+
+def documented() -> list[tuple[str, int, str]]:
+    """The rows of the table of bad requests in docs/serving.md: body, status, message."""
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = text.split("<!-- bad requests -->")[1].split("<!-- end of bad requests -->")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return [
+        (body.strip("| `"), int(status), message.strip("| `")) for body, status, message in rows
+    ]
+
+
+@pytest.mark.parametrize(("body", "status", "message"), documented())
+def test_a_bad_request_is_answered_as_documented(
+    server: Running, body: str, status: int, message: str
+) -> None:
+    reply = server.ask("POST", "/v1/search", body.encode())
+    assert (reply.status, reply.json["error"]["message"]) == (status, message)
 
 
 def test_other_routes_methods_and_types_are_refused(server: Running) -> None:

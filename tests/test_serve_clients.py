@@ -16,7 +16,7 @@ from test_retrieve import PASSAGES
 
 from dpr_jax import recipes
 from dpr_jax.retrieval.retriever import Retriever
-from dpr_jax.retrieval.searcher import question_tower
+from dpr_jax.retrieval.searcher import open_corpus, question_tower
 from dpr_jax.workdir import WorkDir
 
 for needed in ("fastapi", "uvicorn", "httptools", "mcp", "prometheus_client"):
@@ -198,6 +198,23 @@ def test_schemathesis_finds_no_bug(server: Running) -> None:
 def test_schemathesis_finds_no_bug_in_many(server: Running) -> None:
     pytest.importorskip("schemathesis")
     fuzz(server, 300)
+
+
+def test_a_benchmark_corpus_is_made_larger(
+    workdir: WorkDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import serve as benchmark
+
+    made = benchmark.make_larger(workdir, "trained", str(tmp_path / "made"), 40)
+    texts = [passage.text for passage in PASSAGES]
+    corpus = open_corpus(made)
+    assert [passage.text for passage in corpus] == texts * 8
+    assert len({passage.id for passage in corpus}) == 40
+    [found] = Retriever.load(made.root, "trained").search(["Which river is in Paris?"], k=40)
+    assert len({hit.score for hit in found}) > 30  # each has a vector of its own
+    again = benchmark.make_larger(workdir, "trained", str(tmp_path / "made"), 40)
+    assert again.root == made.root
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from dpr_jax import artifacts, console
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.data import cut, named
+from dpr_jax.data.fields import fields_of
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.readers import documents
 from dpr_jax.data.readers.columns import Chosen
@@ -143,7 +144,8 @@ class Cutting(beam.DoFn):
                 chosen = Chosen("passages", self._data.columns, "passages")
                 alone = self._files == 1
                 for passage in _passages(document, self._cut, counts, chosen, alone=alone):
-                    text = json.dumps(passage._asdict(), ensure_ascii=False)
+                    record = {**fields_of(passage), **passage._asdict()}
+                    text = json.dumps(record, ensure_ascii=False)
                     line = f"{text}\n".encode()
                     file.write(line)
                     digest.update(line)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dpr_jax import console
 from dpr_jax.data import raw, store
+from dpr_jax.data.fields import Collected
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.readers.detect import Source
@@ -51,10 +52,13 @@ def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]
         written = store.Corpus(repeated)
         _refuse_other_texts(source, written, repeats)
         again = {row for _, row in repeats}
-        seen = _Seen()
+        fields, seen = seen.fields, _Seen()
         once = (passage for row, passage in enumerate(written) if row not in again)
         files = store.write_corpus(folder, seen.noting(once))
         shutil.rmtree(repeated)
+        files += fields.write(folder, without=again)
+    else:
+        files += seen.fields.write(folder)
     facts = CorpusFacts(
         table=seen.ids.table(),
         passages=len(seen.ids),
@@ -66,16 +70,18 @@ def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]
 
 
 class _Seen:
-    """Ids and texts of passages, as hashes, taken as the passages go by."""
+    """Ids and texts of passages, as hashes, and their fields, taken as the passages go by."""
 
     def __init__(self) -> None:
         self.ids, self.texts, self.empty = HashedTexts(), HashedTexts(), 0
+        self.fields = Collected()
 
     def noting(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         for passage in passages:
             self.ids.add(passage.id)
             self.texts.add(passage.text)
             self.empty += raw.is_blank(passage.text)
+            self.fields.add(passage)
             yield passage
 
 

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from dpr_jax.data.fields import fields_of, with_fields
 from dpr_jax.data.raw import Passage
 
 Cut = Callable[[list[str]], list[list[str]]]  # the words of a document -> of passages
@@ -17,7 +18,7 @@ WORDS_REMEMBERED = 1_000_000
 def into_passages(
     documents: Iterable[tuple[str, Passage]], cut: Cut, count: Counter[str]
 ) -> Iterator[tuple[str, Passage]]:
-    """Yields the passages of all documents, under their document's title.
+    """Yields the passages of all documents, with the title and fields of their document.
 
     Args:
       documents: file and line of each, and the document.
@@ -35,7 +36,8 @@ def into_passages(
         if words:
             for place, part in enumerate(cut(words)):
                 id_ = f"{document.id}:{place}"
-                yield where, Passage(id_, document.title, " ".join(part))
+                passage = Passage(id_, document.title, " ".join(part))
+                yield where, with_fields(passage, fields_of(document))
 
 
 def by_words(words: list[str], *, length: int) -> list[list[str]]:

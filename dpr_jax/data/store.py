@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dpr_jax import artifacts
+from dpr_jax.data.fields import Fields
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -92,6 +93,11 @@ class Corpus(Sequence[Passage]):
             records = self._sources[part].__getitems__(wanted)
             found |= zip(at_P.tolist(), map(_passage, records), strict=True)
         return [found[at] for at in range(len(rows_R))]
+
+    @functools.cached_property
+    def fields(self) -> Fields:
+        """The other columns of the passages."""
+        return Fields(self._folders, np.diff(self._starts).tolist())
 
     def live(self) -> Iterator[Passage]:
         """The passages that were not taken out."""

@@ -98,6 +98,22 @@ def tokenize(texts: Sequence[str], language: str) -> list[list[str]]:
     return list(map(_tokenizer(language), texts))
 
 
+def spans(text: str, language: str) -> list[tuple[int, int]]:
+    """Returns where the words of a text stand, pairs of characters too: (begin, end), ascending."""
+    if language not in PAIRS:
+        return [word.span() for word in _WORD.finditer(text)]
+    found: list[tuple[int, int]] = []
+    for word in _RUN.finditer(text):
+        if word["run"] is None:
+            found.append(word.span())
+            continue
+        begin, end = word.span()
+        one = [part.span() for part in regex.finditer(r"\X", text, pos=begin, endpos=end)]
+        pairs = [(first[0], second[1]) for first, second in itertools.pairwise(one)]
+        found += pairs or one
+    return found
+
+
 def english(texts: list[str], *, return_ids: bool) -> Any:
     """Returns stemmed words without stop words, as bm25s has them.
 

@@ -1,4 +1,4 @@
-"""Two rankings of the same questions made one: pure functions of arrays.
+"""Fuses two rankings of the same questions; pure functions of arrays.
 
 A ranking is `(scores, rows)`: float32 [Q, N] and int64 [Q, N], best first; where it has fewer than
 N hits, score -inf and row -1 at the end. The fused one has this form too. Equal scores are ordered

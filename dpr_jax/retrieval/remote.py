@@ -1,4 +1,4 @@
-"""`Retriever` by way of a running `dpr serve`: questions go there, passages come back."""
+"""A retriever that asks a running `dpr serve`."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class RemoteRetriever:
     """
 
     def __init__(self, url: str, name: str | None = None) -> None:
-        """Takes the server's address, and a retriever of it; None: the one that it chooses."""
+        """Takes the address of the server and the name of a retriever; None: its default."""
         if not url.startswith(("http://", "https://")):
             raise InputError(f"url is {url}; it begins with http:// or https://")
         self._url, self.name = f"{url.rstrip('/')}/v1/search", name

@@ -1,4 +1,4 @@
-"""The stage `dpr retrieve`: questions to a run, by vectors, by words, or by both."""
+"""The stage `dpr retrieve`: answers questions and writes a run."""
 
 import contextlib
 import itertools
@@ -114,7 +114,7 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
 
 def _of_main(value: Callable[[], int]) -> int:
-    """Returns what process 0 finds, on every process."""
+    """Returns the value that process 0 computes, on every process."""
     return int(parallel.of_main(np.int32(value() if parallel.is_main() else 0)))
 
 

@@ -1,4 +1,4 @@
-"""Search from Python: a finished work directory, asked in a line."""
+"""Searches a finished work directory from Python."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -136,7 +136,7 @@ def is_ready(retriever: RetrieverDir) -> bool:
 
 
 def questions_as_texts(questions: Iterable[str]) -> list[str]:
-    """Returns the questions as a list, or says what they are instead."""
+    """Returns the questions as a list; raises InputError if they are not texts."""
     rule = "questions must be texts that are not empty, in a list or another iterable"
     if isinstance(questions, str):
         raise InputError(f"questions are one text, {questions!r}; give a list: {rule}")

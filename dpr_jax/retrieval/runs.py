@@ -1,4 +1,4 @@
-"""Writing a run in the two forms that other tools read: TREC's, and DPR's retrieval output."""
+"""Writes a run in the two forms that other tools read: TREC's and DPR's."""
 
 import json
 import operator
@@ -53,7 +53,7 @@ class RunFiles:
     """
 
     def __init__(self, folder: Path, name: str, origin: dict[str, Any], *, with_json: bool) -> None:
-        """Takes up what was begun with the same `origin`, or starts anew."""
+        """Continues a run of the same `origin`, or starts a new one."""
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._origin = name, origin
         self._paths = [folder / f"{name}.trec", *([folder / f"{name}.json"] if with_json else [])]
@@ -86,7 +86,7 @@ class RunFiles:
         self.done += 1
 
     def save(self) -> None:
-        """Makes what was added survive a kill."""
+        """Writes the questions so far to disk, so that a killed run can go on after them."""
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Questions to rows of the corpus, by a retriever's vectors, words, or both; mining uses it too.
+"""Searches the corpus by vectors, by words, or by both; mining uses it too.
 
 A searcher writes nothing: what a retriever lacks is an error that names the command which makes it.
 """
@@ -26,7 +26,7 @@ QUESTIONS_AT_ONCE = 256
 
 
 class Searcher(NamedTuple):
-    """A way to search, in two steps, so that a batch can be encoded while another is searched.
+    """Searches in two steps, so that a batch can be encoded while another is searched.
 
     Attributes:
       encode: questions -> queries.
@@ -44,6 +44,11 @@ class Searcher(NamedTuple):
     def search(self, questions: Sequence[str], k: int) -> Ranking:
         """Returns the k best rows of every question."""
         return self.find(self.encode(questions), k)
+
+
+def as_they_are(questions: Sequence[str]) -> Sequence[str]:
+    """Returns the questions: the step `encode` of a searcher that has nothing to encode."""
+    return questions
 
 
 class Opened(NamedTuple):
@@ -120,7 +125,7 @@ def words_searcher(index: bm25.Bm25, corpus: Corpus) -> Searcher:
         scores_QK, at_QK = index.search(questions, k)
         return scores_QK, np.where(at_QK < 0, -1, live_N[at_QK])
 
-    return Searcher(lambda questions: questions, find, {})
+    return Searcher(as_they_are, find, {})
 
 
 def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
@@ -136,13 +141,11 @@ def _dense(retriever: RetrieverDir, corpus: Corpus, config: Config) -> Opened:
                 queries_QD = parallel.of_main(embedder.encode(questions))  # alike to the last bit
                 return index.search(queries_QD, k)
 
-            return Searcher(lambda questions: questions, find, {}, together=True)
+            return Searcher(as_they_are, find, {}, together=True)
         if index.on_devices:
             # Both steps run on the accelerators; from two threads they could wait for each other.
             return Searcher(
-                lambda questions: questions,
-                lambda questions, k: index.search(embedder.encode(questions), k),
-                {},
+                as_they_are, lambda questions, k: index.search(embedder.encode(questions), k), {}
             )
         return Searcher(embedder.encode, index.search, {})
 

@@ -1,4 +1,4 @@
-"""The HTTP interface: our own routes, and the application with all of them."""
+"""The HTTP application, and the routes of our own interface."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -13,11 +13,14 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from dpr_jax import __version__
+from dpr_jax.data.fields import Value
+from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.serving import openapi_page
 from dpr_jax.serving.batches import Hit
 from dpr_jax.serving.gate import error_body
-from dpr_jax.serving.marks import marks, stems
+from dpr_jax.serving.live import Served
+from dpr_jax.serving.marks import marks, words
 from dpr_jax.serving.schemas import (
     ErrorResponse,
     PassageBody,
@@ -42,6 +45,9 @@ ERRORS = {
 }
 
 
+CONDITION_RULE = "a condition is a value, a list of values, or bounds (gte, gt, lte, lt)"
+
+
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the errors of a route, for OpenAPI."""
     common = (400, 401, 408, 413, 422, 503)
@@ -52,7 +58,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_response(value: Any, status: int = 200, **headers: str) -> Response:
-    """Returns JSON as it is, without another validation of what we made ourselves."""
+    """Returns an answer as JSON without validating it again."""
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return Response(body, status, headers, media_type="application/json")
 
@@ -99,6 +105,10 @@ def make_app(
         wait = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
         return JSONResponse(error_body(error.status, str(error)), error.status, wait)
 
+    @app.exception_handler(InputError)
+    async def damaged(_: Request, error: InputError) -> Response:
+        return JSONResponse(error_body(503, str(error)), 503)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         if any(one["type"] == "json_invalid" for one in error.errors()):
@@ -118,12 +128,15 @@ def make_app(
 
 
 def _one_line(error: RequestValidationError) -> str:
-    """Returns what is wrong with a request, without what was given: that may be anything."""
+    """Returns the errors of a request in one line, without the values that it sent."""
     parts = []
-    for one in error.errors()[:3]:
-        where = ".".join(str(step) for step in one["loc"] if step != "body")[:100]
-        parts.append(f"{where}: {one['msg']}" if where else one["msg"])
-    return "; ".join(parts).encode("utf-8", "replace").decode()[:500]
+    for one in error.errors():
+        steps, said = [step for step in one["loc"] if step != "body"], one["msg"]
+        if steps[:1] == ["filter"] and len(steps) > 2:  # of each form that a condition may have
+            steps, said = steps[:2], CONDITION_RULE
+        where = ".".join(map(str, steps))[:100]
+        parts.append(f"{where}: {said}" if where else said.removeprefix("Value error, "))
+    return "; ".join(list(dict.fromkeys(parts))[:3]).encode("utf-8", "replace").decode()[:500]
 
 
 def _own(service: Service) -> APIRouter:
@@ -136,12 +149,18 @@ def _own(service: Service) -> APIRouter:
         summary="Passages that answer questions",
     )
     async def search(request: Request, asked: SearchRequest) -> Response:
-        """Searches with one retriever; many questions at once are answered together."""
+        """Searches with one retriever; questions of one request share batches."""
         texts = asked.texts
-        found = await service.search(texts, asked.k, name=asked.retriever, offset=asked.offset)
+        found = await service.search(
+            texts, asked.k, name=asked.retriever, offset=asked.offset, wanted=asked.conditions
+        )
         log(request, service, texts, found.served.name, asked.k, found.times_ms)
         results = [
-            {"question": text, "passages": [hit_body(hit, asked.marks and text) for hit in hits]}
+            {
+                "question": text,
+                "passages": [hit_body(hit, found.served, asked.marks and text) for hit in hits],
+            }
+            | ({"complete": hits.complete} if asked.filter else {})
             for text, hits in zip(texts, found.hits, strict=True)
         ]
         return json_response(
@@ -162,7 +181,7 @@ def _own(service: Service) -> APIRouter:
         summary="A passage by its id",
     )
     async def doc(id: str) -> Response:
-        return json_response((await service.passage(id))._asdict())
+        return json_response(passage_body(*await service.passage(id)))
 
     @router.get("/v1/info", summary="What is served: recall, model, counts, versions")
     async def info() -> dict[str, Any]:
@@ -202,7 +221,7 @@ def _own(service: Service) -> APIRouter:
         summary="Serve what the work directory holds now",
     )
     async def reload(request: Request, asked: ReloadRequest) -> Response:
-        """Opens and checks it first; while that lasts, and if it fails, the live table answers."""
+        """Opens and checks the new table. The live one answers until then, and if that fails."""
         _check_admin(request)
         return await _changed(service, lambda: service.catalog.reload(asked.retrievers))
 
@@ -220,7 +239,7 @@ def _own(service: Service) -> APIRouter:
 
 
 class Empty(ReloadRequest):
-    """Nothing; a JSON body keeps other sites' pages from calling this."""
+    """An empty object, required because other sites' pages cannot send JSON unasked."""
 
     retrievers: None = None
 
@@ -250,7 +269,7 @@ def log(
     k: int,
     times_ms: dict[str, float],
 ) -> None:
-    """Adds what was asked to the line of the access log."""
+    """Adds retriever, k, times and (if wanted) questions to the line of the access log."""
     line = {"retriever": name, "questions": len(questions), "k": k}
     line |= {f"{stage}_ms": round(spent, 2) for stage, spent in times_ms.items()}
     if service.settings.log_questions:
@@ -258,13 +277,19 @@ def log(
     request.scope["state"]["log"] = line
 
 
-def hit_body(hit: Hit, question: str | Literal[False]) -> dict[str, Any]:
-    """Returns a hit as JSON has it, with the words of a question marked where there is one."""
-    found = hit.passage._asdict() | {"score": hit.score}
+def passage_body(passage: Passage, fields: dict[str, Value]) -> dict[str, Any]:
+    """Returns the JSON object of a passage."""
+    return passage._asdict() | ({"fields": fields} if fields else {})
+
+
+def hit_body(hit: Hit, served: Served, question: str | Literal[False]) -> dict[str, Any]:
+    """Returns the JSON object of a hit; with `question` it says where words of it stand."""
+    found = passage_body(hit.passage, served.corpus.fields.of(hit.row)) | {"score": hit.score}
     if question:
-        wanted = stems(question)
-        found["title_marks"] = marks(hit.passage.title, wanted)
-        found["text_marks"] = marks(hit.passage.text, wanted)
+        language = served.language()
+        wanted = words(question, language)
+        found["title_marks"] = marks(hit.passage.title, wanted, language)
+        found["text_marks"] = marks(hit.passage.text, wanted, language)
     return found
 
 

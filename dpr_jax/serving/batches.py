@@ -1,6 +1,6 @@
 """Micro-batching: questions that arrive together are encoded and searched together.
 
-A question never waits for company while the encoder is idle and nothing else is under way.
+A question that comes alone is answered at once: it waits for others only while a batch is running.
 """
 
 import asyncio
@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import Corpus
-from dpr_jax.retrieval.searcher import Searcher
+from dpr_jax.retrieval.searcher import Ranking, Searcher, as_they_are
 from dpr_jax.serving.metrics import Metrics
 from dpr_jax.serving.passages import PassageCache
 
+MOST_LOOKED_AT = 100_000  # of the best passages, to find k that fit a filter
+DEEPER = 8  # times as many are looked at where too few fit
 DEPTH = 100  # fewer hits are cut from so many, so that questions of any such k share a batch
 
 
@@ -31,13 +35,13 @@ class Workers(NamedTuple):
         return cls(ThreadPoolExecutor(1, "dpr-encode"), ThreadPoolExecutor(1, "dpr-find"))
 
     def stop(self) -> None:
-        """Lets running work end."""
+        """Waits for running work, and drops the rest."""
         self.encode.shutdown(cancel_futures=True)
         self.find.shutdown(cancel_futures=True)
 
 
 class Full(Exception):
-    """More questions wait than may.
+    """Raised where the queue of a retriever is full.
 
     Attributes:
       retry_after_s: when to ask again.
@@ -49,31 +53,49 @@ class Full(Exception):
 
 
 class Hit(NamedTuple):
-    """A passage with its score."""
+    """A passage with its score and its row in the corpus."""
 
     passage: Passage
     score: float
+    row: int
+
+
+class Hits(list[Hit]):
+    """The hits of a question, best first.
+
+    Attributes:
+      complete: False where others may fit a filter that were not looked at.
+    """
+
+    complete = True
 
 
 class Answer(NamedTuple):
-    """What became of the questions of one request.
+    """The answer to the questions of one request.
 
     Attributes:
-      hits: best first, one list per question.
+      hits: one list per question.
       times_s: seconds in each stage: queue, encode, search, passages.
     """
 
-    hits: list[list[Hit]]
+    hits: list[Hits]
     times_s: dict[str, float]
 
 
 class _Job:
     """The questions of one request, until all are answered."""
 
-    def __init__(self, questions: Sequence[str], k: int, answer: "asyncio.Future[Answer]") -> None:
-        self.k, self.depth, self.answer = k, max(k, DEPTH), answer
+    def __init__(
+        self,
+        questions: Sequence[str],
+        k: int,
+        keep_N: np.ndarray | None,
+        answer: "asyncio.Future[Answer]",
+    ) -> None:
+        self.k, self.depth, self.keep_N, self.answer = k, max(k, DEPTH), keep_N, answer
+        self.kept = 0 if keep_N is None else int(keep_N.sum())
         self.waiting = deque(enumerate(questions))
-        self.hits: list[list[Hit] | None] = [None] * len(questions)
+        self.hits: list[Hits | None] = [None] * len(questions)
         self.left = len(questions)
         self.since_s = time.perf_counter()
         self.times_s = dict.fromkeys(("queue", "encode", "search", "passages"), 0.0)
@@ -103,17 +125,17 @@ class Batcher:
         """Takes a started searcher.
 
         Args:
-          searcher: answers of it are batched.
+          searcher: of the retriever.
           corpus: its passages.
-          workers: the threads.
+          workers: threads to encode and search in.
           metrics: of the server.
-          name: of the retriever, for metrics.
+          name: of the retriever, a label of the metrics.
           most: questions in a batch.
           wait_s: longest wait for more of them while other work is under way.
           most_waiting: questions that may wait.
         """
         self._searcher, self._workers = searcher, workers
-        self._passages = PassageCache(corpus)
+        self._passages, self._rows = PassageCache(corpus), len(corpus)
         self._metrics, self._name = metrics, name
         self._most, self._wait_s, self._most_waiting = most, wait_s, most_waiting
         self._jobs: deque[_Job] = deque()
@@ -128,15 +150,22 @@ class Batcher:
         """Questions that wait for a batch."""
         return self._waiting
 
-    async def ask(self, questions: Sequence[str], k: int) -> Answer:
+    async def ask(
+        self, questions: Sequence[str], k: int, keep_N: np.ndarray | None = None
+    ) -> Answer:
         """Returns the k best passages of every question.
+
+        Args:
+          questions: texts.
+          k: passages per question.
+          keep_N: bool, the rows of the corpus that may be found; None: all.
 
         Raises:
           Full: too many questions wait already.
         """
         if self._waiting + len(questions) > self._most_waiting and self._waiting:
             raise Full(max(1, round(self._waiting / self._per_s)))
-        job = _Job(questions, k, asyncio.get_running_loop().create_future())
+        job = _Job(questions, k, keep_N, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._waiting += len(questions)
         if self._task is None:  # it ends where nothing waits, so that nothing has to be closed
@@ -158,9 +187,11 @@ class Batcher:
             started_s = time.perf_counter()
             self._observe("queue", batch, started_s, [started_s - one.job.since_s for one in batch])
             try:
-                queries = await loop.run_in_executor(
-                    self._workers.encode, self._searcher.encode, [one.question for one in batch]
-                )
+                queries: Any = [one.question for one in batch]
+                if self._searcher.encode is not as_they_are:
+                    queries = await loop.run_in_executor(
+                        self._workers.encode, self._searcher.encode, queries
+                    )
             except Exception as error:  # noqa: BLE001 - the request fails, the server does not
                 self._fail(batch, error)
                 self._running -= 1
@@ -208,7 +239,7 @@ class Batcher:
         encoded_s = time.perf_counter()
         try:
             found, searched_s = await loop.run_in_executor(
-                self._workers.find, self._search, queries, depth, [one.job.k for one in batch]
+                self._workers.find, self._search, queries, depth, [one.job for one in batch]
             )
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(batch, error)
@@ -227,22 +258,44 @@ class Batcher:
             if not job.left and not job.answer.done():
                 job.answer.set_result(Answer(job.hits, job.times_s))
 
-    def _search(self, queries: Any, depth: int, ks: list[int]) -> tuple[list[list[Hit]], float]:
-        """Returns the first k hits of every query, and when the search ended; runs in a thread."""
-        scores_QK, rows_QK = self._searcher.find(queries, depth)
+    def _search(self, queries: Any, depth: int, jobs: list[_Job]) -> tuple[list[Hits], float]:
+        """Returns the hits of every query, and when the search ended; runs in a thread."""
+        rankings = [*zip(*self._searcher.find(queries, depth), strict=True)]
+        all_complete = [True] * len(jobs)
+        for at, job in enumerate(jobs):
+            if job.keep_N is not None:
+                rankings[at], all_complete[at] = self._filtered(queries, at, rankings[at], job)
         searched_s = time.perf_counter()
-        best = [rows_K[:k][rows_K[:k] >= 0] for rows_K, k in zip(rows_QK, ks, strict=True)]
-        passages = self._passages.rows({row for rows in best for row in rows.tolist()})
-        found = [
-            [Hit(passages[row], score) for row, score in zip(rows.tolist(), scores_K.tolist())]
-            for rows, scores_K in zip(best, scores_QK, strict=True)
+        best = [
+            [*zip(scores_K[: job.k].tolist(), rows_K[: job.k].tolist(), strict=True)]
+            for (scores_K, rows_K), job in zip(rankings, jobs, strict=True)
         ]
+        passages = self._passages.rows({row for hits in best for _, row in hits if row >= 0})
+        found = []
+        for hits, complete in zip(best, all_complete, strict=True):
+            found.append(Hits(Hit(passages[row], score, row) for score, row in hits if row >= 0))
+            found[-1].complete = complete
         return found, searched_s
+
+    def _filtered(self, queries: Any, at: int, ranking: Ranking, job: _Job) -> tuple[Ranking, bool]:
+        """Returns the part of a ranking that a filter keeps, searched deeper until k are found, and
+        whether no others can be.
+        """
+        most = min(self._rows, MOST_LOOKED_AT)
+        while True:
+            scores_K, rows_K = ranking
+            kept_K = (rows_K >= 0) & job.keep_N[rows_K]
+            enough = kept_K.sum() >= min(job.k, job.kept)
+            all_seen = len(rows_K) >= self._rows or rows_K[-1] < 0
+            if enough or all_seen or len(rows_K) >= most:
+                return (scores_K[kept_K], rows_K[kept_K]), bool(enough or all_seen)
+            found = self._searcher.find(_one(queries, at), min(len(rows_K) * DEEPER, most))
+            ranking = found[0][0], found[1][0]
 
     def _observe(
         self, stage: str, batch: list[_Item], started_s: float, spent_s: list[float]
     ) -> None:
-        """Counts the time of a stage once per request that it is about."""
+        """Adds the time of a stage to each request of the batch, and once to the metrics."""
         seen: set[int] = set()
         for item, spent in zip(batch, spent_s, strict=True):
             if id(item.job) not in seen:
@@ -255,3 +308,10 @@ class Batcher:
         for item in batch:
             if not item.job.answer.done():
                 item.job.answer.set_exception(error)
+
+
+def _one(queries: Any, at: int) -> Any:
+    """Returns one of several queries, as a searcher takes them; a hybrid's are in two parts."""
+    if isinstance(queries, tuple):
+        return tuple(_one(part, at) for part in queries)
+    return queries[at : at + 1]

@@ -1,4 +1,4 @@
-"""The retrievers that are live, and how others take their place while requests go on.
+"""The live retrievers, and the hot swap to others while requests go on.
 
 A table of retrievers never changes: a reload opens another one beside it, checks every file, and
 then swaps one reference. A request keeps the table that it began with. The table before stays in
@@ -6,6 +6,7 @@ memory, so that going back takes one call and no time.
 """
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from dpr_jax.retrieval.searcher import Opened
 from dpr_jax.serving.batches import Batcher, Workers
 from dpr_jax.serving.live import (
     Served,
+    language_of,
     manifests_of,
     open_certified,
     state_of,
@@ -63,8 +65,8 @@ class Catalog:
     Attributes:
       live: the table that answers; None until the first is open.
       before: the one before it.
-      last_error: what kept the last reload from going live, empty where nothing did.
-      stopping: set where threads are to end.
+      last_error: why the last reload did not go live; empty if it did.
+      stopping: set when threads must end.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Catalog:
         workers: Workers,
         metrics: Metrics,
     ) -> None:
-        """Takes what is to be served; no name is the best on dev."""
+        """Takes the names of retrievers to serve; without names the best on dev is served."""
         self.live: Table | None = None
         self.before: Table | None = None
         self._damaged: dict[tuple[str, Path], str] = {}
@@ -90,7 +92,7 @@ class Catalog:
 
     @property
     def damaged(self) -> dict[str, str]:
-        """What is wrong with retrievers that have a damaged file, by name; they do not answer."""
+        """The error of each retriever with a damaged file, by name; these do not answer."""
         return {name: said for (name, _), said in self._damaged.items()}
 
     # --- opening
@@ -114,7 +116,7 @@ class Catalog:
           names: serve these from now on; None keeps those that are served.
 
         Raises:
-          InputError: nothing changed hands; what is wrong.
+          InputError: the new table cannot be served; the live one stays.
         """
         with self._lock:
             names = self._names if names is None else tuple(names)
@@ -146,7 +148,7 @@ class Catalog:
             return table
 
     def roll_back(self) -> Table:
-        """Makes the table before the live one; twice is where one was.
+        """Swaps the live table and the one before it.
 
         Raises:
           InputError: there is none.
@@ -167,7 +169,7 @@ class Catalog:
                 table.ids.close()
 
     def _opened(self, names: Sequence[str], *, strict: bool) -> Table:
-        """Opens a table; with `strict` every name must be servable."""
+        """Opens a table; with `strict` a name that cannot be served is an error."""
         why = "as asked"
         if not names:
             name, why = best(self._workdir)
@@ -200,7 +202,7 @@ class Catalog:
         return Table(self._count + 1, served, default, why, refused, ids, time.time())
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
-        """Returns the names, and those of the parts of hybrids, which are open all the same."""
+        """Returns the names with those of the parts of hybrids, which are opened anyway."""
         found = list(dict.fromkeys(names))
         for name in found:  # grows on the way
             retriever = self._workdir.retriever(name)
@@ -231,6 +233,7 @@ class Catalog:
         )
         facts["passages"] = len(corpus) - len(corpus.removed_R)
         facts["corpus"] = log.fingerprint
+        facts["fields"] = corpus.fields.names
         settings = self._settings
         batcher = Batcher(
             found.start(),
@@ -254,6 +257,7 @@ class Catalog:
             facts,
             written_at(retriever),
             tuple(manifests_of(retriever) + data),
+            functools.cache(lambda: language_of(self._workdir, corpus, log.fingerprint)),
         )
 
     # --- checking
@@ -266,7 +270,7 @@ class Catalog:
                 self._hash(one.name, manifest)
 
     def watch(self) -> None:
-        """Looks once for another state of the work directory, and for files that changed."""
+        """Reloads if the work directory has changed, and hashes files whose size or time has."""
         try:
             state = self._state()
         except (InputError, OSError) as error:
@@ -283,7 +287,7 @@ class Catalog:
                     self._hash(one.name, manifest)
 
     def _state(self) -> str:
-        """Returns the state of everything that may be served."""
+        """Returns a text that changes whenever another table could be served."""
         fingerprint = changes.read(self._workdir).fingerprint
         names = [one.name for one in self._workdir.retrievers()]
         state = [state_of(self._workdir.retriever(name), fingerprint) for name in names]
@@ -305,7 +309,7 @@ class Catalog:
         self._damaged = {one: said for one, said in self._damaged.items() if one != here}
 
     def _changed(self, manifest: Path) -> bool:
-        """Returns whether a file's size or time is another than when it was last looked at."""
+        """Returns whether the size or time of a file has changed since the last call."""
         changed = False
         try:
             names = artifacts.read_json(manifest)["files"]
@@ -325,7 +329,7 @@ class Catalog:
 
 
 def _same(before: Table, after: Table) -> bool:
-    """Returns whether a table would answer as the one before."""
+    """Returns whether two tables give the same answers."""
     return (
         before.default == after.default
         and before.served.keys() == after.served.keys()

@@ -54,7 +54,7 @@ def _search_r1(router: APIRouter, service: Service) -> None:
 
 
 def contents(passage: Passage) -> str:
-    """Returns title, newline, text: the first line is the title, whatever the title holds."""
+    """Returns title, newline, text; the title is kept on one line."""
     return f"{' '.join(passage.title.split())}\n{passage.text}"
 
 
@@ -126,7 +126,7 @@ def _pyserini(router: APIRouter, service: Service) -> None:
     async def doc(index: str, docid: str, parse: str = "true") -> Response:
         try:
             service.retriever(service.table(), index)
-            passage = await service.passage(docid)
+            passage, _ = await service.passage(docid)
         except Refusal as error:
             return failed(error)
         body = {"api": "v1", "index": index, "docid": docid, "doc": _document(passage, parse)}
@@ -134,7 +134,7 @@ def _pyserini(router: APIRouter, service: Service) -> None:
 
 
 def _document(passage: Passage, parse: str) -> Any:
-    """Returns a passage as Pyserini gives a stored one: its fields, or all in one text."""
+    """Returns a passage as Pyserini returns a stored document: as an object, or as one text."""
     if parse.strip().lower() == "false":
         return contents(passage)
     return {"title": passage.title, "contents": passage.text}

@@ -1,6 +1,4 @@
-"""What every request passes first: host, key, size and time; and the log, the counters and the
-headers of every answer.
-"""
+"""ASGI middleware around the application: limits, keys, security headers, access log, counters."""
 
 import asyncio
 import json
@@ -25,7 +23,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 PUBLIC = ("/", "/livez", "/readyz", "/docs", "/openapi.json", "/page.js", "/page.css", "/docs.js")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-DISCARDED_BODIES = 32  # a body is read on up to so many times the limit, to be heard with 413
+# a larger body is read and dropped up to so many times the limit, so that its client reads the 413
+DISCARDED_BODIES = 32
 CLIENT_LEFT = 499
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -42,7 +41,7 @@ HEADERS = [
 
 
 class Gate:
-    """ASGI middleware around the whole application."""
+    """Checks host, key, size and time of each request, then passes it on."""
 
     def __init__(
         self,
@@ -214,7 +213,7 @@ class _Exchange:
         scope.setdefault("state", {})
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer, with our headers."""
+        """Sends a part of the answer, with the security headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = {name.lower() for name, _ in message.get("headers", [])}
@@ -230,7 +229,7 @@ class _Exchange:
     async def refuse(
         self, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
     ) -> None:
-        """Answers with an error, and ends the connection, whose next bytes may be anything."""
+        """Answers with an error; after 408 and 413 the connection is closed."""
         body = json.dumps(error_body(status, text)).encode()
         about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if status in (408, 413):
@@ -253,7 +252,7 @@ def _host(headers: dict[bytes, bytes]) -> str:
 
 
 def _given(headers: dict[bytes, bytes]) -> str:
-    """Returns the key that a request brings, empty where it brings none."""
+    """Returns the key of a request; empty if there is none."""
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
@@ -261,9 +260,7 @@ def _given(headers: dict[bytes, bytes]) -> str:
 
 
 class AccessLog:
-    """JSON lines, written by a thread of its own: a reader that stalls loses lines, and stops
-    nothing.
-    """
+    """An access log of JSON lines, written by a thread; lines are dropped if its reader stalls."""
 
     MOST_WAITING = 10_000
 
@@ -287,7 +284,7 @@ class AccessLog:
             self._lost.inc()
 
     def close(self) -> None:
-        """Writes what waits, for a second at most."""
+        """Writes the lines that wait, for at most a second."""
         if self._out is not None:
             try:
                 self._lines.put(None, timeout=1)

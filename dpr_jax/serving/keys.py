@@ -1,4 +1,4 @@
-"""API keys: a file of them, read anew when it changes, and compared in constant time."""
+"""API keys of a file, which is read again when it changes; compared in constant time."""
 
 import hashlib
 import hmac
@@ -14,7 +14,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Key(NamedTuple):
-    """A key's owner; of the key itself only a hash is kept.
+    """The owner of a key and the hash of the key.
 
     Attributes:
       name: for the access log.
@@ -41,7 +41,7 @@ class Keys:
         self._keys = self._read()
 
     def find(self, given: str) -> Key | None:
-        """Returns whose key it is; every key is compared, whatever it is."""
+        """Returns the entry of a key, or None; takes the same time for every key."""
         self._look()
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
         found = None
@@ -51,7 +51,7 @@ class Keys:
         return found
 
     def _look(self) -> None:
-        """Reads the file anew where it changed; a broken one leaves the keys as they were."""
+        """Reads the file again if it changed; if it is broken, the keys stay as they were."""
         now_s = time.monotonic()
         if now_s - self._looked_s < LOOK_EVERY_S:
             return

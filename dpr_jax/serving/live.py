@@ -1,6 +1,4 @@
-"""Opening a retriever to be served: only where its parts belong together and its certificate
-stands.
-"""
+"""Opens a retriever to serve, if its parts belong together and its certificate stands."""
 
 import dataclasses
 import functools
@@ -15,12 +13,13 @@ import numpy as np
 from dpr_jax import artifacts, recipes
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
+from dpr_jax.index import bm25, bm25_words
 from dpr_jax.index.open import MANIFEST, built_of
 from dpr_jax.retrieval.retriever import dev_figure
 from dpr_jax.retrieval.searcher import Opened, Ranking, Searcher, open_retriever
 from dpr_jax.serving.batches import Batcher
 from dpr_jax.serving.shapes import QuestionEncoder
-from dpr_jax.workdir import RetrieverDir
+from dpr_jax.workdir import RetrieverDir, WorkDir
 
 # exact search is compiled for these numbers of hits and of questions
 DEPTHS = (100, 1000)
@@ -29,7 +28,7 @@ SIZES = (1, 4, 16, 32)
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A retriever that answers, over one state of the corpus; it never changes.
+    """A live retriever over one state of the corpus; immutable.
 
     Attributes:
       name: in its work directory.
@@ -41,6 +40,7 @@ class Served:
       facts: what /v1/info says of it.
       written_s: when its index was written, seconds since 1970.
       manifests: of all that it is served from.
+      language: returns that of the corpus, by which BM25 cuts words.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Served:
     facts: dict[str, Any]
     written_s: float
     manifests: tuple[Path, ...]
+    language: Callable[[], str]
 
     @property
     def encoder(self) -> QuestionEncoder | None:
@@ -59,7 +60,7 @@ class Served:
         return next(iter(self.encoders.values()), None)
 
     def warm_first(self) -> None:
-        """Answers one question, so that what one needs is compiled."""
+        """Answers one question, so that the programs for one are compiled."""
         for encoder in self.encoders.values():
             encoder.warm_first()
         searcher = self.opened.start()
@@ -78,7 +79,7 @@ class Served:
 
 
 def state_of(retriever: RetrieverDir, corpus: str) -> str:
-    """Returns what a retriever is opened from: pointers, settings, and those of its parts.
+    """Returns a text of all that a retriever and its parts are opened from: pointers and settings.
 
     Args:
       retriever: there or not.
@@ -146,7 +147,7 @@ def open_certified(
 
 
 def _started_once(opened: Opened) -> Callable[..., Searcher]:
-    """Returns a `start` that opens the index at the first call only; a server is one process."""
+    """Returns a `start` that opens the index once and then returns the same searcher."""
 
     @functools.cache
     def once() -> Searcher:
@@ -157,7 +158,7 @@ def _started_once(opened: Opened) -> Callable[..., Searcher]:
 
 
 def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:
-    """Returns what index.json certifies of a dense retriever."""
+    """Checks the certificate of a dense retriever, and returns its facts."""
     folder = retriever.current("index")
     again = f"run `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
     with artifacts.hash_later():
@@ -190,8 +191,18 @@ def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:
     }
 
 
+def language_of(workdir: WorkDir, corpus: Corpus, fingerprint: str) -> str:
+    """Returns the language of a corpus: that of its BM25 index, else found from its passages."""
+    for manifest in workdir.root.glob(f"bm25-*/{bm25.MANIFEST}"):
+        facts = artifacts.read_json(manifest)
+        if facts["made_from"]["inputs"]["corpus"] == fingerprint:
+            return facts["language"]
+    rows = bm25_words.evenly(len(corpus))
+    return bm25_words.find_language(one.title_and_text for one in corpus.rows(rows))
+
+
 def written_at(retriever: RetrieverDir) -> float:
-    """Returns when the index was written; of a hybrid that of its older part."""
+    """Returns when the index was written, seconds since 1970; for a hybrid, its older part's."""
     if retriever.kind == "hybrid":
         parts = recipes.load(retriever).retrieve.parts
         return min(written_at(retriever.workdir.retriever(name)) for name in parts)
@@ -202,7 +213,7 @@ def written_at(retriever: RetrieverDir) -> float:
 
 
 def manifests_of(retriever: RetrieverDir) -> list[Path]:
-    """Returns the manifests of what a retriever is served from, without those of the corpus."""
+    """Returns the manifests of a retriever's index, model and weight."""
     if retriever.kind == "hybrid":
         parts = recipes.load(retriever).retrieve.parts
         own = [retriever.current("weight") / "manifest.json"] if retriever.find("weight") else []
@@ -217,9 +228,9 @@ def manifests_of(retriever: RetrieverDir) -> list[Path]:
 
 
 def fixed_shapes(searcher: Searcher) -> Searcher:
-    """Returns a searcher that asks an index on JAX's devices in few shapes, since each compiles.
+    """Returns a searcher that pads its questions and k to few shapes, since JAX compiles each.
 
-    Such an index takes questions, not vectors; all others are asked as they are.
+    Only an index on JAX's devices takes questions instead of vectors; others are left as they are.
     """
 
     def find(queries: Any, k: int) -> Ranking:

@@ -1,33 +1,34 @@
-"""The words of a question in a passage, as BM25 counts them."""
+"""The words of a question in a passage, as BM25 counts them in the language of the corpus."""
 
 import functools
-import re
-
-import Stemmer
 
 from dpr_jax.index import bm25_words
 
-WORD = re.compile(r"(?u)\b\w\w+\b")  # bm25s' rule
-_stemmer = Stemmer.Stemmer("english")
-
 
 @functools.lru_cache(maxsize=1024)
-def stems(question: str) -> frozenset[str]:
-    """Returns the stems of a question that BM25 looks for; stop words are left out."""
-    [words] = bm25_words.english([question], return_ids=False)
-    return frozenset(words)
+def words(question: str, language: str) -> frozenset[str]:
+    """Returns the words of a question that BM25 looks for: stems, or pairs of characters."""
+    return frozenset(bm25_words.tokenize([question], language)[0])
 
 
-def marks(text: str, wanted: frozenset[str]) -> list[tuple[int, int]]:
-    """Returns where a text has a word of these stems.
+def marks(text: str, wanted: frozenset[str], language: str) -> list[tuple[int, int]]:
+    """Returns where a text has words of a question.
 
     Args:
       text: title or text of a passage.
-      wanted: from `stems`.
+      wanted: from `words`.
+      language: that BM25 cuts words by.
 
     Returns:
-      (begin, end) of each, in characters (code points), ascending.
+      (begin, end) of each, in characters (code points), ascending; those that overlap are one.
     """
-    words = list(WORD.finditer(text))
-    found = _stemmer.stemWords([word.group().lower() for word in words])
-    return [word.span() for word, stem in zip(words, found, strict=True) if stem in wanted]
+    spans = bm25_words.spans(text, language)
+    cut = bm25_words.tokenize([text[begin:end] for begin, end in spans], language)
+    found: list[tuple[int, int]] = []
+    for (begin, end), tokens in zip(spans, cut, strict=True):
+        if wanted.isdisjoint(tokens):
+            continue
+        if found and begin < found[-1][1]:
+            begin = found.pop()[0]
+        found.append((begin, end))
+    return found

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' form."""
+"""The metrics of the server, in Prometheus' text format."""
 
 from collections.abc import Callable
 
@@ -65,18 +65,18 @@ class Metrics:
         )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Adds a number that is asked for when somebody looks."""
+        """Adds a gauge whose value is computed when the page is made."""
         Gauge(name, text, registry=self._registry).set_function(value)
 
     def gauges(
         self, name: str, text: str, label: str, values: Callable[[], dict[str, float]]
     ) -> None:
-        """Adds numbers with one label, which are asked for when somebody looks."""
+        """Adds a gauge with one label, whose values are computed when the page is made."""
         gauge = Gauge(name, text, (label,), registry=self._registry)
         self._labelled.append((gauge, values))
 
     def page(self) -> bytes:
-        """Returns all of them as text."""
+        """Returns the page."""
         for gauge, values in self._labelled:
             gauge.clear()
             for label, value in values().items():

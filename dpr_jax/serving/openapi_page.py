@@ -1,4 +1,4 @@
-"""/docs: the interface for people, made of OpenAPI's description; it needs no network."""
+"""Renders /docs from the OpenAPI description; the page needs no network."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def render(openapi: dict[str, Any]) -> str:
 def _operation(
     path: str, method: str, about: dict[str, Any], schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns what the page shows of a route."""
+    """Returns the template's values for one operation."""
     body = _schema(about.get("requestBody", {}), schemas)
     ok = about["responses"].get("200", {})
     examples = body.get("examples", [])

@@ -1,4 +1,4 @@
-"""Passages by their row, the last ones kept; and by their id, without holding the ids."""
+"""Finds passages by row, with a cache, and by id, with a table of hashes."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dpr_jax.data.fields import Value
 from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
@@ -15,9 +16,9 @@ MOST_CHARS = 50_000_000
 
 
 class PassageCache:
-    """Passages by row, the last ones kept in memory: reading one takes as long as a search.
+    """Reads passages by row and keeps the last ones: reading takes as long as a search.
 
-    For one thread.
+    Not safe for several threads.
     """
 
     def __init__(self, corpus: Corpus, most_chars: int = MOST_CHARS) -> None:
@@ -40,11 +41,11 @@ class PassageCache:
 
 
 class NotRead(Exception):
-    """The ids of the corpus are still being read."""
+    """Raised while the ids of the corpus are being read."""
 
 
 class PassageIds:
-    """The rows of ids: 16 bytes per passage, read in the background at the first question."""
+    """Maps ids to rows in 16 bytes per passage; reads them in the background at the first use."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -53,8 +54,9 @@ class PassageIds:
         self._lock = threading.Lock()
         self._closed = False
 
-    def find(self, id_: str, *, wait_s: float) -> Passage | None:
-        """Returns the passage of this id, None where there is none; to be called in a thread.
+    def find(self, id_: str, *, wait_s: float) -> tuple[Passage, dict[str, Value]] | None:
+        """Returns the passage of this id with its fields, None where there is none; to be called in
+        a thread.
 
         Args:
           id_: of the passage.
@@ -75,10 +77,12 @@ class PassageIds:
         if row < 0:
             return None
         passage = self._corpus[row]
-        return passage if passage.id == id_ else None  # another id may have the same hash
+        if passage.id != id_:  # another id may have the same hash
+            return None
+        return passage, self._corpus.fields.of(row)
 
     def close(self) -> None:
-        """Ends the reading: a thread that still reads would crash the end of the process."""
+        """Stops the reading thread, which would otherwise crash the interpreter's exit."""
         self._closed = True
         if self._thread is not None:
             self._thread.join()

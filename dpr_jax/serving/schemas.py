@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 Name = Annotated[StrictStr, Field(max_length=200)]
 QUESTION = "what are the symptoms of Weaver syndrome?"
@@ -15,9 +24,26 @@ PASSAGE = {
 
 
 class Closed(BaseModel):
-    """A request that has no other fields than these."""
+    """A request whose unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+Text = Annotated[StrictStr, Field(max_length=1000)]
+Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+
+
+class Bounds(Closed):
+    """Bounds of a field: numbers, or texts, which are compared letter by letter."""
+
+    gte: Text | Number | None = Field(None, description="Least value.")
+    gt: Text | Number | None = None
+    lte: Text | Number | None = Field(None, description="Greatest value.")
+    lt: Text | Number | None = None
+
+
+Value = StrictBool | Number | Text
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=1000)] | Bounds
 
 
 class SearchRequest(Closed):
@@ -30,6 +56,7 @@ class SearchRequest(Closed):
             "examples": [
                 {"question": QUESTION, "k": 3},
                 {"questions": [QUESTION, "who is at risk of gout?"], "k": 5, "retriever": "bm25"},
+                {"question": QUESTION, "filter": {}, "offset": 10},
             ],
         },
     )
@@ -37,8 +64,13 @@ class SearchRequest(Closed):
     question: StrictStr | None = Field(None, description="One question.")
     questions: list[StrictStr] | None = Field(None, description="Or several.")
     k: StrictInt = Field(10, ge=1, description="Passages per question.")
-    offset: StrictInt = Field(0, ge=0, description="Leave out so many of the best.")
-    retriever: Name | None = Field(None, description="By name; without it the default answers.")
+    offset: StrictInt = Field(0, ge=0, description="Number of best passages to skip.")
+    retriever: Name | None = Field(None, description="Name; the default if left out.")
+    filter: Annotated[dict[Name, Condition], Field(max_length=32)] | None = Field(
+        None,
+        description='Only passages whose fields fit, as {"year": {"gte": 2020}, "source": ["a",'
+        ' "b"]}; /v1/info names the fields. A number also fits a text that reads as it.',
+    )
     marks: StrictBool = Field(
         False, description="Say where title and text have words of the question, as BM25 counts."
     )
@@ -48,6 +80,11 @@ class SearchRequest(Closed):
         if (self.question is None) == (self.questions is None):
             raise ValueError("give either question, a text, or questions, a list of texts")
         return self
+
+    @property
+    def conditions(self) -> dict[str, Any] | None:
+        """The filter as `Fields.mask_N` takes it; None where there is none."""
+        return self.model_dump(exclude_none=True)["filter"] if self.filter else None
 
     @property
     def texts(self) -> list[str]:
@@ -61,6 +98,9 @@ class PassageBody(BaseModel):
     id: str
     title: str
     text: str
+    fields: dict[str, Value] | None = Field(
+        None, description="The other columns of the passage; not there where it has none."
+    )
 
 
 class HitBody(PassageBody):
@@ -78,6 +118,11 @@ class ResultBody(BaseModel):
 
     question: str
     passages: list[HitBody]
+    complete: bool | None = Field(
+        None,
+        description="With a filter: false where fewer than k of the passages that were looked at"
+        " fit, and not all were looked at.",
+    )
 
 
 class SearchResponse(BaseModel):
@@ -175,7 +220,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class ReloadRequest(Closed):
-    """What to serve from now on."""
+    """The retrievers to serve from now on."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
@@ -185,7 +230,7 @@ class ReloadRequest(Closed):
 
 
 class ErrorFacts(BaseModel):
-    """What is wrong."""
+    """The description of an error."""
 
     message: str
     type: str
@@ -193,12 +238,12 @@ class ErrorFacts(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every error has this form."""
+    """The form of every error."""
 
     error: ErrorFacts
 
 
 class PyseriniError(BaseModel):
-    """Pyserini's form of an error."""
+    """The form of errors on Pyserini's routes."""
 
     error: str | ErrorFacts

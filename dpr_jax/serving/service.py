@@ -1,6 +1,7 @@
-"""What every interface of the server asks: search, passages by id, vectors, and the state."""
+"""The functions behind all interfaces: search, passages by id, vectors, and the state."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.config import ServeConfig
-from dpr_jax.data.readers.formats import Passage
+from dpr_jax.data.fields import Value
+from dpr_jax.data.raw import Passage
+from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
-from dpr_jax.serving.batches import Answer, Full, Hit, Workers
+from dpr_jax.serving.batches import Answer, Full, Hits, Workers
 from dpr_jax.serving.catalog import Catalog, Table
 from dpr_jax.serving.live import Served
 from dpr_jax.serving.metrics import Metrics
@@ -21,11 +24,11 @@ IDS_WAIT_S = 2.0
 
 
 class Refusal(Exception):
-    """A request that is not answered.
+    """Raised for a request that is refused.
 
     Attributes:
       status: of HTTP.
-      retry_after_s: when the same request may be tried again; None where that would not help.
+      retry_after_s: seconds until the request may be tried again; None if it would fail again.
     """
 
     def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
@@ -39,18 +42,18 @@ class Found(NamedTuple):
     Attributes:
       table: which one answered.
       served: the retriever that did.
-      hits: best first, one list per question.
+      hits: one list per question.
       times_ms: milliseconds by stage, and in all.
     """
 
     table: Table
     served: Served
-    hits: list[list[Hit]]
+    hits: list[Hits]
     times_ms: dict[str, float]
 
 
 class Service:
-    """The server without its wires.
+    """Answers requests, whatever interface they come by.
 
     Attributes:
       warm: whether the first programs are compiled.
@@ -94,7 +97,7 @@ class Service:
         return self.catalog.live
 
     def why_not_ready(self) -> str:
-        """Returns what keeps it from being ready, empty where nothing does."""
+        """Returns why the server is not ready; empty if it is."""
         if self.draining:
             return "draining"
         if self.catalog.live is None or not self.warm:
@@ -119,7 +122,13 @@ class Service:
         return table.served[name]
 
     async def search(
-        self, questions: Sequence[str], k: int, *, name: str | None = None, offset: int = 0
+        self,
+        questions: Sequence[str],
+        k: int,
+        *,
+        name: str | None = None,
+        offset: int = 0,
+        wanted: dict[str, Any] | None = None,
     ) -> Found:
         """Returns the k best passages of every question, exactly as `Retriever.search` does.
 
@@ -128,6 +137,7 @@ class Service:
           k: passages per question.
           name: of the retriever; None: the default.
           offset: so many of the best are left out.
+          wanted: {field: condition}, as `Fields.mask_N` takes them; None: no filter.
 
         Raises:
           Refusal: what is wrong with the request, or why it cannot be answered now.
@@ -142,15 +152,24 @@ class Service:
         # as `dpr prepare` has it: DPR's questions know the straight apostrophe alone
         plain = [text.replace("’", "'") for text in questions]
         deep = min(k + offset, len(served.corpus))
-        answer = await self._ask(served, plain, deep)
+        answer = await self._ask(served, plain, deep, wanted)
         times_ms = {stage: spent * 1000 for stage, spent in answer.times_s.items()}
         times_ms["total"] = (time.perf_counter() - begun_s) * 1000
-        hits = [one[offset : offset + k] for one in answer.hits] if offset else answer.hits
-        return Found(table, served, hits, times_ms)
+        for hits in answer.hits:
+            del hits[:offset]
+        return Found(table, served, answer.hits, times_ms)
 
-    async def _ask(self, served: Served, questions: Sequence[str], k: int) -> Answer:
+    async def _ask(
+        self, served: Served, questions: Sequence[str], k: int, wanted: dict[str, Any] | None
+    ) -> Answer:
+        names = served.corpus.fields.names
+        for name in wanted or ():
+            if name not in names:
+                there = ", ".join(names) or "none at all"
+                raise Refusal(422, f"the passages have no field {name!r}; they have {there}")
         try:
-            return await served.batcher.ask(questions, k)
+            keep_N = wanted and await asyncio.to_thread(_mask_N, served.corpus, wanted)
+            return await served.batcher.ask(questions, k, keep_N)
         except Full as full:
             self.metrics.rejected.labels("queue").inc()
             raise Refusal(429, str(full), full.retry_after_s) from None
@@ -172,8 +191,8 @@ class Service:
                     422, f"{noun} {number} has {len(text)} characters; at most {longest} are taken"
                 )
 
-    async def passage(self, id_: str) -> Passage:
-        """Returns the passage of an id.
+    async def passage(self, id_: str) -> tuple[Passage, dict[str, Value]]:
+        """Returns the passage of an id, with its fields.
 
         Raises:
           Refusal: 404 where there is none, 503 while the ids are being read.
@@ -215,7 +234,7 @@ class Service:
         return served.name, np.concatenate(parts), tokens
 
     def info(self) -> dict[str, Any]:
-        """Returns what is served, with recall, model, counts and versions."""
+        """Returns the answer of /v1/info: retrievers with recall, model, counts and versions."""
         table = self.table()
         damaged = self.catalog.damaged
         retrievers = {
@@ -239,3 +258,12 @@ class Service:
             "limits": {name: getattr(self.settings, name) for name in limits},
             "versions": self._versions,
         }
+
+
+def _mask_N(corpus: Corpus, wanted: dict[str, Any]) -> np.ndarray:
+    """Returns the rows that a filter keeps, removed ones left out, bool [rows of the corpus]."""
+    mask_N = corpus.fields.mask_N(json.dumps(wanted, sort_keys=True))
+    if len(corpus.removed_R):
+        mask_N = mask_N.copy()
+        mask_N[corpus.removed_R] = False
+    return mask_N

@@ -1,4 +1,4 @@
-"""The shapes that questions are encoded in: only such whose programs are compiled."""
+"""Encodes questions in few padded shapes whose programs are compiled already."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ MOST_TOKENS = 512
 
 
 class QuestionEncoder:
-    """Encodes questions in shapes that are compiled, and compiles the others beside.
+    """Encodes questions by compiled programs, while other shapes are compiled in another thread.
 
     Attributes:
       tokenize: of the encoder.
@@ -31,6 +31,9 @@ class QuestionEncoder:
             lengths.append(step)
             step += 16 if step < 64 else 32 if step < 128 else 64
         self._lengths = [*lengths, longest]
+        devices = jax.local_device_count()  # which share the rows evenly
+        rows = ROWS.get(jax.default_backend(), ROWS_ACCELERATOR)
+        self._rows = sorted({-(-one // devices) * devices for one in rows})
         self._ready: frozenset[tuple[int, int]] = frozenset()
 
     def encode(self, questions: Sequence[str]) -> np.ndarray:
@@ -42,12 +45,12 @@ class QuestionEncoder:
         return emb_QD
 
     def warm_first(self) -> None:
-        """Compiles one program that takes any question alone."""
-        self._compile(1, self._lengths[-1])
+        """Compiles the program that takes one question of any length."""
+        self._compile(self._rows[0], self._lengths[-1])
 
     def warm(self, stopping: threading.Event) -> None:
-        """Compiles all others, those for few questions first."""
-        for rows in ROWS.get(jax.default_backend(), ROWS_ACCELERATOR):
+        """Compiles all other programs, those for few questions first."""
+        for rows in self._rows:
             for length in self._lengths:
                 if stopping.is_set():
                     return
@@ -70,8 +73,8 @@ class QuestionEncoder:
             done += rows
 
     def _shape(self, longest: int, count: int) -> tuple[int, int]:
-        """Returns the cheapest compiled shape per question, for so many of this length or less."""
+        """Returns the compiled shape (rows, tokens) that costs least per question."""
         fits = [(rows, length) for rows, length in self._ready if length >= longest]
         if not fits:  # nothing is compiled yet: this one will be
-            return 1, self._lengths[-1]
+            return self._rows[0], self._lengths[-1]
         return min(fits, key=lambda one: (one[0] * one[1] / min(one[0], count), -one[0]))

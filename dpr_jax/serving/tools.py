@@ -80,17 +80,18 @@ def make_tools(service: Service, public_url: str | None) -> MCPServer:
           id: of the passage, as search gives it.
         """
         try:
-            passage = await service.passage(id)
+            passage, fields = await service.passage(id)
         except Refusal as error:
             raise ToolError(str(error)) from None
         url = _links(context, public_url)(id)
-        return FetchedPassage(**passage._asdict(), url=url, metadata={})
+        metadata = {name: str(value) for name, value in fields.items()}
+        return FetchedPassage(**passage._asdict(), url=url, metadata=metadata)
 
     return server
 
 
 def _links(context: Context, public_url: str | None) -> Callable[[str], str]:
-    """Returns what makes a link of an id."""
+    """Returns the function that makes the link of an id."""
     base = public_url
     request: Any = getattr(context.request_context, "request", None)
     if base is None and request is not None:

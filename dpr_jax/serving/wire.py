@@ -1,4 +1,4 @@
-"""uvicorn, with limits for clients that are slow or send half a request, and signals of our own."""
+"""uvicorn with time limits for slow clients, and with signals that drain."""
 
 import asyncio
 import contextlib
@@ -65,7 +65,7 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
                 self._deadline = None
 
         def _end(self, status: bytes) -> None:
-            """Answers, and closes a little later: closed at once, unread bytes reset it."""
+            """Answers, and closes later: closing with unread bytes would reset the connection."""
             if self.transport.is_closing() or self._ended:
                 return
             self._ended = True
@@ -80,7 +80,7 @@ def protocol(timeout_s: float) -> type[HttpToolsProtocol]:
 
 
 class Server(uvicorn.Server):
-    """A server whose end is ours: the first signal drains, the second ends at once."""
+    """A uvicorn server that drains at the first signal and ends at once at the second."""
 
     def __init__(
         self, config: uvicorn.Config, on_signal: Callable[[], float], running: threading.Event
@@ -91,19 +91,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._on_signal, self._running = on_signal, running
         # from now on: who was told "ready" may send a signal before the server runs
-        self._before = {one: signal.signal(one, self._drain) for one in SIGNALS}
+        for one in SIGNALS:
+            signal.signal(one, self._drain)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Holds the signals, and does not raise them again: drained is well ended."""
-        try:
-            yield
-        finally:
-            for one, handler in self._before.items():
-                signal.signal(one, handler)
+        """Leaves the signals to `_drain`, to the end of the process: drained is well ended."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and drains at once where a signal came before."""
+        """Starts; drains at once if a signal has come already."""
         await super().startup(sockets=sockets)
         self._running.set()
         if self._captured_signals:

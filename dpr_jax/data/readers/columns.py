@@ -175,6 +175,10 @@ class Chosen:
                 if dot:
                     self.strict.add(column)
 
+    def keeps(self, column: str) -> bool:
+        """Returns whether a column without a role is kept, to filter passages by."""
+        return self.kind == "passages" and normal(column) not in self.ignored
+
     def by_number(self) -> dict[int, str]:
         """Returns the roles by the number of the column, from 1; empty where columns have names."""
         if self.role_of and all(column.isdigit() for column in self.role_of):
@@ -196,14 +200,18 @@ class Naming(NamedTuple):
         """Returns the roles that columns have."""
         return {*filter(None, self.role_of.values())}
 
-    def described(self) -> str:
+    def described(self, chosen: Chosen) -> str:
         """Returns the columns for people, as `question: query, positive: pos; ignored: url`."""
         used: dict[str, list[str]] = {}
         for column, role in self.role_of.items():
             used.setdefault(role, []).append(column)
-        ignored = used.pop("", [])
+        others = used.pop("", [])
         parts = [f"{role}: {' '.join(columns)}" for role, columns in used.items()]
-        return ", ".join(parts) + (f"; ignored: {', '.join(ignored)}" if ignored else "")
+        text = ", ".join(parts)
+        for title, is_kept in (("fields", True), ("ignored", False)):
+            named = [column for column in others if chosen.keeps(column) is is_kept]
+            text += f"; {title}: {', '.join(named)}" if named else ""
+        return text
 
 
 def normal(column: str) -> str:

@@ -269,7 +269,11 @@ def _table_source(
     if table.shape is not None:
         table = table._replace(shape=table.shape._replace(literal=literal))
     source = _source(
-        layout, path, functools.partial(reader, table=table), table.naming.described(), literal
+        layout,
+        path,
+        functools.partial(reader, table=table),
+        table.naming.described(table.chosen),
+        literal,
     )
     if not table.is_labelled:
         return source

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpr_jax.data import raw
+from dpr_jax.data.fields import with_fields
 from dpr_jax.data.raw import Passage, RawQuestion, answer_texts, one_word, question_text, short
 from dpr_jax.data.readers import columns, labelled, tables, teacher
 from dpr_jax.data.readers.columns import Chosen, Naming
 from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.errors import InputError
 
+FIELDS = "fields"
 CONTEXTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 
 
@@ -80,13 +82,17 @@ def read_passages(
     """
     for where, values in _valued(path, on_read, table):
         row = {role: value for role, (value, *_) in values.items()}
-        yield where, raw.passage(row, "the passage", where)
+        passage = raw.passage(row, "the passage", where)
+        yield where, with_fields(passage, row.get(FIELDS, {}))
 
 
 def _valued(
     path: Path, on_read: OnRead | None, table: Table
 ) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-    """Yields file and row, and the values by role; null is no value."""
+    """Yields file and row, and the values by role; null is no value.
+
+    Of passages the columns without a role are together, by name, under the role FIELDS.
+    """
     role_of = table.naming.role_of
     for where, row in tables.read(path, on_read, table.shape):
         if not row.keys() <= role_of.keys():
@@ -95,6 +101,8 @@ def _valued(
         for column, value in row.items():
             if value is not None and (role := role_of[column]):
                 values.setdefault(role, []).append(value)
+            elif value is not None and table.chosen.keeps(column):
+                values.setdefault(FIELDS, [{}])[0][column] = value
         yield where, values
 
 
