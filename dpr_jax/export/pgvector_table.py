@@ -110,7 +110,7 @@ ANALYZE {table};
 -- before a search: SET ivfflat.probes = {leaves["leaves_to_search"]};
 """,
         "index_alloydb_scann.sql": f"""-- instead of HNSW, on AlloyDB: ScaNN
-CREATE EXTENSION IF NOT EXISTS alloydb_scann;
+CREATE EXTENSION IF NOT EXISTS alloydb_scann CASCADE;
 CREATE INDEX IF NOT EXISTS {table}_scann ON {table} USING scann (embedding dot_product)
   WITH (num_leaves = {leaves["leaves"]});
 ANALYZE {table};
