@@ -4,6 +4,7 @@ What is found, what training and mining still see, what is shared, and what is r
 """
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from prepared import WordEmbedder, prepare
 from vectors import encode_corpus, names_in, with_recipe
 
-from dpr_jax import artifacts, recipes
+from dpr_jax import artifacts, cli, recipes
 from dpr_jax.config import (
     Config,
     DataConfig,
@@ -336,6 +337,27 @@ def test_what_cannot_be_added(
     with pytest.raises(InputError, match=message):
         update.add(CONFIG, workdir, write_tsv(tmp_path / "new.tsv", rows))
     assert not list(workdir.changes.glob("*"))
+
+
+def test_ids_to_remove_may_come_through_a_pipe(workdir: WorkDir) -> None:
+    """As the shell's `dpr index remove <(grep ...)` gives them: read once, named as given."""
+
+    def through_a_pipe(text: bytes) -> str:
+        read, write = os.pipe()
+        os.write(write, text)
+        os.close(write)
+        try:
+            cli.run(["index", "remove", f"/dev/fd/{read}", "--workdir", str(workdir.root)])
+        finally:
+            os.close(read)
+        return f"/dev/fd/{read}"
+
+    through_a_pipe(b"p1\np7\n")
+    assert changes.read(workdir).removed_R().tolist() == [1, 7]
+    through_a_pipe(b"p1\np7\n")  # again: the last change already
+    assert len(changes.read(workdir).folders) == 1
+    with pytest.raises(InputError, match=r"^/dev/fd/\d+:2: passage 'gone' is not in the corpus"):
+        through_a_pipe(b"p2\ngone\n")
 
 
 def test_what_cannot_be_removed(workdir: WorkDir, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dpr_jax.config import IndexConfig
 from dpr_jax.errors import InputError
 from dpr_jax.export import pgvector_table, scann_folder
 from dpr_jax.export.client import Client
+from dpr_jax.export.contract import Options
 from dpr_jax.export.source import open_source
 from dpr_jax.workdir import WorkDir
 
@@ -58,9 +59,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # --- ScaNN alone
 
 
-def test_scann_is_the_certified_index_and_needs_scann_alone(
-    workdir: WorkDir, tmp_path: Path
+@pytest.fixture
+def onnx() -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason='needs pip install "dpr_jax[onnx]"')
+
+
+def test_scann_is_the_certified_index_and_is_searched_without_dpr_jax(
+    workdir: WorkDir, onnx: None, tmp_path: Path
 ) -> None:
+    """Its own question tower finds what the retriever finds, with the same scores."""
     export(workdir, tmp_path / "out", "scann")
     index = workdir.retriever("trained").current("index")
     for name in ("serialized_partitioner.pb", "dataset.npy"):
@@ -74,14 +82,15 @@ def test_scann_is_the_certified_index_and_needs_scann_alone(
 import sys
 class Refuse:
     def find_spec(self, name, *_):
-        if name.split(".")[0] in ("dpr_jax", "jax", "transformers"):
+        if name.split(".")[0] in ("dpr_jax", "jax", "flax", "transformers", "huggingface_hub"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import json, numpy as np, search
-print(json.dumps(search.search(np.load("check/questions.npy")[:2], 3)))
+import json, search
+print(json.dumps(search.search(json.loads(sys.argv[1]), k=3)))
 """
+    questions = [QUESTION, "what’s a river?", "water " * 50]
     done = subprocess.run(
-        [sys.executable, "-B", "-c", code],
+        [sys.executable, "-B", "-c", code, json.dumps(questions)],
         cwd=moved,
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
@@ -89,14 +98,16 @@ print(json.dumps(search.search(np.load("check/questions.npy")[:2], 3)))
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    by_id = {one.id: one._asdict() for one in passages()}
-    assert [len(hits) for hits in found] == [3, 3]
-    assert all(passage == by_id[passage["id"]] for hits in found for _, passage in hits)
-    assert all(hits[0][0] >= hits[1][0] >= hits[2][0] for hits in found)
+    want = Retriever.load(workdir.root, "trained").search(questions, k=3)
+    for hits, wanted in zip(found, want, strict=True):
+        assert [score for score, _ in hits] == pytest.approx(
+            [one.score for one in wanted], abs=1e-4
+        )
+        assert hits[0][1] == dict(zip(("id", "title", "text"), wanted[0], strict=False))
     artifacts.verify(moved / "manifest.json")
 
 
-def test_shards_are_certified_and_merged(workdir: WorkDir, tmp_path: Path) -> None:
+def test_shards_are_certified_and_merged(workdir: WorkDir, onnx: None, tmp_path: Path) -> None:
     """With every leaf searched, the merge of three shards is the exact answer."""
     export(workdir, tmp_path / "out", "scann", "--shards", "3")
     listed = artifacts.read_json(tmp_path / "out" / "scann.json")
@@ -104,17 +115,24 @@ def test_shards_are_certified_and_merged(workdir: WorkDir, tmp_path: Path) -> No
     assert all(one["recall_at_100"] > 0.9 for one in listed)
     facts = artifacts.read_json(tmp_path / "out" / "manifest.json")
     assert facts["recall_at_100"] > 0.9
-    loader = scann_folder._loader(tmp_path / "out")
+    assert scann_folder.certify(tmp_path / "out") == pytest.approx(facts["recall_at_100"], abs=1e-6)
+    live = scann_folder.ENGINE.connect(tmp_path / "out", facts, Options())
     queries_QD = np.load(tmp_path / "out" / "check" / "questions.npy")
-    _, rows_QK = loader.find(queries_QD, COUNT)
+    scores_QK, rows_QK = live.rows(queries_QD, COUNT)
     assert (np.sort(rows_QK, axis=1) == np.arange(COUNT)).all()  # a shard's rows are its own
+    vectors_ND = np.concatenate(open_source(workdir, "trained").shards).astype(np.float32)
+    exact_QN = np.take_along_axis(queries_QD @ vectors_ND.T, rows_QK, axis=1)
+    np.testing.assert_allclose(scores_QK, exact_QN, atol=1e-5)
+    assert (np.diff(scores_QK) <= 0).all()
 
 
-def test_a_folder_whose_loader_was_changed_is_not_run(workdir: WorkDir, tmp_path: Path) -> None:
-    export(workdir, tmp_path / "out", "scann")
-    (tmp_path / "out" / "search.py").write_text("raise SystemExit('run')")
-    with pytest.raises(InputError, match=r"search.py is of another version"):
-        scann_folder._loader(tmp_path / "out")
+def test_a_certificate_falls_with_a_shard_that_is_lost(
+    workdir: WorkDir, onnx: None, tmp_path: Path
+) -> None:
+    export(workdir, tmp_path / "out", "scann", "--shards", "3")
+    listed = artifacts.read_json(tmp_path / "out" / "scann.json")
+    artifacts.write_json(tmp_path / "out" / "scann.json", listed[:2])
+    assert scann_folder.certify(tmp_path / "out") < 0.8
 
 
 # --- PostgreSQL
@@ -189,7 +207,7 @@ def test_a_load_that_was_killed_goes_on(
     import psycopg
 
     files = [range(500), range(500, 1000), range(1000, COUNT)]
-    monkeypatch.setattr("dpr_jax.export.pgvector_table.parts", lambda _: files)
+    monkeypatch.setattr("dpr_jax.export.folder.parts", lambda *_: files)
     where = ["--url", server, "--table", "killed"]
     execute, calls = psycopg.Connection.execute, []
 
@@ -352,11 +370,11 @@ def test_a_missing_package_is_named_before_anything_is_written(
     workdir: WorkDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    hidden = {"scann", "faiss", "pyarrow"}
+    hidden = {"onnx", "faiss", "pyarrow"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in hidden else find(n))
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for engine, remedy in (
-        ("scann", "pip install scann"),
+        ("scann", r"needs onnx; pip install \"dpr_jax\[onnx\]\""),
         ("faiss", "pip install faiss-cpu"),
         ("milvus", r"pip install \"dpr_jax\[milvus\]\""),
         ("pgvector", r"pip install \"dpr_jax\[pgvector\]\""),

@@ -5,9 +5,13 @@ addition holds a data set `corpus`, whose rows follow those before it; a removal
 Training, mining and inspection know the corpus as it was prepared. A search knows its changes too.
 """
 
+import contextlib
 import hashlib
 import itertools
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,19 +185,19 @@ def remove(workdir: WorkDir, ids: str) -> None:
 
     Args:
       workdir: whose corpus it is.
-      ids: a file with one passage id per line.
+      ids: a file with one passage id per line, or a pipe.
 
     Raises:
       InputError: the file is missing or empty, a passage is not in the corpus (file and line), or
         none would be left.
     """
-    path = Path(ids).expanduser()
-    log = read(workdir)
-    inputs = {"ids": artifacts.checksum(path)}
-    if _is_last(log, "remove", {}, inputs):
-        say(f"index remove: the passages of {ids} are the last change already")
-        return
-    wanted = _ids(path)
+    with _read_once(Path(ids).expanduser()) as path:
+        log = read(workdir)
+        inputs = {"ids": artifacts.checksum(path)}
+        if _is_last(log, "remove", {}, inputs):
+            say(f"index remove: the passages of {ids} are the last change already")
+            return
+        wanted = _ids(path, ids)
     corpus = open_corpus(workdir, log)
     gone = set(corpus.removed_R.tolist())
     found: dict[str, int] = {}
@@ -232,15 +236,28 @@ def _next(workdir: WorkDir, log: Log) -> Path:
     return workdir.changes / f"{len(log.folders) + 1:05d}"
 
 
-def _ids(path: Path) -> dict[str, str]:
-    """Reads the ids of a file: id -> file and line."""
+@contextlib.contextmanager
+def _read_once(path: Path) -> Iterator[Path]:
+    """Yields a path that can be read again and again: of a pipe, a copy of what it gives."""
+    if not path.is_fifo():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dpr-index-") as folder:
+        copy = Path(folder) / "ids"
+        with path.open("rb") as pipe, copy.open("wb") as file:
+            shutil.copyfileobj(pipe, file)
+        yield copy
+
+
+def _ids(path: Path, name: str) -> dict[str, str]:
+    """Reads the ids of a file: id -> file, by the user's name for it, and line."""
     found = {}
     for number, line in rows.lines(path):
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         if line.strip():
             found[raw.one_word(line.strip(), "passage id", where)] = where
     if not found:
-        raise InputError(f"{path} is empty; a line holds the id of a passage to remove")
+        raise InputError(f"{name} is empty; a line holds the id of a passage to remove")
     return found
 
 

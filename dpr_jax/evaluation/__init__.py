@@ -1,1 +1,1 @@
-"""The stage that measures runs, whoever wrote them, and draws the report."""
+"""The stage that scores runs of any tool and draws the report."""

@@ -1,5 +1,6 @@
-"""Questions of the report with their top passages side by side: drawn by rule and seed, wins and
-losses alike.
+"""Questions of the report with their top passages side by side.
+
+They are drawn by rule and seed, wins and losses in their proportion.
 """
 
 import re

@@ -130,7 +130,7 @@ def _own_passages(
 
 
 def _warn_of_answers(questions: list[Question], match: Match) -> None:
-    """Says where answers cannot be found by the way that is set."""
+    """Warns of answers that `evaluate.answer_match` cannot find."""
     if match == "regex":
         broken = [(one.id, bad) for one in questions for bad in broken_patterns(one.answers)]
         if broken:
@@ -151,7 +151,7 @@ def _warn_of_answers(questions: list[Question], match: Match) -> None:
 
 
 def _staleness(run_file: Path, corpus_print: str, found: list[np.ndarray], corpus: Corpus) -> str:
-    """Returns how a run is older than the corpus; empty for one that is not."""
+    """Says why a run is older than the corpus; returns "" if it is not."""
     removed = sum(int(np.isin(rows, corpus.removed_R).sum()) for rows in found)
     if removed:
         return f"it holds {removed:,} hits that were removed from the corpus since"

@@ -16,14 +16,13 @@ _TEXTS_KEPT = 50_000
 
 
 class View(NamedTuple):
-    """One way to say that a passage is right.
+    """A definition of a right passage.
 
     Attributes:
       name: `gold` (it is a gold passage) or `answer` (an answer is in its text).
       judged: rows of the questions that count.
       is_hit: (question's row, passage's row) -> whether the passage is right.
-      gold: corpus row -> grade of every question's gold passages where they are what is right, else
-        None.
+      gold: corpus row -> grade of every question's gold passages; None in the view `answer`.
     """
 
     name: str

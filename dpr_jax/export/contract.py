@@ -1,4 +1,4 @@
-"""What every engine of an export provides."""
+"""The interface of an engine of an export."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpr_jax.data.raw import Passage
-from dpr_jax.export.folder import Passages
+from dpr_jax.export.folder import Passages, read_ids
 from dpr_jax.export.source import Source
 
 
@@ -19,7 +19,7 @@ class Hit(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the command line says besides engine and folder.
+    """The options of the command line besides engine and folder.
 
     Attributes:
       shards: parts to split the corpus into.
@@ -60,6 +60,25 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection, if there is one."""
+
+
+class LocalConnection(Connection):
+    """Files that are searched in this process; a hit is a row, which is a line of docid."""
+
+    def __init__(self, folder: Path, about: str) -> None:
+        super().__init__(folder, about)
+        self._ids = read_ids(folder)
+
+    def rows(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores and rows [Q, k], best first; row -1 is no hit."""
+        raise NotImplementedError
+
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+        """Returns the k best hits of every query."""
+        return [
+            [Hit(self._ids[row], score) for score, row in zip(*pair, strict=True) if row >= 0]
+            for pair in zip(*(part.tolist() for part in self.rows(queries_QD, k)), strict=True)
+        ]
 
 
 class Engine(NamedTuple):

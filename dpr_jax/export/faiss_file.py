@@ -10,8 +10,7 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
-from dpr_jax.export.contract import Connection, Engine, Hit, Options
-from dpr_jax.export.numpy_files import read_ids, to_hits
+from dpr_jax.export.contract import Engine, LocalConnection, Options
 from dpr_jax.export.source import Source, parts
 from dpr_jax.index import worker
 from dpr_jax.index.engines import faiss_index
@@ -46,8 +45,7 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"settings": settings}
 
 
-def require() -> None:
-    """Raises InputError where FAISS is not installed."""
+def _require(_: Options) -> None:
     if not faiss_index.available():
         raise InputError("dpr export faiss needs FAISS; pip install faiss-cpu")
 
@@ -77,26 +75,26 @@ def scratch_vectors(source: Source, folder: Path, positions: range) -> Path:
     return folder
 
 
-class _File(Connection):
+class _File(LocalConnection):
     """The index file, opened."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
         super().__init__(folder, "FAISS")
-        require()
+        _require(Options())
         import faiss
 
         self._index = FaissIndex(faiss.read_index(str(folder / FILE)), facts["settings"])
         self.knobs = {name: value for name, value in facts["settings"].items() if name in _LIMITS}
         self.limits = {name: facts["settings"][_LIMITS[name]] for name in self.knobs}
-        self._ids = read_ids(folder)
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def rows(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Searches with the knobs as they are."""
         self._index.settings.update(self.knobs)
-        return to_hits(*self._index.search(queries_QD, k), self._ids)
+        return self._index.search(queries_QD, k)
 
 
 def _then(out: Path, _: dict[str, Any]) -> list[str]:
     return [f"dpr export check faiss --out {out}"]
 
 
-ENGINE = Engine(_write, _File, _then, require=lambda _: require())
+ENGINE = Engine(_write, _File, _then, require=_require)

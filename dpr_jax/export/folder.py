@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import functools
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dpr_jax.export.source import ROWS_PER_FILE, Source, parts
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+LINES, PLACES = "passages.jsonl", "passages.npy"
 
 
 def find(out: Path, origin: dict[str, Any]) -> bool:
@@ -103,32 +106,69 @@ def finish(partial: Path, out: Path, origin: dict[str, Any], **facts: Any) -> No
 
 
 def write_passages(source: Source, folder: Path) -> None:
-    """Writes docid (an id per line), and JSON Lines of passages with the offset of every line."""
-    count = source.count
-    with progress("export passages", count, "passages") as advance:
-        for number, positions in enumerate(parts(count)):
-            file = folder / f"passages-{number:05d}.jsonl"
-            offsets = file.with_suffix(".npy")
-            if not offsets.exists():
-                _write_lines(source, positions, file, offsets)
-            advance(len(positions))
+    """Writes passages.jsonl, passages.npy (where each line begins) and docid (an id per line).
+
+    A killed run goes on behind the last block of lines whose places are in passages.npy.
+    """
+    file, count = folder / PLACES, source.count
+    if not file.exists():
+        with artifacts.atomic_file(file) as partial:
+            np.lib.format.open_memmap(partial, "w+", np.int64, (count + 1,)).flush()
+    places = np.load(file, mmap_mode="r+")
+    done = int(np.count_nonzero(places))
+    with (
+        (folder / LINES).open("ab") as lines,
+        progress("export passages", count, "passages") as advance,
+    ):
+        lines.truncate(places[done])
+        advance(done)
+        for start in range(done, count, ROWS_PER_FILE):
+            block, at = range(start, min(start + ROWS_PER_FILE, count)), [int(places[start])]
+            for passage in source.passages(block):
+                line = json.dumps(passage._asdict(), ensure_ascii=False).encode() + b"\n"
+                at.append(at[-1] + lines.write(line))
+            lines.flush()
+            os.fsync(lines.fileno())
+            places[block.start + 1 : block.stop + 1] = at[1:]
+            advance(len(block))
+    places.flush()
     with (
         artifacts.atomic_file(folder / "docid") as partial,
         partial.open("w", encoding="utf-8") as docids,
+        (folder / LINES).open("rb") as lines,
     ):
-        for file in sorted(folder.glob("passages-*.jsonl")):
-            with file.open("rb") as lines:
-                docids.writelines(f"{json.loads(line)['id']}\n" for line in lines)
+        docids.writelines(f"{json.loads(line)['id']}\n" for line in lines)
 
 
-def _write_lines(source: Source, positions: range, file: Path, offsets: Path) -> None:
-    places = np.zeros(len(positions) + 1, np.int64)
-    with artifacts.atomic_file(file) as partial, partial.open("wb") as lines:
-        for at, passage in enumerate(source.passages(positions), 1):
-            line = json.dumps(passage._asdict(), ensure_ascii=False).encode() + b"\n"
-            places[at] = places[at - 1] + lines.write(line)
-    with artifacts.atomic_file(offsets) as partial, partial.open("wb") as opened:
-        np.save(opened, places)
+def write_parts(
+    source: Source,
+    folder: Path,
+    name: str,
+    write: Callable[[Path, range], None],
+    *,
+    rows: int = ROWS_PER_FILE,
+) -> list[str]:
+    """Writes a file per block of positions, but those that a killed run finished.
+
+    Args:
+      source: tells how many positions there are.
+      folder: of the files.
+      name: of a file, with a place for its number: "vectors-{:05d}.npy".
+      write: writes the rows at some positions to a path.
+      rows: positions per file.
+
+    Returns:
+      The names of all files, in corpus order.
+    """
+    files = []
+    with progress("export vectors", source.count, "vectors") as advance:
+        for number, positions in enumerate(parts(source.count, rows)):
+            files.append(name.format(number))
+            if not (folder / files[-1]).exists():
+                with artifacts.atomic_file(folder / files[-1]) as partial:
+                    write(partial, positions)
+            advance(len(positions))
+    return files
 
 
 class Passages:
@@ -136,32 +176,26 @@ class Passages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._positions: dict[str, int] = {}
+
+    @functools.cached_property
+    def _files(self) -> tuple[np.ndarray, np.ndarray]:
+        places = np.load(self._folder / PLACES, mmap_mode="r")
+        return places, np.memmap(self._folder / LINES, np.uint8, "r")
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        return {id_: at for at, id_ in enumerate(read_ids(self._folder))}
 
     def __getitem__(self, position: int) -> Passage:
-        number, at = divmod(position, ROWS_PER_FILE)
-        file = self._folder / f"passages-{number:05d}.jsonl"
-        places = np.load(file.with_suffix(".npy"), mmap_mode="r")
-        with file.open("rb") as lines:
-            lines.seek(int(places[at]))
-            return Passage(**json.loads(lines.readline()))
-
-    def between(self, positions: range) -> Iterator[Passage]:
-        """Yields the passages at some positions, in order: faster than from the corpus."""
-        at = positions.start
-        while at < positions.stop:
-            number, line = divmod(at, ROWS_PER_FILE)
-            file = self._folder / f"passages-{number:05d}.jsonl"
-            wanted = min(ROWS_PER_FILE - line, positions.stop - at)
-            with file.open("rb") as lines:
-                lines.seek(int(np.load(file.with_suffix(".npy"), mmap_mode="r")[line]))
-                for _ in range(wanted):
-                    yield Passage(**json.loads(lines.readline()))
-            at += wanted
+        places, lines = self._files
+        start, end = places[position : position + 2]
+        return Passage(**json.loads(lines[start:end].tobytes()))
 
     def by_id(self, id_: str) -> Passage:
         """Returns the passage with an id."""
-        if not self._positions:
-            with (self._folder / "docid").open(encoding="utf-8") as docids:
-                self._positions = {line.rstrip("\n"): at for at, line in enumerate(docids)}
         return self[self._positions[id_]]
+
+
+def read_ids(folder: Path) -> list[str]:
+    """Returns the ids of an export, in the order of its vectors."""
+    return (folder / "docid").read_text(encoding="utf-8").split("\n")[:-1]

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.console import progress
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
-from dpr_jax.export.folder import Passages
+from dpr_jax.export.folder import Passages, write_parts
 from dpr_jax.export.pgvector_table import index_leaves
 from dpr_jax.export.source import Source, parts
 
@@ -40,21 +39,15 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
             "embedding": pyarrow.list_(pyarrow.float32()),
         }
     )
-    files = []
-    with progress("export rows", source.count, "rows") as advance:
-        for number, positions in enumerate(parts(source.count)):
-            files.append(f"part-{number:05d}.parquet")
-            file = folder / files[-1]
-            if not file.exists():
-                with (
-                    artifacts.atomic_file(file) as partial,
-                    pyarrow.parquet.ParquetWriter(partial, schema) as writer,
-                ):
-                    for group in parts(len(positions), ROWS_PER_GROUP):
-                        start = positions.start
-                        rows = range(start + group.start, start + group.stop)
-                        writer.write_batch(_batch(source, folder, rows, schema))
-            advance(len(positions))
+    passages = Passages(folder)
+
+    def write(path: Path, positions: range) -> None:
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            for group in parts(len(positions), ROWS_PER_GROUP):
+                rows = positions[group.start : group.stop]
+                writer.write_batch(_batch(source, passages, rows, schema))
+
+    files = write_parts(source, folder, "part-{:05d}.parquet", write)
     leaves = index_leaves(source)
     facts = {
         "width": source.width,
@@ -74,11 +67,11 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"milvus": facts}
 
 
-def _batch(source: Source, folder: Path, positions: range, schema: Any) -> Any:
+def _batch(source: Source, exported: Passages, positions: range, schema: Any) -> Any:
     """Returns rows as a pyarrow.RecordBatch."""
     import pyarrow
 
-    passages = list(Passages(folder).between(positions))
+    passages = [exported[at] for at in positions]
     for passage in passages:
         for name, most in (("id", ID_AT_MOST), ("title", VARCHAR_AT_MOST), ("text", None)):
             size = len(getattr(passage, name).encode())

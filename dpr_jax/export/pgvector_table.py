@@ -13,8 +13,8 @@ from dpr_jax.console import progress, say
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
-from dpr_jax.export.folder import Passages
-from dpr_jax.export.source import Source, parts
+from dpr_jax.export.folder import Passages, write_parts
+from dpr_jax.export.source import Source
 from dpr_jax.index import defaults
 from dpr_jax.index.recall import RECALL_AT
 
@@ -32,15 +32,13 @@ NUL = "\0"
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """Writes copy-00000.bin and so on, and the SQL that makes, fills and indexes the table."""
     kind = "vector" if source.width <= VECTOR_AT_MOST else "halfvec"
-    files = []
-    with progress("export rows", source.count, "rows") as advance:
-        for number, positions in enumerate(parts(source.count)):
-            files.append(folder / f"copy-{number:05d}.bin")
-            if not files[-1].exists():
-                with artifacts.atomic_file(files[-1]) as partial, partial.open("wb") as opened:
-                    opened.writelines(_rows(source, folder, positions, kind))
-            advance(len(positions))
-    names = [file.name for file in files]
+    passages = Passages(folder)
+
+    def write(path: Path, positions: range) -> None:
+        with path.open("wb") as file:
+            file.writelines(_rows(source, passages, positions, kind))
+
+    names = write_parts(source, folder, "copy-{:05d}.bin", write)
     leaves = index_leaves(source)
     for name, text in _sql(source, options.table, kind, leaves, names).items():
         with artifacts.atomic_file(folder / name) as partial:
@@ -55,13 +53,13 @@ def index_leaves(source: Source) -> dict[str, int]:
     return {name: source.index["settings"].get(name) or getattr(settings, name) for name in names}
 
 
-def _rows(source: Source, folder: Path, positions: range, kind: str) -> Iterator[bytes]:
+def _rows(source: Source, passages: Passages, positions: range, kind: str) -> Iterator[bytes]:
     """Yields the rows as a binary COPY has them."""
     emb_BD = source.vectors(positions).astype(">f4" if kind == "vector" else ">f2")
     head = struct.pack(">ihh", 4 + emb_BD[0].nbytes, source.width, 0)
     yield SIGNATURE
-    passages = Passages(folder).between(positions)
-    for position, passage, emb_D in zip(positions, passages, emb_BD, strict=True):
+    for position, emb_D in zip(positions, emb_BD, strict=True):
+        passage = passages[position]
         yield struct.pack(">hiq", len(COLUMNS), 8, position)
         for text in passage:
             if NUL in text:
@@ -112,7 +110,7 @@ ANALYZE {table};
 -- before a search: SET ivfflat.probes = {leaves["leaves_to_search"]};
 """,
         "index_alloydb_scann.sql": f"""-- instead of HNSW, on AlloyDB: ScaNN
-CREATE EXTENSION IF NOT EXISTS alloydb_scann;
+CREATE EXTENSION IF NOT EXISTS alloydb_scann CASCADE;
 CREATE INDEX IF NOT EXISTS {table}_scann ON {table} USING scann (embedding dot_product)
   WITH (num_leaves = {leaves["leaves"]});
 ANALYZE {table};

@@ -1,4 +1,4 @@
-"""ScaNN: a folder that needs the package scann alone, in one index or in shards."""
+"""ScaNN: a folder that is searched without dpr_jax, in one index or in shards."""
 
 import dataclasses
 import importlib.util
@@ -8,9 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,12 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
-from dpr_jax.export import checking
-from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export import checking, tower
+from dpr_jax.export.contract import Engine, LocalConnection, Options
 from dpr_jax.export.faiss_file import own_settings, scratch_vectors
-from dpr_jax.export.numpy_files import read_ids, to_hits
+from dpr_jax.export.folder import read_ids
 from dpr_jax.export.source import Source
-from dpr_jax.index import certificate, worker
+from dpr_jax.index import certificate, hits, worker
 from dpr_jax.index.embeddings import open_shards
 from dpr_jax.index.engines import scann_index
 from dpr_jax.index.open import Parts
@@ -33,10 +31,12 @@ LOADER = "search.py"
 _OUR_LOADER = Path(__file__).with_name("scann_search.py")
 _NOT_OF_SCANN = ("index.json", "parts.json")
 FACTS = "scann.json"
+_LIMITS = {"leaves_to_search": "leaves", "reorder": "count"}  # of each setting, its largest
 
 
 def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     """Writes the shards, each certified, and the loader; then certifies what the loader finds."""
+    tower.write_onnx(source, folder)
     ends = np.linspace(0, source.count, options.shards + 1).astype(int).tolist()
     listed = []
     for number, (first, end) in enumerate(itertools.pairwise(ends)):
@@ -44,8 +44,9 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
         done = folder / f"{name}.json"
         if not done.exists():
             whole = options.shards == 1
-            artifacts.write_json(done, _shard(source, folder / name, range(first, end), whole))
-        listed.append(artifacts.read_json(done) | {"folder": name, "first": first})
+            facts = _shard(source, folder / name, range(first, end), whole)
+            artifacts.write_json(done, {"folder": name, "first": first} | facts)
+        listed.append(artifacts.read_json(done))
         say(
             f"export: {name}, {end - first:,} passages, recall@100"
             f" {listed[-1]['recall_at_100']:.4f}"
@@ -58,7 +59,7 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
 
 
 def _shard(source: Source, folder: Path, positions: range, whole: bool) -> dict[str, Any]:
-    """Writes one index and returns what the loader should know of it, with its certificate."""
+    """Writes one index; returns its settings and its certificate."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     scratch = scratch_vectors(source, folder.with_name("scratch"), positions)
@@ -87,9 +88,8 @@ def _shard(source: Source, folder: Path, positions: range, whole: bool) -> dict[
     shutil.rmtree(scratch)
     return {
         "count": len(positions),
-        "search": settings.get("leaves_to_search"),
+        **{name: settings.get(name) for name in ("leaves", "leaves_to_search")},
         "reorder": settings.get("reorder", 0),
-        "leaves": settings.get("leaves"),
         "recall_at_100": round(recall, 6),
         "queries_per_s": queries_per_s,
     }
@@ -119,81 +119,79 @@ def _config(source: Source, count: int) -> dict[str, Any]:
 
 
 def certify(folder: Path) -> float:
-    """Returns the recall of what the folder's own loader finds, in a process without dpr_jax."""
+    """Returns the recall of what the folder's own loader finds, in a fresh process.
+
+    Raises:
+      InputError: the loader fails; its last line of output is in the message.
+    """
     _, k, right = checking.load(folder)
     code = (
-        "import sys, numpy as np; sys.path.insert(0, '.'); import search;"
-        "np.save(sys.argv[2], search.find(np.load(sys.argv[1]), int(sys.argv[3]))[1])"
+        "import json, sys, numpy as np; sys.path.insert(0, '.'); import search;"
+        "print(json.dumps([[at for _, at in one] for one in search.find(np.load(sys.argv[1]),"
+        " int(sys.argv[2]))]))"
     )
-    with tempfile.TemporaryDirectory(prefix="dpr-export-") as name:
-        rows = Path(name) / "rows.npy"
-        questions = folder / checking.FOLDER / "questions.npy"
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", code, questions, rows, str(k)],
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = " ".join(done.stderr.strip().splitlines()[-1:])
-            raise InputError(f"{folder / LOADER} failed in a fresh process: {last[:300]}")
-        hits = to_hits(np.zeros(np.load(rows).shape), np.load(rows), read_ids(folder))
-    return checking.recall([[hit.id for hit in one] for one in hits], right, k)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, folder / checking.FOLDER / "questions.npy", str(k)],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = " ".join(done.stderr.strip().splitlines()[-1:])
+        raise InputError(f"{folder / LOADER} failed in a fresh process: {last[:300]}")
+    ids = read_ids(folder)
+    found = [[ids[at] for at in one] for one in json.loads(done.stdout.splitlines()[-1])]
+    return checking.recall(found, right, k)
 
 
-class _Folder(Connection):
-    """The folder, searched by its own loader."""
+class _Folder(LocalConnection):
+    """The shards, searched together."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], _: Options) -> None:
-        super().__init__(folder, "ScaNN, by the loader of the folder")
-        _require()
-        self._loader = _loader(folder)
-        self._exported = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        super().__init__(folder, "ScaNN")
+        _require(Options())
+        self._exported = artifacts.read_json(folder / FACTS)
+        self._shards = [
+            scann_index.ScannIndex.load(
+                folder / one["folder"], {**one, "dimension": facts["width"]}
+            )
+            for one in self._exported
+        ]
         if trees := [one for one in self._exported if one["leaves"]]:
-            most = {"search": "leaves", "reorder": "count"}
-            self.knobs = {name: max(one[name] for one in trees) for name in most}
-            self.limits = {name: max(one[of] for one in trees) for name, of in most.items()}
+            self.knobs = {name: max(one[name] for one in trees) for name in _LIMITS}
+            self.limits = {name: max(one[of] for one in trees) for name, of in _LIMITS.items()}
         self._first = dict(self.knobs)
-        self._ids = read_ids(folder)
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def rows(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Searches; the knobs are the largest of the shards', and raise all in proportion."""
-        for shard, exported in zip(self._loader.SHARDS, self._exported, strict=True):
+        found = []
+        for shard, exported in zip(self._shards, self._exported, strict=True):
             if exported["leaves"]:
                 for name, value in self.knobs.items():
-                    shard[name] = round(exported[name] * value / self._first[name])
-                shard["search"] = min(shard["search"], exported["leaves"])
-        scores_QK, rows_QK = self._loader.find(queries_QD, k)
-        rows_QK = rows_QK.astype(np.int64)  # ScaNN's are uint32
-        return to_hits(scores_QK, np.where(np.isneginf(scores_QK), -1, rows_QK), self._ids)
+                    wanted = round(exported[name] * value / self._first[name])
+                    shard.settings[name] = min(wanted, exported[_LIMITS[name]])
+            scores_QK, rows_QK = shard.search(queries_QD, k)
+            found.append((scores_QK, np.where(rows_QK < 0, -1, rows_QK + exported["first"])))
+        scores, rows = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+        scores_QK, rows_QK = hits.in_order(scores, rows, rows < 0)
+        return scores_QK[:, :k], rows_QK[:, :k]
 
 
-def _loader(folder: Path) -> ModuleType:
-    """Imports the folder's search.py, if that is the one we write: no other code is run."""
-    if (folder / LOADER).read_bytes() != _OUR_LOADER.read_bytes():
-        raise InputError(f"{folder / LOADER} is of another version of dpr_jax; export again")
-    spec = importlib.util.spec_from_file_location("exported_search", folder / LOADER)
-    module = importlib.util.module_from_spec(spec)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder stays as it is
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
-
-
-def _require() -> None:
+def _require(_: Options) -> None:
     if not scann_index.available():
         raise InputError("dpr export scann needs ScaNN; pip install scann (Linux on x86)")
+    for package in ("onnx", "onnxruntime"):  # for the question tower
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'dpr export scann needs {package}; pip install "dpr_jax[onnx]"')
 
 
 def _then(out: Path, _: dict[str, Any]) -> list[str]:
     return [
         f"dpr export check scann --out {out}",
-        f"in Python, with scann alone: sys.path.insert(0, {str(out)!r}); import search",
+        f"in Python: sys.path.insert(0, {str(out)!r}); import search; search.search(QUESTIONS)",
     ]
 
 
-ENGINE = Engine(_write, _Folder, _then, require=lambda _: _require())
+ENGINE = Engine(_write, _Folder, _then, require=_require)

@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the corpus is as it was prepared."""
+        """True where no passage was added or removed since the corpus was prepared."""
         return len(self.corpus) == self.index["prepared"] and not len(self.corpus.removed_R)
 
     def rows(self, positions: range) -> np.ndarray:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from dpr_jax import artifacts
-from dpr_jax.console import progress
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection, Engine, Hit, Options
-from dpr_jax.export.folder import Passages
+from dpr_jax.export.folder import Passages, write_parts
 from dpr_jax.export.pgvector_table import index_leaves
-from dpr_jax.export.source import ROWS_PER_FILE, Source, parts
+from dpr_jax.export.source import ROWS_PER_FILE, Source
 
 FILES_AT_MOST = 5000  # in one batch
 BATCH = "batch"
@@ -30,16 +29,13 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     (folder / BATCH).mkdir(exist_ok=True)
     digits = [f"{value:.9g}" for value in HALF.tolist()]  # of every float16 there is
     rows = max(ROWS_PER_FILE, -(-source.count // FILES_AT_MOST))
-    with progress("export datapoints", source.count, "datapoints") as advance:
-        for number, positions in enumerate(parts(source.count, rows)):
-            file = folder / BATCH / f"part-{number:05d}.json"
-            if not file.exists():
-                with (
-                    artifacts.atomic_file(file) as partial,
-                    partial.open("w", encoding="utf-8") as lines,
-                ):
-                    lines.writelines(_lines(source, folder, positions, digits))
-            advance(len(positions))
+    passages = Passages(folder)
+
+    def write(path: Path, positions: range) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(_lines(source, passages, positions, digits))
+
+    write_parts(source, folder, f"{BATCH}/part-{{:05d}}.json", write, rows=rows)
     leaves = index_leaves(source)
     common = {
         "dimensions": source.width,
@@ -59,12 +55,14 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"tree_ah": common | tree, "leaves": leaves["leaves"]}
 
 
-def _lines(source: Source, folder: Path, positions: range, digits: list[str]) -> Iterator[str]:
+def _lines(
+    source: Source, passages: Passages, positions: range, digits: list[str]
+) -> Iterator[str]:
     """Yields one datapoint per passage; its title can be filtered by, as namespace `title`."""
-    for start in range(positions.start, positions.stop, ROWS_PER_FILE):
-        part = range(start, min(start + ROWS_PER_FILE, positions.stop))
-        emb_BD = source.vectors(part).view(np.uint16)
-        for passage, emb_D in zip(Passages(folder).between(part), emb_BD, strict=True):
+    for start in range(0, len(positions), ROWS_PER_FILE):
+        part = positions[start : start + ROWS_PER_FILE]
+        for position, emb_D in zip(part, source.vectors(part).view(np.uint16), strict=True):
+            passage = passages[position]
             vector = ", ".join([digits[value] for value in emb_D.tolist()])
             restricts = ""
             if passage.title:

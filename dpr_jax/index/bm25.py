@@ -65,7 +65,7 @@ class Bm25:
 
 
 def settings_of(config: Bm25Config) -> dict[str, Any]:
-    """Returns what an index depends on besides the corpus; a language that is found is not named.
+    """Returns the settings that an index depends on; a language only where it is set.
 
     These are the keyword arguments of `find` and `build_if_missing`.
     """

@@ -131,7 +131,7 @@ def english(texts: list[str], *, return_ids: bool) -> Any:
 
 
 def evenly(count: int) -> range:
-    """Returns rows from all over a corpus of so many passages, to find its language by."""
+    """Returns rows evenly spaced over `count` passages, to find the language of a corpus by."""
     return range(0, count, max(1, count // SAMPLED_TEXTS))
 
 
@@ -178,7 +178,7 @@ def find_language(texts: Iterable[str]) -> str:
 
 
 def described(language: str) -> str:
-    """Returns what is done to words of a language, for people."""
+    """Describes for people how words of a language are processed."""
     if language in PAIRS:
         return "pairs of characters"
     parts = ["stop words left out"] if _stop_words(language) else []

@@ -1,4 +1,4 @@
-"""Building the engine's part of an index: which engine, of which settings, from which vectors."""
+"""Builds the engine's part of an index, and chooses the engine and its settings."""
 
 import dataclasses
 from pathlib import Path

@@ -14,7 +14,7 @@ DIMENSIONS_PER_BLOCK = 2
 
 
 def fill_in(config: IndexConfig, count: int) -> IndexConfig:
-    """Returns the settings for `count` vectors, by rule where they are not set."""
+    """Returns the settings for `count` vectors; those that are None are set by rule."""
     leaves = min(config.leaves or round(math.sqrt(count)), count)
     to_search = config.leaves_to_search or max(SEARCHED_AT_LEAST, leaves // 4)
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Makes vectors narrower before an index is built of them.
+"""Reduces vectors before an index is built of them.
 
 Either by a projection learned on the corpus (PCA), or by taking the first numbers alone.
 
@@ -38,7 +38,7 @@ _FILES = ("projection.npy", "mean.npy")
 
 
 class Reduction(NamedTuple):
-    """Makes vectors of R numbers of those of passages and questions, which have width D.
+    """Reduces the vectors of passages and questions from width D to width R.
 
     Attributes:
       settings: what `load` needs again, to be kept by the caller: JSON values. kind; width, that is
@@ -126,7 +126,7 @@ class Reduction(NamedTuple):
         return cut_BR / np.maximum(length_B1, 1e-12)
 
     def save(self, folder: Path) -> None:
-        """Writes projection.npy and mean.npy; of cut vectors there is nothing to write."""
+        """Writes projection.npy and mean.npy; vectors that are only cut need neither."""
         if self.settings["kind"] == "pca":
             for name, array in zip(_FILES, self[1:], strict=True):
                 np.save(folder / name, array)

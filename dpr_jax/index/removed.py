@@ -1,4 +1,4 @@
-"""Leaves removed rows out of any engine's hits, by asking it for more than wanted."""
+"""Leaves removed rows out of an engine's hits, by asking it for more hits than are wanted."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ def search_without(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best hits that are not in `gone_R`.
 
-    Twice as many are asked for as long as a question has too few, so that only a question whose
-    best passages were all removed costs more.
+    The engine is asked for twice as many hits until every question has k. So only a question whose
+    best passages were removed costs more.
 
     Args:
       search: of an engine.

@@ -1,4 +1,4 @@
-"""The queries that an index is tuned on, and the others that its recall is certified with."""
+"""The queries that tune an index, and the separate ones that certify its recall."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +82,7 @@ def draw(
 
 
 def corpus_rows(live_R: np.ndarray, gone_R: np.ndarray) -> np.ndarray:
-    """Returns the rows of passages that are counted without the removed ones."""
+    """Returns the corpus rows of passages that are numbered without the removed ones."""
     gone_before_R = np.searchsorted(gone_R - np.arange(len(gone_R)), live_R, side="right")
     return live_R + gone_before_R
 

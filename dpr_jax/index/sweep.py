@@ -102,8 +102,9 @@ def _climb(at: Callable[[int], Point], values: list[int], target: float) -> int 
 
 
 def settle(points: list[Point], again: Callable[[Point], Point], target: float) -> list[Point]:
-    """Times the fastest points that reach the target again, in turn, so that a moment's load does
-    not choose among them.
+    """Measures the fastest points that reach the target again, in turn.
+
+    A short load of the machine then does not decide which of them is fastest.
 
     Args:
       again: a point -> the same, its speed the better of its own and of another measurement.
@@ -125,7 +126,7 @@ def best(points: list[Point], target: float) -> Point:
 
 
 def to_json(point: Point) -> dict[str, Any]:
-    """Returns what index.json says about a point."""
+    """Returns a point as index.json holds it."""
     return {
         **point.settings,
         "recall_at_100": round(point.recall, 6),

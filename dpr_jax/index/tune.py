@@ -69,7 +69,7 @@ def tune(
       kind: of the engine.
       vectors: folder of the embeddings, by which recall is measured.
       folder: exists, empty.
-      config: what is None in it is chosen; what is set stays.
+      config: settings that are None are chosen; the others stay.
       shards: the vectors, in corpus order.
       queries_QD: float32, to measure with.
       build_of: folder of the same vectors made narrower, to build of; None builds of `vectors`.

@@ -1,9 +1,8 @@
 """Engine work in a fresh process: building an index, and asking one that has just been moved.
 
-ScaNN is C++ that aborts where Python raises, does not start at all on old processors, and writes to
-stderr what only its authors understand. In a process of its own a crash is one line to the user,
-its memory is given back, and the answers prove that the files are complete: nothing in memory can
-stand in for them.
+ScaNN is C++: it aborts where Python raises, does not start on old processors, and logs much to
+stderr. In a process of its own a crash becomes one line to the user, and its memory is given back.
+Its answers prove that the files are complete, since it has nothing else in memory.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""The stage that describes prepared data, and what in them would deceive."""
+"""The stage that describes prepared data and warns of what would inflate their figures."""

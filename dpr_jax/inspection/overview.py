@@ -1,4 +1,4 @@
-"""The stage that says what the prepared data hold: counts, lengths in tokens, repeats, overlap of
+"""The stage that describes the prepared data: counts, lengths in tokens, repeats, overlap of
 test with train.
 """
 

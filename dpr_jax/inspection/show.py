@@ -31,7 +31,7 @@ def page(facts: dict[str, Any]) -> str:
 
 
 def tables(facts: dict[str, Any]) -> None:
-    """Prints the tables, the histogram of passages, and what would deceive in red at the end."""
+    """Prints the tables, the histogram of passages, and the warnings in red at the end."""
     console = results_console()
     if facts["splits"]:
         console.print(_splits(facts))
@@ -51,7 +51,7 @@ def tables(facts: dict[str, Any]) -> None:
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
-    """Returns warnings of what makes figures on these data look better than they are."""
+    """Returns warnings: facts that make figures on these data look better than they are."""
     said = []
     for pair in facts["overlap"]:
         for count, what in (

@@ -1,6 +1,4 @@
-"""Counts prepared data: lengths, repeats, answers in gold passages, and what test
-shares with train.
-"""
+"""Counts prepared data: lengths, repeats, answers in gold passages, overlap of test with train."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -145,8 +143,9 @@ def _answered(question: Question, passages: Corpus, match: Literal["string", "re
 
 
 def overlap(questions: Questions, asked: Asked, seen: Asked) -> dict[str, Any]:
-    """Returns what of a split was seen in another: questions but for case and punctuation, and gold
-    passages.
+    """Counts the questions of a split whose text or gold passage is in another split too.
+
+    Texts are compared without case and punctuation.
 
     Args:
       questions: those of the split, for examples.

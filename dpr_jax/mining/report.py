@@ -11,8 +11,8 @@ from dpr_jax.data.store import Question
 PassageOf = Callable[[int], Passage]
 
 SAMPLES_KEPT = 3  # questions shown with their hard negatives
-SAMPLES_A_RULE = 2  # passages shown a rule
-NEGATIVES_A_SAMPLE = 2
+SAMPLES_PER_RULE = 2  # passages shown per rule
+NEGATIVES_PER_SAMPLE = 2
 SHOWN_LETTERS = 150
 
 
@@ -28,13 +28,13 @@ class Report:
         self._chance = random.Random(0)
 
     def pass_over(self, rule: str, question: Question, row: int, passage_of: PassageOf) -> None:
-        """Counts a passage that is no hard negative."""
+        """Counts a passage that a rule passed over."""
         self.passed_over[rule] += 1
         if rule == "gold":
             return
-        samples = self._samples_passed_over.setdefault(rule, [""] * SAMPLES_A_RULE)
-        place = self._place(self.passed_over[rule], SAMPLES_A_RULE)
-        if place < SAMPLES_A_RULE:
+        samples = self._samples_passed_over.setdefault(rule, [""] * SAMPLES_PER_RULE)
+        place = self._place(self.passed_over[rule], SAMPLES_PER_RULE)
+        if place < SAMPLES_PER_RULE:
             samples[place] = _sample(question, {rule: [row]}, passage_of)
 
     def keep(self, question: Question, rows: Sequence[int], passage_of: PassageOf) -> None:
@@ -44,7 +44,7 @@ class Report:
         self.without_any += not rows
         place = self._place(self.questions, SAMPLES_KEPT)
         if rows and place < SAMPLES_KEPT:
-            kept = {"hard negative": rows[:NEGATIVES_A_SAMPLE]}
+            kept = {"hard negative": rows[:NEGATIVES_PER_SAMPLE]}
             self._samples_kept[place] = _sample(question, kept, passage_of)
 
     def facts(self) -> dict[str, object]:

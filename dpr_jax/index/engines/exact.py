@@ -201,7 +201,7 @@ def lower(
 
 
 def default_block_rows(platform: str) -> int:
-    """Returns a device's share of a block where nobody says otherwise."""
+    """Returns the default rows of a block per device."""
     return BLOCK_ROWS.get(platform, BLOCK_ROWS_ACCELERATOR)
 
 

@@ -31,8 +31,7 @@ def available() -> bool:
 
 
 class ScannIndex:
-    """A ScaNN searcher that only meets input it survives, and says when it found fewer hits than
-    asked for.
+    """A ScaNN searcher that checks its input, and marks hits that are missing.
 
     Attributes:
       settings: what `load` needs again, to be kept by the caller: JSON values. `leaves_to_search`
