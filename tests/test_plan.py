@@ -4,11 +4,13 @@ refuses, and that it plans the program that `dpr train` maps.
 
 import dataclasses
 import importlib.util
+import json
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +23,7 @@ from dpr_jax import needs, parallel
 from dpr_jax.cli import run as dpr
 from dpr_jax.config import Config, DataConfig, MineConfig, ModelConfig, TrainConfig
 from dpr_jax.errors import InputError
-from dpr_jax.planning import compiled, counts, machine, programs, show
+from dpr_jax.planning import compiled, counts, machine, plan, programs, show
 from dpr_jax.training import loop, setup
 from dpr_jax.workdir import WorkDir
 
@@ -80,7 +82,7 @@ def test_the_page_and_the_tables_show_either_kind(
     reduced = (compiled.Collective("all-reduce", 2, 1_000_000, ("psum",)),)
     one = counts.Counts(3_000_000, 7_000_000, 5_000_000, reduced, cycles)
     found = counts.facts(one, target, 8, 1e9)
-    advice = {"chunk_size": 4, "shard_optimizer": False, "confirmed": True}
+    advice = {"change": {"chunk_size": 4}, "confirmed": True}
     facts = {
         "topology": topology,
         "chip": target.chip._asdict(),
@@ -95,7 +97,7 @@ def test_the_page_and_the_tables_show_either_kind(
         | {
             "fits": False,
             "advice": advice,
-            "foretold_bytes": 20e9,
+            "asked_bytes": 20e9,
             "usable_bytes": 15e9,
             "largest_batch": {"questions": 64, "questions_per_device": 8},
             "needless": [],
@@ -247,16 +249,72 @@ def test_no_form_made_for_cpus_is_in_an_accelerator_s_program(config: Config) ->
 def test_encoders_of_public_shape_need_no_network() -> None:
     config = Config(model=ModelConfig(init="google-bert/bert-large-uncased"))
     model = programs.read_model(config)
-    assert (model.shape.hidden_size, model.shape.num_hidden_layers) == (1024, 24)
-    assert model.passage.pooling == "cls"
+    assert (model.width, model.layers) == (1024, 24)
+    assert model.own["passage"].pooling == "cls"
     with pytest.raises(InputError, match="--model.init"):
         programs.read_model(Config(model=ModelConfig(init="retriever:trained")))
 
 
-def test_batches_whose_shape_is_the_data_s_are_refused(config: Config) -> None:
-    packed = dataclasses.replace(config, train=TrainConfig(pack_rows=1))
-    with pytest.raises(InputError, match="pack_rows"):
-        programs.batch(packed, programs.read_model(config))
+def test_towers_that_differ_are_planned_as_they_are(config: Config, tmp_path: Path) -> None:
+    """Each side has its own layers, in training, encoding and the count of operations."""
+    folder = tmp_path / "pair"
+    for side, layers in (("question", 1), ("passage", 2)):
+        file = tiny.write(folder / f"{side}_encoder") / "config.json"
+        shape = json.loads(file.read_text()) | {"num_hidden_layers": layers}
+        file.write_text(json.dumps(shape))
+    pair = dataclasses.replace(config, model=dataclasses.replace(config.model, init=str(folder)))
+    model = programs.read_model(pair)
+    assert [model.shapes[side].num_hidden_layers for side in ("question", "passage")] == [1, 2]
+    assert model.layers == 2
+    spmd = parallel.spmd("shard_map", jax.devices())
+    schedule = setup.Schedule(4, 1)
+    same, other = (
+        programs.trace(one, programs.read_model(one), spmd, schedule=schedule).count("dot_general")
+        for one in (config, pair)
+    )
+    assert same != other
+
+
+def test_packed_batches_and_masks_have_the_shapes_of_a_run(config: Config) -> None:
+    """Rows as many as texts of the assumed lengths need; a mask of questions by passages."""
+    train = dataclasses.replace(config.train, pack_rows=2, mask_answers="string")
+    model = programs.read_model(config)
+    batch = programs.batch(dataclasses.replace(config, train=train), model, 8)
+    padded = programs.batch(config, model, 8)
+    assert padded.question.ids_BL.shape == (16, 16)
+    # a device's two questions of 12 tokens share a row of 32; its four passages fill 32 each
+    assert batch.question.rows.ids_RL.shape == (8, 32)
+    assert batch.passages.rows.ids_RL.shape == (16, 64)
+    assert batch.passages.slot_B.shape == (32,)
+    assert batch.holds_answer_BP.shape == (16, 32)
+    spmd = parallel.spmd("shard_map", jax.devices())
+    changed = dataclasses.replace(config, train=train)
+    assert "bool[2,32]" in programs.trace(changed, model, spmd, schedule=setup.Schedule(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("bytes_of", "change"),
+    [
+        (lambda one: 10 if one.shard_optimizer else 99, {"shard_optimizer": True}),
+        (lambda one: 10 if one.remat else 99, {"remat": True}),
+        (
+            lambda one: 10 if one.remat and one.shard_optimizer else 99,
+            {"remat": True, "shard_optimizer": True},
+        ),
+        # a line: six of a device's eight texts would fit into 16, of which four divide eight
+        (
+            lambda one: 3 + 2 * (one.chunk_size or 99),
+            {"chunk_size": 4, "remat": False, "shard_optimizer": True},
+        ),
+        (lambda one: 99, {}),
+    ],
+)
+def test_advice_is_the_least_costly_change_that_fits(
+    bytes_of: Callable[[TrainConfig], int], change: dict[str, object]
+) -> None:
+    train = TrainConfig(batch_size=8, hard_negatives=1)
+    found = plan._advise(train, 2, lambda one: counts.Counts(0, bytes_of(one)), 16)
+    assert found["change"] == change
 
 
 def test_exact_search_is_lowered_as_it_runs(config: Config) -> None:

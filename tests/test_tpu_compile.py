@@ -65,7 +65,7 @@ def test_the_update_of_the_paper(target: machine.Machine, kind: str) -> None:
 
     found = counts.read(lowered, target)
     by_kind = {one.kind: one for one in found.collectives}
-    vectors = 4 * model.shape.hidden_size * config.train.batch_size * 2
+    vectors = 4 * model.width * config.train.batch_size * 2
     assert by_kind["all-gather"].bytes in (vectors, vectors + 4 * 256)  # and the texts' keys
     assert by_kind["reduce-scatter"].count == 1
     assert by_kind["all-reduce"].count <= 8  # gradients in a few combined ones

@@ -59,29 +59,39 @@ def _forward(
     scores_BHLM = _product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * _scale(q_BLHK)
     # added, not selected: fewer operations per score
     scores_BHLM += jnp.where(mask_BLM, 0, UNSEEN)[:, None]
-    weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(v_BMHK.dtype)
-    dropped_BHLM = _dropped(weights_BHLM, keep_BHLM)
-    y_BLHK = _product("bhlm,bmhk->blhk", dropped_BHLM, v_BMHK) * (1 / (1 - rate))
+    exp_BHLM = jnp.exp(scores_BHLM - scores_BHLM.max(axis=-1, keepdims=True))
+    inverse_BHL = 1 / exp_BHLM.sum(axis=-1)
+    exp_BHLM = jax.lax.optimization_barrier(exp_BHLM.astype(v_BMHK.dtype))
+    y_BLHK = _product("bhlm,bmhk->blhk", _dropped(exp_BHLM, keep_BHLM), v_BMHK)
+    y_BLHK = y_BLHK * _per_token(inverse_BHL / (1 - rate))
     y_BLHK = y_BLHK.astype(v_BMHK.dtype)
-    return y_BLHK, (keep_BHLM, inputs, weights_BHLM, y_BLHK)
+    return y_BLHK, (keep_BHLM, inputs, exp_BHLM, inverse_BHL, y_BLHK)
 
 
 def _backward(rate: float, kept: tuple, dy_BLHK: jax.Array) -> tuple[None, None, Inputs]:
     """The gradients of queries, keys and values."""
-    keep_BHLM, (q_BLHK, k_BMHK, v_BMHK), weights_BHLM, y_BLHK = kept
-    grown, dtype = 1 / (1 - rate), q_BLHK.dtype
+    keep_BHLM, (q_BLHK, k_BMHK, v_BMHK), exp_BHLM, inverse_BHL, y_BLHK = kept
+    dtype = q_BLHK.dtype
     # of the softmax: w (dw - sum of w dw), and that sum is y dy, also with dropout
     shift_BHL = _product("blhk,blhk->bhl", *(x.astype(jnp.float32) for x in (y_BLHK, dy_BLHK)))
-    dweights_BHLM = _dropped(_product("blhk,bmhk->bhlm", dy_BLHK, v_BMHK) * grown, keep_BHLM)
-    dscores_BHLM = weights_BHLM * (dweights_BHLM - shift_BHL[..., None]) * _scale(q_BLHK)
+    inverse = inverse_BHL / (1 - rate)
+    dexp_BHLM = _dropped(
+        _product("blhk,bmhk->bhlm", dy_BLHK, v_BMHK) * inverse[..., None], keep_BHLM
+    )
+    dscores_BHLM = exp_BHLM * (dexp_BHLM - (shift_BHL * inverse_BHL)[..., None]) * _scale(q_BLHK)
     dscores_BHLM = dscores_BHLM.astype(dtype)
-    dv_BMHK = _product("bhlm,blhk->bmhk", _dropped(weights_BHLM, keep_BHLM), dy_BLHK) * grown
+    dsum_BLHK = (dy_BLHK * _per_token(inverse)).astype(dtype)
     gradients = (
         _product("bhlm,bmhk->blhk", dscores_BHLM, k_BMHK),
         _product("bhlm,blhk->bmhk", dscores_BHLM, q_BLHK),
-        dv_BMHK,
+        _product("bhlm,blhk->bmhk", _dropped(exp_BHLM, keep_BHLM), dsum_BLHK),
     )
     return None, None, tuple(g.astype(dtype) for g in gradients)
+
+
+def _per_token(x_BHL: jax.Array) -> jax.Array:
+    """[B, H, L] to [B, L, H, 1]."""
+    return x_BHL.swapaxes(1, 2)[..., None]
 
 
 _attention.defvjp(_forward, _backward)

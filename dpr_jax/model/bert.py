@@ -303,14 +303,17 @@ class ToScores(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Returns [B, L, H, K] of `dtype`."""
-        rows, length, width = x_BLD.shape
+        width = x_BLD.shape[-1]
         init = nn.initializers.normal(0.02)
         kernel_DF = self.param("kernel", init, (width, width)).astype(self.dtype)
         bias_F = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
-        precision = product_precision(self.dtype)
-        y_BFL = jnp.einsum("bld,df->bfl", x_BLD.astype(self.dtype), kernel_DF, precision=precision)
-        y_BFL += bias_F[:, None]  # before the axes change places, or XLA adds it before a copy
-        return y_BFL.reshape(rows, self.heads, -1, length).transpose(0, 3, 1, 2)
+        y_BHLK = jnp.einsum(
+            "bld,dhk->bhlk",
+            x_BLD.astype(self.dtype),
+            kernel_DF.reshape(width, self.heads, -1),
+            precision=product_precision(self.dtype),
+        )
+        return (y_BHLK + bias_F.reshape(self.heads, 1, -1)).swapaxes(1, 2)
 
 
 def _layer_norm(

@@ -77,7 +77,7 @@ def run(
         "chip": target.chip._asdict(),
         "devices": count,
         "hosts": hosts,
-        "model": model.shape.__dict__,
+        "model": {side: shape.__dict__ for side, shape in model.shapes.items()},
         "passages": passages,
     }
     with ThreadPoolExecutor(2) as threads:  # XLA compiles beside Python
@@ -86,7 +86,7 @@ def run(
         encode = threads.submit(_encode, *common, hosts=hosts, passages=passages, quick=quick)
         facts["train"] = _train(*common, schedule, quick=quick)
         facts["encode"], facts["search"] = encode.result(), search.result()
-    width = config.index.dimensions or model.shape.hidden_size
+    width = config.index.dimensions or model.width
     facts["host"] = needs.of_corpus(passages, width, config.index.kind)
     facts["assumptions"] = _assumptions(config, model, facts)
     show.tables(facts)
@@ -121,47 +121,45 @@ def _train(
     *,
     quick: bool,
 ) -> dict[str, Any]:
-    """Plans the update: whether it fits is foretold by one and two layers, then compiled whole."""
-    layers = model.shape.num_hidden_layers
+    """Plans the update, compiled whole; where it does not fit, with the change that makes it."""
+    deep = model.layers > 2
     usable = _usable(target)
 
-    def compile_layers(train: TrainConfig, layers: int) -> Counts:
+    def compile_update(train: TrainConfig, layers: int) -> Counts:
+        say(f"plan: compiling the update with {layers} layer(s), {_how(train)}")
         changed = dataclasses.replace(config, train=train)
-        how = f"chunk_size {train.chunk_size or 'all'}"
-        how += ", shard_optimizer" if train.shard_optimizer else ""
-        say(f"plan: compiling the update with {layers} layer(s), {how}")
-        lowered = programs.train(changed, model.cut(layers), devices, schedule=schedule)
-        return counts.read(lowered, target)
+        cut = model if layers == model.layers else model.cut(layers)
+        return counts.read(programs.train(changed, cut, devices, schedule=schedule), target)
 
     def foretell(train: TrainConfig) -> Counts:
-        if layers <= 2:
-            return compile_layers(train, layers)
-        return compile_layers(train, 1).per_layer(compile_layers(train, 2), layers)
+        return compile_update(train, 1).per_layer(compile_update(train, 2), model.layers)
 
-    best = expected = foretell(config.train)
-    fits = expected.fits and expected.peak_bytes <= usable
-    chosen, advice = config.train, None
-    if not fits:
-        chosen, advice = _advise(config.train, len(devices), foretell, usable)
-    compiled_whole = layers > 2 and not quick
-    if compiled_whole:
-        best = compile_layers(chosen, layers)
-    elif not fits:
-        best = foretell(chosen)
-    holds = best.fits and best.peak_bytes <= usable
-    if advice:
-        advice["confirmed"] = compiled_whole and holds
+    def compile_whole(train: TrainConfig) -> Counts:
+        return foretell(train) if deep and quick else compile_update(train, model.layers)
+
+    def holds(found: Counts) -> bool:
+        return found.fits and found.peak_bytes <= usable
+
+    train = config.train
+    best = asked = compile_whole(train)
+    advice = None
+    if not holds(asked):
+        advice = _advise(train, len(devices), foretell if deep else compile_whole, usable)
+        if advice["change"]:
+            train = dataclasses.replace(train, **advice["change"])
+            best = compile_whole(train)
+        advice["confirmed"] = bool(advice["change"]) and not (deep and quick) and holds(best)
 
     found = counts.facts(best, target, len(devices), 3 * _flops(model, config, len(devices)))
     seconds = found["seconds"]
     return found | {
-        "fits": fits and holds,
+        "fits": holds(asked),
         "usable_bytes": int(usable),
-        "foretold_bytes": expected.peak_bytes,
-        "foretold_cycles": expected.cycles and expected.cycles.total,
-        "extrapolated": layers > 2 and not compiled_whole,
-        "chunk_size": chosen.chunk_size,
-        "shard_optimizer": chosen.shard_optimizer,
+        "asked_bytes": asked.peak_bytes,
+        "extrapolated": deep and quick,
+        "chunk_size": train.chunk_size,
+        "remat": train.remat,
+        "shard_optimizer": train.shard_optimizer,
         "advice": advice,
         "steps": schedule.total_steps,
         "hours": None if seconds is None else schedule.total_steps * seconds / 3600,
@@ -170,31 +168,46 @@ def _train(
     }
 
 
+def _how(train: TrainConfig) -> str:
+    """Names what decides the memory of an update."""
+    names = [name for name in ("remat", "shard_optimizer") if getattr(train, name)]
+    return ", ".join([f"chunk_size {train.chunk_size or 'all'}", *names])
+
+
 def _advise(
     train: TrainConfig, devices: int, foretell: Callable[[TrainConfig], Counts], usable: float
-) -> tuple[TrainConfig, dict[str, Any]]:
-    """Finds the largest chunk of a device's texts that is foretold to fit, by a line through two
-    chunk sizes; where none does, with the optimizer's state split over the devices.
+) -> dict[str, Any]:
+    """Finds the change of settings, least costly first, with which an update is foretold to fit.
 
-    Chunks keep less than `train.remat`, which is therefore not tried.
+    Split moments cost time on the links; `remat` and chunks a second forward pass, and chunks fill
+    the matrix units less. The largest chunk is foretold by a line through two sizes.
     """
+
+    def foretold(change: dict[str, Any]) -> int:
+        found = foretell(dataclasses.replace(train, **change))
+        return found.peak_bytes if found.fits else int(max(found.peak_bytes, usable + 1))
+
+    split = {"shard_optimizer": True} if devices > 1 and not train.shard_optimizer else {}
+    again = {} if train.chunk_size or train.remat else {"remat": True}
+    tried: list[dict[str, Any]] = [{}]  # what was asked for
+    for change in (split, again, again | split):
+        if change in tried:
+            continue
+        tried.append(change)
+        if (size := foretold(change)) <= usable:
+            return {"change": change, "foretold_bytes": size}
+
     texts = train.batch_size * (1 + train.hard_negatives) // devices
     sizes = [size for size in range(texts - 1, 0, -1) if texts % size == 0] or [1]
     small = sizes[min(len(sizes) - 1, 2)]
-    for sharded in (train.shard_optimizer, True):
-        changed = dataclasses.replace(train, shard_optimizer=sharded)
-        at = {
-            size: foretell(dataclasses.replace(changed, chunk_size=size)).peak_bytes
-            for size in {sizes[0], small}
-        }
-        per_text = (at[sizes[0]] - at[small]) / max(sizes[0] - small, 1)
-        for size in sizes:
-            foretold = int(at[small] + per_text * (size - small))
-            if foretold <= usable:
-                changed = dataclasses.replace(changed, chunk_size=size)
-                what = {"chunk_size": size, "shard_optimizer": sharded}
-                return changed, {**what, "foretold_bytes": foretold}
-    return train, {"chunk_size": None, "shard_optimizer": None, "foretold_bytes": None}
+    changes = {size: {"chunk_size": size, "remat": False} | split for size in sizes}
+    at = {size: foretold(changes[size]) for size in {sizes[0], small}}
+    per_text = (at[sizes[0]] - at[small]) / max(sizes[0] - small, 1)
+    for size in sizes:
+        expected = int(at[small] + per_text * (size - small))
+        if expected <= usable:
+            return {"change": changes[size], "foretold_bytes": expected}
+    return {"change": {}, "foretold_bytes": None}
 
 
 def _largest_batch(config: Config, best: Counts, usable: float, devices: int) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def _encode(
     quick: bool,
 ) -> dict[str, Any]:
     """Plans encoding the corpus; every host encodes shards of its own."""
-    layers = model.shape.num_hidden_layers
+    layers = model.shapes["passage"].num_hidden_layers
     here = devices[: len(devices) // hosts]
     if quick and layers > 2:
         one, program = (programs.encode(config, model.cut(n), here) for n in (1, 2))
@@ -228,7 +241,7 @@ def _encode(
         program = programs.encode(config, model, here)
         best = counts.read(program.lowered, target)
     lengths = np.full(program.rows // len(here), program.length)
-    flops = forward_flops(model.shape, lengths, model.passage.pooling)
+    flops = forward_flops(model.shapes["passage"], lengths, model.own["passage"].pooling)
     found = counts.facts(best, target, len(here), flops)
     seconds = found["seconds"]
     rate = seconds and hosts * program.rows / seconds
@@ -249,7 +262,7 @@ def _search(
     config: Config, model: Model, target: Machine, devices: list[jax.Device], passages: int
 ) -> dict[str, Any]:
     """Plans exact search over the whole corpus."""
-    width = config.index.dimensions or model.shape.hidden_size
+    width = config.index.dimensions or model.width
     lowered, blocks = programs.search(config, width, passages, devices)
     best = counts.read(lowered, target)
     queries = lowered.args_info[0][1].shape[0]
@@ -290,22 +303,35 @@ def _needless(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _flops(model: Model, config: Config, devices: int) -> float:
-    """Operations of one forward pass of both towers on a device, padding included."""
+    """Returns the operations of one forward pass of both towers on a device.
+
+    Padding is included, but not that of packed rows.
+    """
     questions = config.train.batch_size // devices
-    passages = questions * (1 + config.train.hard_negatives)
+    rows = {"question": questions, "passage": questions * (1 + config.train.hard_negatives)}
+    packed = config.train.pack_rows
     return sum(
-        forward_flops(model.shape, np.full(rows, own.max_tokens), own.pooling)
-        for rows, own in ((questions, model.question), (passages, model.passage))
+        forward_flops(
+            model.shapes[side],
+            np.full(count, programs.tokens_of(model, side) if packed else own.max_tokens),
+            own.pooling,
+        )
+        for side, own in model.own.items()
+        for count in (rows[side],)
     )
 
 
 def _assumptions(config: Config, model: Model, facts: dict[str, Any]) -> list[str]:
     """Returns what the figures take for granted."""
-    limits = model.question.max_tokens, model.passage.max_tokens
+    means = [programs.tokens_of(model, side) for side in ("question", "passage")]
+    limits = [model.own[side].max_tokens for side in ("question", "passage")]
+    packed = config.train.pack_rows
     encoded = facts["encode"]["length"]
     said = [
-        f"training texts are padded to {limits[0]} and {limits[1]} tokens",
-        f"passages of {programs.MEAN_TOKENS} tokens are encoded in rows of {encoded}",
+        f"training texts of {means[0]} and {means[1]} tokens are packed"
+        if packed
+        else f"training texts are padded to {limits[0]} and {limits[1]} tokens",
+        f"passages of {means[1]} tokens are encoded in rows of {encoded}",
         f"a process reads {READ_PER_S:,} passages per second",
         "collectives run beside nothing, at the published rate of the links",
         f"{1 - RESERVE:.0%} of the memory that JAX takes may be used, as `dpr train` does",

@@ -18,9 +18,9 @@ from dpr_jax.errors import InputError
 from dpr_jax.index.engines import exact
 from dpr_jax.model import description, dual_encoder, embed, hf
 from dpr_jax.model.description import EncoderSettings
-from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
+from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
 from dpr_jax.model.families import Shape
-from dpr_jax.training import program, setup
+from dpr_jax.training import packing, program, setup
 from dpr_jax.training.step import Batch
 
 # encoders whose config.json is public knowledge: no network is needed to plan for them
@@ -37,25 +37,45 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "bert-large-cased": {**_LARGE, "vocab_size": 28996},
 }
 POSITIVES = 8  # marked for a question, at most: what `mask_duplicates` is given of each
-MEAN_TOKENS = 130  # of a passage of 100 words with its title, special tokens included
+# special tokens included: a question of Natural Questions; 100 words with their title
+MEAN_TOKENS: dict[Side, int] = {"question": 12, "passage": 130}
 
 
 class Model(NamedTuple):
     """Both towers of a config.
 
     Attributes:
-      shape: architecture.
-      question: how questions become vectors.
-      passage: likewise of passages.
+      shapes: architecture of each side.
+      own: how its texts become vectors.
     """
 
-    shape: Shape
-    question: EncoderSettings
-    passage: EncoderSettings
+    shapes: dict[Side, Shape]
+    own: dict[Side, EncoderSettings]
+
+    @property
+    def layers(self) -> int:
+        """Layers of the deeper tower."""
+        return max(shape.num_hidden_layers for shape in self.shapes.values())
+
+    @property
+    def width(self) -> int:
+        """Size of a vector."""
+        return self.encoder("passage", jnp.float32, "cpu").width
 
     def cut(self, layers: int) -> "Model":
         """Returns the same with so many layers."""
-        return self._replace(shape=dataclasses.replace(self.shape, num_hidden_layers=layers))
+        return self._replace(
+            shapes={
+                side: dataclasses.replace(shape, num_hidden_layers=layers)
+                for side, shape in self.shapes.items()
+            }
+        )
+
+    def encoder(self, side: Side, dtype: jnp.dtype, platform: str) -> Encoder:
+        """Returns the architecture of one tower without dropout."""
+        return hf.encoder_of_shape(
+            self.shapes[side], self.own[side], dtype=dtype, platform=platform
+        )
 
 
 def read_model(config: Config) -> Model:
@@ -75,11 +95,16 @@ def read_model(config: Config) -> Model:
         if known is not None and not Path(source).exists():
             folder = Path(temporary)
             artifacts.write_json(folder / "config.json", {"model_type": "bert", **known})
-            folders = {"question": folder, "passage": folder}
+            folders: dict[Side, Path] = {"question": folder, "passage": folder}
         else:
             folders = {side: hf.resolve(source, side) for side in ("question", "passage")}
-        own = {side: description.read(folders[side], side, config.model) for side in folders}
-        return Model(hf.read_shape(folders["question"]), own["question"], own["passage"])
+        return Model(
+            {side: hf.read_shape(folder) for side, folder in folders.items()},
+            {
+                side: description.read(folder, side, config.model)
+                for side, folder in folders.items()
+            },
+        )
 
 
 def _params(encoder: Encoder) -> Params:
@@ -101,13 +126,13 @@ def train(
 ) -> jax.stages.Lowered:
     """Lowers the update that `dpr train` maps over the devices."""
     spmd = parallel.spmd(config.train.spmd, devices)
-    update, shapes = _update(config, model, spmd, schedule)
+    update, shapes = _update(config, model, spmd, schedule, len(devices))
     return update.lower(*shapes)
 
 
 def trace(config: Config, model: Model, spmd: parallel.Spmd, *, schedule: setup.Schedule) -> str:
     """Returns the text of the update before it is lowered."""
-    update, shapes = _update(config, model, spmd, schedule)
+    update, shapes = _update(config, model, spmd, schedule, jax.device_count())
     return str(jax.make_jaxpr(update)(*shapes))
 
 
@@ -116,45 +141,56 @@ def _update(
     model: Model,
     spmd: parallel.Spmd,
     schedule: setup.Schedule,
+    devices: int,
 ) -> tuple[Any, tuple[Any, Any]]:
     """Returns the mapped update, and the shapes that it takes."""
-    shapes = {"question": model.shape, "passage": model.shape}
-    own = {"question": model.question, "passage": model.passage}
-    planned = program.build(config, shapes, own, schedule, spmd)
+    planned = program.build(config, model.shapes, model.own, schedule, spmd)
     towers = map(_params, planned.encoder)
     params = dual_encoder.dual_params(*towers, shared=config.model.shared_towers)
     state = jax.eval_shape(planned.initial_state, params)
-    return planned.update(config.train.chunk_size), planned.shapes(state, batch(config, model))
+    shapes = planned.shapes(state, batch(config, model, devices))
+    return planned.update(config.train.chunk_size), shapes
 
 
-def batch(config: Config, model: Model) -> Batch:
-    """Returns the shapes of a global batch, every text padded to its limit."""
+def batch(config: Config, model: Model, devices: int) -> Batch:
+    """Returns the shapes of a global batch.
+
+    Every text is padded to its limit. With `train.pack_rows` the rows are as many as texts of
+    `tokens_of` need.
+    """
     settings = config.train
-    if settings.pack_rows or settings.mask_answers != "off":
-        raise InputError(
-            "train.pack_rows and train.mask_answers give batches whose shapes depend on the data;"
-            " plan without them: the padded batch takes more"
-        )
     questions = settings.batch_size
     passages = questions * (1 + settings.hard_negatives)
 
-    def shape(*sizes: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
+    def tokens(side: Side, rows: int) -> Tokens:
+        lengths = np.full(rows, tokens_of(model, side), np.int32)
+        return Tokens(np.zeros((rows, model.own[side].max_tokens), np.int32), lengths)
 
-    def tokens(rows: int, length: int) -> Tokens:
-        return Tokens(shape(rows, length), shape(rows))
-
+    masks = settings.mask_answers != "off"
     taught = settings.distillation != "off"
-    return Batch(
-        question=tokens(questions, model.question.max_tokens),
-        passages=tokens(passages, model.passage.max_tokens),
-        passage_texts_P=shape(passages),
-        positive_texts_BM=shape(questions, POSITIVES if settings.mask_duplicates else 0),
-        weight_B=shape(questions, dtype=np.float32),
-        teacher_scores_BG=shape(questions, passages // questions, dtype=np.float32)
+    whole = Batch(
+        question=tokens("question", questions),
+        passages=tokens("passage", passages),
+        passage_texts_P=np.zeros(passages, np.int32),
+        positive_texts_BM=np.zeros(
+            (questions, POSITIVES if settings.mask_duplicates else 0), np.int32
+        ),
+        weight_B=np.ones(questions, np.float32),
+        passage_columns_P=np.zeros(passages, np.int32) if masks else None,
+        holds_answer_BP=np.zeros((questions, passages), bool) if masks else None,
+        teacher_scores_BG=np.zeros((questions, passages // questions), np.float32)
         if taught
         else None,
     )
+    if settings.pack_rows:
+        layout = packing.Layout(settings.pack_rows, devices, settings.chunk_size)
+        whole = packing.pack(whole, packing.shape_for([whole], layout), layout)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
+
+
+def tokens_of(model: Model, side: Side) -> int:
+    """Returns the tokens that a text of this side is taken to have."""
+    return min(MEAN_TOKENS[side], model.own[side].max_tokens)
 
 
 class Encoding(NamedTuple):
@@ -176,14 +212,10 @@ def encode(config: Config, model: Model, devices: list[jax.Device]) -> Encoding:
     host.
     """
     dtype = config.encode.dtype
-    encoder = hf.encoder_of_shape(
-        model.shape,
-        model.passage,
-        dtype=jnp.dtype("bfloat16" if dtype == "auto" else dtype),
-        platform=parallel.platform_of(devices),
-    )
-    tokens = min(MEAN_TOKENS, model.passage.max_tokens)
-    length = min(embed.padded_length(tokens, embed.FEW_TEXTS + 1), model.passage.max_tokens)
+    dtype = jnp.dtype("bfloat16" if dtype == "auto" else dtype)
+    encoder = model.encoder("passage", dtype, parallel.platform_of(devices))
+    length = embed.padded_length(tokens_of(model, "passage"), embed.FEW_TEXTS + 1)
+    length = min(length, model.own["passage"].max_tokens)
     lowered, rows = embed.lower(
         encoder, _params(encoder), devices, length, batch_tokens=config.encode.batch_tokens
     )

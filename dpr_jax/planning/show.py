@@ -88,16 +88,13 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     batch = train["largest_batch"]
     if train["advice"]:
         advice = train["advice"]
-        confirmed = "confirmed" if advice["confirmed"] else "not confirmed"
-        remedy = "no chunk_size does, also with train.shard_optimizer: take chips of more memory"
-        if advice["chunk_size"]:
-            sharded = " and train.shard_optimizer" if advice["shard_optimizer"] else ""
-            remedy = (
-                f"train.chunk_size {advice['chunk_size']}{sharded} does, for a second forward pass"
-                f" ({confirmed} by compiling it whole)"
-            )
+        remedy = "no remat, chunk_size or shard_optimizer helps: take chips of more memory"
+        if advice["change"]:
+            confirmed = "confirmed" if advice["confirmed"] else "not confirmed"
+            change = ", ".join(f"train.{name} {value}" for name, value in advice["change"].items())
+            remedy = f"it does with {change} ({confirmed} by compiling it whole)"
         said.append(
-            f"train does not fit as it is ({size(train['foretold_bytes'])} foretold,"
+            f"train does not fit as it is ({size(train['asked_bytes'])} needed,"
             f" {size(train['usable_bytes'])} may be used); {remedy}"
         )
     said.append(
