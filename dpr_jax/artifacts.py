@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +52,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run {_command_for(path)} first") from None
+        raise InputError(f"{path} does not exist; {remedy_for(path)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); delete its folder and run {_command_for(path)} again"
-        ) from None
+        raise InputError(f"{path} is damaged ({error}); {remedy_for(path)}") from None
 
 
 @contextlib.contextmanager
@@ -72,8 +71,27 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def remedy_for(path: Path, delete: str = "its folder") -> str:
+    """Returns how to get a file of an artifact again, or one of those that name the artifacts."""
+    command = _command_for(path)
+    if command and path.exists():
+        return f"delete {delete} and run {command} again"
+    if command:
+        return f"run {command} first"
+    root = path.parent if path.name == "config.json" else path.parent.parent.parent
+    return (
+        "restore it from a copy; or move it away and run `dpr pipeline CONFIG.py --workdir"
+        f" {quoted(root)}`, which finds the artifacts that are there"
+    )
+
+
+def quoted(path: Path | str) -> str:
+    """Returns a path as a shell takes it, for commands that a message proposes."""
+    return shlex.quote(str(path))
+
+
 def _command_for(path: Path) -> str:
-    """Returns the command that makes the artifact in whose folder a file lies."""
+    """Returns the command that makes the artifact in whose folder a file lies; empty for none."""
     for folder in path.parents:
         stage, owner = folder.name.rpartition("-")[0], folder.parent
         if owner.name == "questions":
@@ -83,9 +101,10 @@ def _command_for(path: Path) -> str:
         else:
             continue
         if owner.parent.name == "retrievers":
-            return f"`dpr {command} --retriever {owner.name} --workdir {owner.parent.parent}`"
-        return f"`dpr {command} --workdir {owner}`"
-    return "its stage"
+            root = quoted(owner.parent.parent)
+            return f"`dpr {command} --retriever {owner.name} --workdir {root}`"
+        return f"`dpr {command} --workdir {quoted(owner)}`"
+    return ""
 
 
 @contextlib.contextmanager
@@ -228,9 +247,7 @@ def fingerprint(manifest: Path, within: str = "") -> str:
         if name.startswith(within) and not name.startswith("fields/")
     }
     if not files:
-        raise InputError(
-            f"{manifest} lists no files; delete its folder and run {_command_for(manifest)} again"
-        )
+        raise InputError(f"{manifest} lists no files; {remedy_for(manifest)}")
     lines = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -268,7 +285,7 @@ def verify(manifest: Path, remedy: str = "") -> dict[str, Any]:
       InputError: a file is missing or differs, by name, or the manifest is none.
     """
     facts = read_json(manifest)
-    remedy = remedy or f"delete {manifest} and run {_command_for(manifest)} again"
+    remedy = remedy or remedy_for(manifest, delete=str(manifest))
     if not _is_manifest(facts):
         raise InputError(
             f"{manifest} is damaged: it does not list files with their checksums; {remedy}"

@@ -1,12 +1,14 @@
 """`dpr`: parses the command line, and turns errors into one line and an exit status."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
@@ -61,7 +63,11 @@ def main() -> None:
         _leave(exit_status(error))
     except Exception as error:  # noqa: BLE001 - a bug, or a user's function
         if is_refused_writing(error):
-            _complain(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+            place = Path(error.filename).parent if error.filename else "a file"
+            _complain(
+                f"cannot write in {place}: {error.strerror}; give a folder that this user can write"
+                " to, with room"
+            )
         else:
             if (joining := sys.modules.get("dpr_jax.joining")) is not None:
                 joining.await_end(error)
@@ -135,8 +141,8 @@ def parse(command: str, args: list[str]) -> Call:
       InputError: an unknown setting (with near matches), a value of the wrong type or range, no
         work directory.
     """
-    operands, args = _operands(command, args)
     flags, args = _flags(command, args)
+    operands, args = _operands(command, args)
     file, args = _config_file(args)
     _check_names(args, command)
     workdir = None
@@ -164,8 +170,10 @@ def parse(command: str, args: list[str]) -> Call:
             )
     except SystemExit:
         raise InputError(_one_line(said.getvalue())) from None
-    config = recipes.absolute(config)
+    config = recipes.absolute(_one_length(config, args))
     validate(config)
+    if workdir and command not in ("pipeline", "prepare"):
+        workdir.check_begun()
     return Call(command, operands, flags, config, workdir, options=[])
 
 
@@ -181,15 +189,30 @@ def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
     return args[:at], args[at + 1 :]
 
 
+def _one_length(config: Config, args: list[str]) -> Config:
+    """Lets a flag for the epochs take the place of other settings' updates, and the reverse."""
+    given = {_setting(arg)[0] for arg in args if arg.startswith("--")}
+    names = {"train.epochs", "train.total_steps"}
+    if len(names & given) != 1:
+        return config
+    (other,) = names - given
+    train = dataclasses.replace(config.train, **{other.removeprefix("train."): None})
+    return dataclasses.replace(config, train=train)
+
+
 def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:
     """Returns what a command takes first, and the arguments that follow."""
     names = COMMANDS[command].operands
-    if len(args) < len(names) or any(arg.startswith("-") for arg in args[: len(names)]):
+    usage = f"usage: dpr {command} {' '.join(names)} --workdir DIR"
+    if len(args) < len(names) or any(arg.startswith("--") for arg in args[: len(names)]):
+        raise InputError(f"dpr {command} takes {' and '.join(names)} first; {usage}")
+    operands, left = args[: len(names)], args[len(names) :]
+    if command == "ask" and left and not left[0].startswith("--") and left[0][-3:] != ".py":
         raise InputError(
-            f"dpr {command} takes {' and '.join(names)} first; usage: dpr {command}"
-            f" {' '.join(names)} --workdir DIR"
+            f"dpr ask takes one question, and {left[0]!r} follows it; put the question in quotes:"
+            f" {usage}"
         )
-    return args[: len(names)], args[len(names) :]
+    return operands, left
 
 
 def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:

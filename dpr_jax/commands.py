@@ -6,10 +6,12 @@ import itertools
 import re
 import sys
 import textwrap
+import typing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dpr_jax.config import Config
+from dpr_jax.config_file import keys
 
 
 class Command(NamedTuple):
@@ -33,7 +35,7 @@ COMMANDS = {
     "pipeline": Command(
         "run all stages in order and write the report",
         flags=("workdir", "from", "until"),
-        parts=("", "data", "mine", "model", "train"),
+        parts=("", "data", "model", "train"),
     ),
     "prepare": Command(
         "read raw files into the prepared corpus and questions",
@@ -180,8 +182,8 @@ def show_help(command: str, *, whole: bool) -> None:
     required = next((f" --{name} {of}" for name, of in needs.items() if name in about.flags), "")
     print(f"{words}{required} [--part.setting VALUE ...]\n{about.purpose}\n")
     for name in about.flags:
-        print(f"  --{name:<32}{flag_help(command, name)}")
-    parts = ("", *Config.__annotations__) if whole else about.parts
+        print(_folded(f"--{name}", flag_help(command, name)))
+    parts, known = ("", *Config.__annotations__) if whole else about.parts, keys()
     for part in parts:
         settings = getattr(Config(), part) if part else Config()
         if not dataclasses.is_dataclass(settings):
@@ -196,11 +198,33 @@ def show_help(command: str, *, whole: bool) -> None:
             text = texts[field.name]
             if not whole:
                 text = re.split(r"(?<=[.;:]) ", text)[0].rstrip(".;:")
+                text = f"{text}{_choices(known[flag[2:]])}"
             shown = "" if value in (None, (), {}) else f" [{_shown(value)}]"
-            text = text if whole else textwrap.shorten(text, 64 - len(shown), placeholder=" ...")
-            print(f"  {flag.replace('_', '-'):<34}{text}{shown}")
+            print(_folded(flag.replace("_", "-"), f"{text}{shown}"))
     if not whole:
         print(f"\nAll settings of all stages: dpr {command} --help-all")
+
+
+def _folded(flag: str, text: str) -> str:
+    """Returns a flag and its text in a column of its own."""
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=f"  {flag:<34}",
+        subsequent_indent=" " * 36,
+        break_on_hyphens=False,
+    )
+
+
+def _choices(hint: Any) -> str:
+    """Returns the values that a setting can have, where they are few."""
+    values = [
+        value
+        for one in (hint, *typing.get_args(hint))
+        if typing.get_origin(one) is Literal
+        for value in typing.get_args(one)
+    ]
+    return f": {', '.join(map(str, values))}" if 0 < len(values) <= 6 else ""
 
 
 def _shown(value: Any) -> str:

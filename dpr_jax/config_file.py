@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import types
+import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +63,10 @@ def load(path: str | Path) -> Config:
     except InputError:
         raise
     except Exception as error:  # the file is the user's code: whatever it raises is their input
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({last.filename}:{last.lineno})" if last.filename != __file__ else ""
         raise InputError(
-            f"config file {path} does not run: {type(error).__name__}: {error}"
+            f"config file {path} does not run: {type(error).__name__}: {error}{where}"
         ) from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
@@ -146,25 +148,40 @@ def describe(function: Callable[..., Any]) -> str:
     try:
         file = Path(inspect.getsourcefile(function) or "")
         inspect.getsource(function)
-        parts = [_source_without_config(file)]
+        parts = [ast.unparse(_without_config(file))]
     except (TypeError, OSError):
         raise InputError(
             f"mine.filter or mine.teacher is {function!r}; it must be a function that the config"
             " file defines with `def`"
         ) from None
-    module = sys.modules.get(function.__module__)
-    for neighbour in vars(module).values() if module else ():
-        origin = getattr(sys.modules.get(getattr(neighbour, "__module__", None)), "__file__", None)
-        if isinstance(neighbour, types.ModuleType):
-            origin = getattr(neighbour, "__file__", None)
-        if origin and Path(origin).parent == file.parent and Path(origin) != file:
-            parts.append(Path(origin).read_text(encoding="utf-8"))
-    digest = hashlib.sha256("\n".join(dict.fromkeys(parts)).encode()).hexdigest()
+    parts += [one.read_text(encoding="utf-8") for one in _neighbours(file)]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"{function.__qualname__} {digest}"
 
 
-def _source_without_config(file: Path) -> str:
-    """Returns a module's code without comments and without what it assigns to `config`."""
+def _neighbours(file: Path) -> list[Path]:
+    """Returns the modules below a file's folder that it imports, and those that they import."""
+    found: list[Path] = []
+    waiting = [_without_config(file)]
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            for name in names:
+                path = file.parent.joinpath(*name.split("."))
+                for one in (path.with_suffix(".py"), path / "__init__.py"):
+                    if name and one.is_file() and one != file and one not in found:
+                        found.append(one)
+                        waiting.append(ast.parse(one.read_text(encoding="utf-8")))
+    return sorted(found)
+
+
+def _without_config(file: Path) -> ast.Module:
+    """Returns a module's code without what it assigns to `config`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
 
     def is_config(node: ast.stmt) -> bool:
@@ -172,7 +189,7 @@ def _source_without_config(file: Path) -> str:
         return any(isinstance(target, ast.Name) and target.id == "config" for target in targets)
 
     tree.body = [node for node in tree.body if not is_config(node)]
-    return ast.unparse(tree)
+    return tree
 
 
 def keys(kind: type = Config, prefix: str = "") -> dict[str, Any]:

@@ -55,7 +55,8 @@ def validate(config: Config) -> None:
         rule = "None where data.test names several sets, whose question ids it could not tell apart"
         _refuse("data.test_qrels", data.test_qrels, rule)
     if train.total_steps is not None and train.epochs is not None:
-        _refuse("train.epochs", train.epochs, "None where train.total_steps is set")
+        rule = f"None beside train.total_steps = {train.total_steps}; set one of the two"
+        _refuse("train.epochs", train.epochs, rule)
     if train.hard_negatives == 0:
         rule = "1 or more when train.{}"
         if train.distillation != "off":

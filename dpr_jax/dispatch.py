@@ -191,7 +191,7 @@ def _pipeline(call: Call) -> None:
     for name in ("from", "until"):
         stage = call.flags.get(name)
         if stage not in (None, *order):
-            raise InputError(f"--{name} {stage} is no stage; they are {order}")
+            raise InputError(f"--{name} {stage} is no stage; they are {', '.join(order)}")
     first, last = call.flags.get("from", order[0]), call.flags.get("until", order[-1])
     pipeline.run(call.config, call.workdir, first=first, last=last)
 

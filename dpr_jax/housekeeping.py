@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from dpr_jax import lease, recipes
+from dpr_jax.artifacts import COMMAND
 from dpr_jax.console import results_console, say
 from dpr_jax.errors import InputError
 from dpr_jax.index.open import built_of
@@ -18,7 +20,8 @@ from dpr_jax.retrieval.retriever import DEV_METRIC, best, dev_figure
 from dpr_jax.retrieval.searcher import open_corpus, open_retriever
 from dpr_jax.workdir import HASH_LENGTH, RetrieverDir, WorkDir
 
-ARTIFACT = re.compile(rf".+-[0-9a-f]{{{HASH_LENGTH}}}(\.\w+)?")
+ARTIFACT = re.compile(rf"(?P<stage>.+)-[0-9a-f]{{{HASH_LENGTH}}}(?P<ending>\.partial)?")
+OWN_FILES = ("manifest.json", "settings.json", "chunk.json")  # one of which each artifact has
 MEGABYTE = 1_000_000
 
 
@@ -35,12 +38,12 @@ def collect_garbage(workdir: WorkDir, *, yes: bool) -> None:
             stack.enter_context(lease.held(owner.home))
         unused = _unused(workdir)
         for folder in unused:
-            size = f"{_bytes(folder) / MEGABYTE:,.1f} MB"
+            size = f"{disk_bytes(folder) / MEGABYTE:,.1f} MB"
             print(f"{size:>14}  {folder.relative_to(workdir.root)}")
         if not unused:
             say("gc: nothing to delete: every artifact is in use")
             return
-        total = sum(map(_bytes, unused)) / MEGABYTE
+        total = sum(map(disk_bytes, unused)) / MEGABYTE
         if _agreed(f"delete these {len(unused)} folders, {total:,.1f} MB?", yes):
             for folder in unused:
                 shutil.rmtree(folder)
@@ -72,7 +75,7 @@ def show_retrievers(workdir: WorkDir) -> None:
             one.name,
             one.kind,
             one.source or encoder,
-            f"{_bytes(one.home) / MEGABYTE:,.1f}",
+            f"{disk_bytes(one.home, *_elsewhere(one)) / MEGABYTE:,.1f}",
             "" if figure is None else f"{100 * figure:.1f}",
             _state(one),
         )
@@ -97,7 +100,7 @@ def remove_retriever(workdir: WorkDir, name: str, *, yes: bool) -> None:
         if other.name != name and uses:
             raise InputError(
                 f"retriever {other.name} uses {name}; run `dpr retriever remove {other.name}"
-                f" --workdir {workdir.root}` first"
+                f" {workdir.flag}` first"
             )
     runs = [
         path
@@ -105,7 +108,7 @@ def remove_retriever(workdir: WorkDir, name: str, *, yes: bool) -> None:
         for ending in (".trec", ".json", ".manifest.json")
         if (path := folder / f"{name}{ending}").exists()
     ]
-    size = f"{_bytes(retriever.home) / MEGABYTE:,.1f} MB"
+    size = f"{disk_bytes(retriever.home) / MEGABYTE:,.1f} MB"
     if _agreed(f"delete retriever {name} ({size}) and {len(runs)} files of its runs?", yes):
         with lease.held(retriever.home):
             for path in runs:
@@ -130,12 +133,16 @@ def _unused(workdir: WorkDir) -> list[Path]:
     return [
         one
         for one in sorted(folders)
-        if one.is_dir()
-        and not one.is_symlink()
-        and ARTIFACT.fullmatch(one.name)
-        and one.parent.name != "retrievers"
-        and one.resolve() not in used
+        if one.is_dir() and not one.is_symlink() and _is_artifact(one) and one.resolve() not in used
     ]
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Returns whether a stage made a folder, whole or in part; a person's folders are not ours."""
+    named = ARTIFACT.fullmatch(folder.name)
+    if not named or not (named["stage"] in COMMAND or folder.parent.name == "questions"):
+        return False
+    return bool(named["ending"]) or any((folder / name).exists() for name in OWN_FILES)
 
 
 def _state(retriever: RetrieverDir) -> str:
@@ -147,14 +154,22 @@ def _state(retriever: RetrieverDir) -> str:
     return "ready"
 
 
-def _bytes(folder: Path) -> int:
-    """Returns the size of a folder's own files; links and what they lead to do not count."""
-    return sum(
-        entry.lstat().st_size
-        for path, _, names in os.walk(folder)
-        for name in names
-        if not (entry := Path(path) / name).is_symlink()
-    )
+def _elsewhere(retriever: RetrieverDir) -> list[Path]:
+    """Returns the current artifacts of a retriever that do not lie in its own folder."""
+    current = (retriever.root / named for named in retriever.read().get("current", {}).values())
+    return [folder for folder in current if not folder.is_relative_to(retriever.home)]
+
+
+def disk_bytes(*folders: Path) -> int:
+    """Returns the size of the files of folders, each counted once; symbolic links do not count."""
+    sizes = {}
+    for folder in folders:
+        for path, _, names in os.walk(folder):
+            for name in names:
+                facts = (Path(path) / name).lstat()
+                if not stat.S_ISLNK(facts.st_mode):
+                    sizes[facts.st_dev, facts.st_ino] = facts.st_size
+    return sum(sizes.values())
 
 
 def _agreed(question: str, yes: bool, ask: Callable[[str], str] = input) -> bool:

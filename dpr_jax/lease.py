@@ -146,6 +146,13 @@ class _Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
+            holder = self._read()
+            if holder and holder.get("token") != self._token:
+                joining.end(
+                    RUN_AGAIN,
+                    f"process {holder.get('process')} on {holder.get('host')} took the lease"
+                    f" {self._path}, not renewed for a minute; run the same command again",
+                )
             with contextlib.suppress(OSError):
                 os.utime(self._path)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from dpr_jax.mining import mine
 from dpr_jax.model import hf
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
-from dpr_jax.workdir import RetrieverDir, WorkDir, kind_by_name
+from dpr_jax.workdir import RetrieverDir, WorkDir, is_name, kind_by_name
 
 ORDER = ("prepare", "mine", "train", "encode", "index", "retrieve", "evaluate")
 MAIN, UNTRAINED = recipes.MAIN, "untrained"
@@ -76,8 +77,10 @@ def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = 
     """
     begin, end = ORDER.index(first), ORDER.index(last)
     if begin > end:
-        raise InputError(f"--from {first} comes after --until {last}; the order is {ORDER}")
+        order = ", ".join(ORDER)
+        raise InputError(f"--from {first} comes after --until {last}; the order is {order}")
     wanted = [step for step in plan(config, workdir) if begin <= ORDER.index(step.stage) <= end]
+    parallel.on_main(lambda: _check_encoders(wanted))
     told: list[Path] = []
     for number, step in enumerate(wanted, 1):
         at = step.workdir
@@ -119,12 +122,11 @@ def run_stage(
     """
     if retriever is None:
         with lease.held(workdir.home, workdir.remote), _sent(workdir):
-            if stage != "prepare":  # whose settings are kept once its files are read
-                parallel.on_main(lambda: recipes.store_workdir(workdir, config))
             STAGES[stage](config, workdir)
-            parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+            prepares = stage == "prepare"
+            parallel.on_main(lambda: recipes.store_workdir(workdir, config, data=prepares))
         return
-    parallel.on_main(lambda: recipes.store_workdir(workdir, config))
+    parallel.on_main(lambda: recipes.store_workdir(workdir, config, data=False))
     with (
         lease.held(retriever.home, workdir.remote),
         _sent(workdir),
@@ -157,10 +159,24 @@ def _stored(
     retriever.workdir.exchange()
     try:
         yield
-    except InputError:
+    except Preempted:
+        raise
+    except Exception:
         if is_new and parallel.is_main() and retriever.read().get("current", {}) == {}:
             retriever.file.unlink(missing_ok=True)
         raise
+
+
+def _check_encoders(steps: list[Step]) -> None:
+    """Finds the encoders of all steps, before the first of them takes hours.
+
+    Raises:
+      InputError: an encoder is missing, or is not one.
+    """
+    for step in steps:
+        source = step.source or (step.config.model.init if step.stage == "train" else "retriever:")
+        if step.stage in ("train", "encode") and not source.startswith("retriever:"):
+            hf.resolve(source, "passage")
 
 
 def add(config: Config, workdir: WorkDir, passages: str) -> None:
@@ -275,18 +291,25 @@ def compared(config: Config, trains: bool) -> dict[str, str | None]:
     Without training the encoder as it comes is always among them.
 
     Raises:
-      InputError: two of them have one name.
+      InputError: an encoder's name is taken, or cannot name files.
     """
+    own = {"bm25": None, UNTRAINED: config.model.init}
     found: dict[str, str | None] = {}
     for entry in config.compare if trains else dict.fromkeys([*config.compare, UNTRAINED]):
+        if entry in own:
+            found[entry] = own[entry]
+            continue
         name, equals, source = entry.rpartition("=")
         if not equals:
-            name = entry if entry in ("bm25", UNTRAINED) else Path(source).name.split(":")[-1]
-        if name in found or name == MAIN:
+            name = Path(source).name.split(":")[-1]
+        taken = name in (*found, *own, MAIN, "hybrid") or re.fullmatch(r"round-\d+", name)
+        if taken or not is_name(name):
+            why = "which is taken" if taken else "which cannot name files"
             raise InputError(
-                f"compare: {entry} would be named {name!r}, which is taken; write NAME={source}"
+                f"compare: {entry} would be named {name!r}, {why}; write NAME={source}, with"
+                " another NAME of letters, digits, '.', '_' and '-'"
             )
-        found[name] = {"bm25": None, UNTRAINED: config.model.init}.get(entry, source)
+        found[name] = source
     return found
 
 
@@ -437,6 +460,6 @@ def _say_what_is_next(config: Config, workdir: WorkDir) -> None:
             " and data.dev to choose by); docs/data.md has the layouts"
         )
     say(
-        f'pipeline: done; next: `dpr ask "QUESTION" --workdir {workdir.root}`, or `dpr compare'
-        f" A B --workdir {workdir.root}` with two of `dpr retriever list --workdir {workdir.root}`"
+        f'pipeline: done; next: `dpr ask "QUESTION" {workdir.flag}`, or `dpr compare'
+        f" A B {workdir.flag}` with two of `dpr retriever list {workdir.flag}`"
     )

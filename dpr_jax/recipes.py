@@ -62,10 +62,19 @@ def unknown(workdir: WorkDir, name: str) -> InputError:
     return InputError(f"{workdir.root} has no retriever {name!r}; there is {names}")
 
 
-def store_workdir(workdir: WorkDir, config: Config) -> None:
-    """Writes the settings of a work directory, and says which changed."""
+def store_workdir(workdir: WorkDir, config: Config, *, data: bool = True) -> None:
+    """Writes the settings of a work directory, and says which changed.
+
+    Args:
+      workdir: where.
+      config: its settings.
+      data: whether the data were prepared from `config.data`; else those stay that are stored.
+    """
     plain = {part: to_dict(config)[part] for part in OF_WORKDIR}
     before = workdir.read().get("config")
+    if before and not data and plain["data"] != before["data"]:
+        say("config: the data are those that were prepared; `dpr prepare` takes other settings")
+        plain["data"] = before["data"]
     _say_differences("config", before, plain)
     if before != plain:
         workdir.update(config=plain, versions=artifacts.versions())
@@ -101,6 +110,8 @@ def store(
         recipe[part] = {k: v for k, v in recipe[part].items() if k not in names}
     _say_differences(f"retriever {retriever.name}", found.get("recipe"), recipe)
     source = _absolute(source) or found.get("source")
+    if found and source != found.get("source"):
+        say(f"retriever {retriever.name}: its encoder was {found.get('source')!r}, is {source!r}")
     facts = {"kind": kind, "source": source, "recipe": recipe}
     if not found and like is not None:
         facts["current"] = like.read().get("current", {})
@@ -119,9 +130,10 @@ def for_encoder(config: Config) -> Config:
 def absolute(config: Config) -> Config:
     """Returns the config with paths that do not depend on the current directory.
 
-    `~` is the home folder. What does not exist here (a hub id, `tfds:NAME`) stays as it is.
+    `~` is the home folder. A URL, `tfds:NAME` and a hub id stay as they are; the latter is all that
+    `model.init` and `compare` name and is not there.
     """
-    data = {name: _absolute(getattr(config.data, name)) for name in DATA_FILES}
+    data = {name: _absolute(getattr(config.data, name), always=True) for name in DATA_FILES}
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, **data),
@@ -149,15 +161,18 @@ def alike(command: str, operands: list[str], config: Config) -> dict[str, str]:
     }
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Any, *, always: bool = False) -> Any:
+    """Returns absolute paths, of what is there or `always`."""
     if isinstance(value, tuple):
-        return tuple(map(_absolute, value))
+        return tuple(_absolute(one, always=always) for one in value)
     if not value or value in ("bm25", "untrained"):
         return value
     name, equals, path = value.rpartition("=")
+    if path.startswith("tfds:") or "://" in path:
+        return value
     there = Path(path).expanduser()
     with contextlib.suppress(OSError):  # no name that a disk could have
-        if there.exists():
+        if always or there.exists():
             return f"{name}{equals}{there.absolute()}"
     return value
 

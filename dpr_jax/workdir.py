@@ -111,7 +111,7 @@ class Pointers:
             aside.replace(link)
 
     def _missing(self, stage: str) -> str:
-        return f"{self.root} has no {stage} yet; run `dpr {COMMAND[stage]} --workdir {self.root}`"
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,22 @@ class WorkDir(Pointers):
     def address(self) -> str:
         """Returns the folder or the URL that it is opened by."""
         return self.remote.url if self.remote else str(self.root)
+
+    @property
+    def flag(self) -> str:
+        """Returns the flag that names it, as a shell takes it."""
+        return f"--workdir {artifacts.quoted(self.address)}"
+
+    def check_begun(self) -> None:
+        """Raises InputError where nothing was prepared yet, which only two commands do."""
+        if not self.file.exists():
+            raise InputError(
+                f"{self.address} is not a work directory (no config.json); give the --workdir of a"
+                f" run, or begin one: `dpr prepare CONFIG.py {self.flag}`"
+            )
+
+    def _missing(self, stage: str) -> str:
+        return f"{self.address} has no {stage} yet; run `dpr {COMMAND[stage]} {self.flag}`"
 
     def exchange(self) -> None:
         """Shows what process 0 has written to all processes.
@@ -211,7 +227,7 @@ class WorkDir(Pointers):
         Raises:
           InputError: the name cannot name files.
         """
-        if not NAME.fullmatch(name) or name.endswith(RESERVED_ENDINGS):
+        if not is_name(name):
             raise InputError(
                 f"retriever name {name!r} names files: it must begin with a letter or digit, hold"
                 " only letters, digits, '.', '_' and '-', and not end in"
@@ -291,10 +307,18 @@ class RetrieverDir(Pointers):
 
     def _missing(self, stage: str) -> str:
         command = COMMAND.get(stage) or f"encode --encode.questions {stage.partition('/')[2]}"
-        return (
-            f"retriever {self.name} has no {stage} yet; run `dpr {command} --workdir {self.root}"
-            f" --retriever {self.name}`"
-        )
+        what = "mined hard negatives" if stage == "mined" else stage
+        return f"retriever {self.name} has no {what} yet; run `dpr {command} {self.flags}`"
+
+    @property
+    def flags(self) -> str:
+        """Returns the flags that name it, as a shell takes them."""
+        return f"--retriever {self.name} {self.workdir.flag}"
+
+
+def is_name(name: str) -> bool:
+    """Returns whether a retriever can have this name, of which those of files are made."""
+    return bool(NAME.fullmatch(name)) and not name.endswith(RESERVED_ENDINGS)
 
 
 def kind_by_name(name: str) -> str:
@@ -343,11 +367,11 @@ def open_workdir(path: str | Path, *, new: bool = True) -> WorkDir:
     if root.exists() and not root.is_dir():
         raise InputError(f"--workdir {root} is a file; give a folder")
     if not new:
-        raise InputError(
-            f"{root} is not a work directory (no config.json); give the --workdir of a finished run"
-        )
-    # a run that was killed before its first pointer leaves these alone
-    if root.exists() and any(not entry.name.startswith(OWN) for entry in root.iterdir()):
+        workdir.check_begun()
+    # a run that was killed before its first pointer leaves these alone; where there are retrievers,
+    # it is config.json that was lost
+    entries = [entry.name for entry in root.iterdir()] if root.exists() else []
+    if "retrievers" not in entries and any(not name.startswith(OWN) for name in entries):
         raise InputError(
             f"--workdir {root} is not empty and not a work directory (no config.json); give a new"
             " folder"

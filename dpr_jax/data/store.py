@@ -148,7 +148,7 @@ def open_corpus(workdir: WorkDir) -> Corpus:
     Raises:
       InputError: it is missing or a file of it has another size than when it was written.
     """
-    _check(workdir.data / "manifest.json", "corpus", "dpr prepare")
+    _check(workdir.data / "manifest.json", "corpus")
     return Corpus(workdir.data / "corpus")
 
 
@@ -164,19 +164,19 @@ def open_questions(workdir: WorkDir, split: str, mined: Path | None = None) -> Q
         this split.
     """
     folder = mined or workdir.data
-    stage = "dpr mine" if mined else "dpr prepare"
-    facts = _check(folder / "manifest.json", "questions", stage)
+    manifest = folder / "manifest.json"
+    facts = _check(manifest, "questions")
     if (form := artifacts.form_of(facts)) != FORM:
         raise InputError(
             f"{folder / 'questions'} was written by another version of dpr_jax, in form {form};"
-            f" this one reads form {FORM}: run `{stage}` again"
+            f" this one reads form {FORM}: {artifacts.remedy_for(manifest)}"
         )
     split = facts.get("test_sets", {}).get(split, split)
     if split not in facts["questions"]:
         there = ", ".join(facts["questions"]) or "no questions"
         raise InputError(
-            f"{folder / 'questions'} has no split {split!r}, only {there}; set data.{split} and run"
-            f" `{stage}`"
+            f"{folder / 'questions'} has no split {split!r}, only {there}; name a file of such"
+            f" questions: `dpr prepare --data.{split} FILE {workdir.flag}`"
         )
     return Questions(folder / "questions", split)
 
@@ -251,12 +251,10 @@ def _source(folder: Path, split: str) -> Any:
     return tfds.builder_from_directory(str(folder)).as_data_source(split=split)
 
 
-def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
+def _check(manifest: Path, name: str) -> dict[str, Any]:
     """Refuses what is missing or cut short; bits that flip in a file are found by array_record's
     own checksums.
     """
-    if not manifest.exists():
-        raise InputError(f"{manifest} does not exist; run `{stage}` first")
     facts = artifacts.read_json(manifest)
     for file, entry in facts["files"].items():
         path = manifest.parent / file
@@ -264,7 +262,7 @@ def _check(manifest: Path, name: str, stage: str) -> dict[str, Any]:
             not path.exists() or path.stat().st_size != entry["bytes"]
         ):
             raise InputError(
-                f"{path} is missing or damaged; delete {manifest} and run `{stage}` again"
+                f"{path} is missing or damaged; {artifacts.remedy_for(manifest, str(manifest))}"
             )
     return facts
 

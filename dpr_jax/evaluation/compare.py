@@ -89,7 +89,8 @@ def _file(workdir: WorkDir, question_set: str, name: str) -> Path:
     known = ", ".join(sorted(path.stem for one in folders for path in one.glob("*.trec")))
     raise InputError(
         f"no run {name!r}: neither a file nor a retriever that answered the questions of"
-        f" {question_set} ({known or 'none did'}); run `dpr retrieve --retriever {name}`"
+        f" {question_set} ({known or 'none did'}); a retriever answers them by `dpr retrieve"
+        f" --retriever NAME {workdir.flag}`"
     )
 
 

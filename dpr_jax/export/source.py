@@ -125,7 +125,7 @@ def open_source(workdir: WorkDir, name: str | None) -> Source:
     if facts["made_from"]["inputs"]["embeddings"] != fingerprint or rows != len(corpus):
         raise InputError(
             f"the index of {retriever.name} is of other vectors than {folder}; run `dpr index"
-            f" --retriever {retriever.name} --workdir {workdir.root}`"
+            f" --retriever {retriever.name} {workdir.flag}`"
         )
     return Source(retriever, config, corpus, [*shards, *added], facts, opened.inputs)
 

@@ -109,7 +109,7 @@ def _embedder(config: Config, retriever: RetrieverDir, vectors: Path) -> Embedde
     if embedder.passage_fingerprint != facts["model"]:
         raise InputError(
             f"{vectors} was encoded by another model than {retriever.encoder}; run `dpr"
-            f" encode --retriever {retriever.name} --workdir {retriever.root}` first"
+            f" encode {retriever.flags}` first"
         )
     return embedder
 

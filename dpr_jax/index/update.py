@@ -111,8 +111,7 @@ def _change(workdir: WorkDir, record: Callable[[], None]) -> None:
     ]
     if not followers:
         raise InputError(
-            f"{workdir.root} has no index that could follow; run `dpr index --workdir"
-            f" {workdir.root}` first"
+            f"{workdir.root} has no index that could follow; run `dpr index {workdir.flag}` first"
         )
     for config, retriever in followers:
         if retriever.kind == "dense":
@@ -148,7 +147,7 @@ def _open(config: Config, retriever: RetrieverDir) -> IndexSource:
     log = changes.read(retriever.workdir)
     folder = retriever.current("embeddings")
     facts = artifacts.read_json(folder / "manifest.json")
-    again = f"`dpr encode --retriever {retriever.name} --workdir {retriever.root}`"
+    again = f"`dpr encode {retriever.flags}`"
     if facts["made_from"]["inputs"]["corpus"] != log.prints[0]:
         raise InputError(
             f"{folder} holds another corpus than {retriever.workdir.data}; run {again}"
@@ -305,6 +304,6 @@ def _write(
     if outside > REBALANCE_FROM * count:
         say(
             f"index: {outside:,} of {count:,} rows were added or removed since the index was built;"
-            f" `dpr index rebalance --retriever {retriever.name} --workdir {retriever.root}` builds"
+            f" `dpr index rebalance {retriever.flags}` builds"
             " it anew"
         )

@@ -70,6 +70,11 @@ def run(config: Config, retriever: RetrieverDir) -> None:
 
     present = artifacts.read_json(data)["questions"]
     splits = [split for split in ("train", "dev") if split in present]
+    if not splits:
+        raise InputError(
+            f"{data.parent} has no questions to mine for; name some: `dpr prepare --data.train FILE"
+            f" {workdir.flag}`"
+        )
     with artifacts.atomic_dir(out) as partial:
         files = store.write_questions(partial, {name: mined(name) for name in splits})
         artifacts.write_manifest(
@@ -92,7 +97,7 @@ def _open_source(config: Config, retriever: RetrieverDir, name: str, corpus: Cor
         if not source.file.exists():
             raise InputError(
                 f"mine.sources names {name}, which is no retriever of {workdir.root} yet; run `dpr"
-                f" encode --retriever {name}` and `dpr index --retriever {name}` first"
+                f" encode --from ENCODER {source.flags}` and `dpr index {source.flags}` first"
             )
         return prepared_dense(source, corpus)
 

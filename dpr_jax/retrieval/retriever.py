@@ -1,5 +1,6 @@
 """Searches a finished work directory from Python."""
 
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +76,10 @@ class Retriever:
             below 1.
         """
         texts = questions_as_texts(questions)
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise InputError(f"k is {k!r}; it must be a whole number, 1 or more") from None
         if k < 1:
             raise InputError(f"k is {k}; it must be 1 or more")
         if not texts:
@@ -108,8 +113,7 @@ def best(workdir: WorkDir) -> tuple[str, str]:
     ready = {one.name: one for one in workdir.retrievers() if is_ready(one)}
     if not ready:
         raise InputError(
-            f"{workdir.root} has no retriever with an index yet; run `dpr pipeline --workdir"
-            f" {workdir.root}`"
+            f"{workdir.root} has no retriever with an index yet; run `dpr pipeline {workdir.flag}`"
         )
     on_dev = {name: dev_figure(one) for name, one in ready.items()}
     measured = {name: value for name, value in on_dev.items() if value is not None}

@@ -221,8 +221,8 @@ def stored_weight(retriever: RetrieverDir, opened: Opened) -> float:
     if facts["made_from"] != artifacts.plain(weight_origin(opened, dev)):
         raise InputError(
             f"the weight of {retriever.name} was found for other parts than"
-            f" {' and '.join(opened.settings['parts'])} are now; run `dpr retrieve --retriever"
-            f" {retriever.name} --workdir {retriever.root}`"
+            f" {' and '.join(opened.settings['parts'])} are now; run `dpr retrieve "
+            f"{retriever.flags}`"
         )
     return facts["weight"]
 
@@ -281,7 +281,7 @@ def _checked(retriever: RetrieverDir, config: Config) -> tuple[Path, dict[str, A
         raise InputError(
             f"the index of retriever {retriever.name} holds passages of another encoder, or of the"
             f" same with another dpr_jax.json or model.* setting, than {retriever.encoder}; run"
-            f" `dpr encode` and `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
+            f" `dpr encode` and `dpr index {retriever.flags}`"
         )
     return folder, facts, embedder
 
@@ -290,7 +290,7 @@ def _check_rows(retriever: RetrieverDir, folder: Path, rows: int, corpus: Corpus
     if rows != len(corpus):
         raise InputError(
             f"{folder} holds {rows:,} passages, the corpus {len(corpus):,}; run `dpr encode` and"
-            f" `dpr index --retriever {retriever.name} --workdir {retriever.root}` again"
+            f" `dpr index {retriever.flags}` again"
         )
 
 
@@ -298,6 +298,6 @@ def _check_corpus(retriever: RetrieverDir, corpus: str) -> None:
     if corpus != changes.read(retriever.workdir).fingerprint:
         raise InputError(
             f"retriever {retriever.name} is behind the corpus, which was prepared or changed since;"
-            f" run `dpr pipeline --workdir {retriever.root}`, or `dpr encode` and `dpr index"
+            f" run `dpr pipeline {retriever.workdir.flag}`, or `dpr encode` and `dpr index"
             f" --retriever {retriever.name}`"
         )

@@ -81,6 +81,9 @@ def tune(retriever: RetrieverDir, opened: Opened, config: Config, *, rows: int) 
         f"retrieve: weight {best:g}, MRR@{CUTOFF} {tried[best]:.4f} on {len(questions):,} dev"
         f" questions ({shown})"
     )
+    better = max(alone, key=alone.__getitem__)
+    if alone[better] > tried[best]:
+        say(f"retrieve: on the dev questions {better} alone is better than {retriever.name}")
 
 
 def _dev_questions(workdir: WorkDir) -> list[Question]:

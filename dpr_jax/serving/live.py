@@ -160,7 +160,7 @@ def _started_once(opened: Opened) -> Callable[..., Searcher]:
 def _certificate(retriever: RetrieverDir, min_recall: float) -> dict[str, Any]:
     """Checks the certificate of a dense retriever, and returns its facts."""
     folder = retriever.current("index")
-    again = f"run `dpr index --retriever {retriever.name} --workdir {retriever.root}`"
+    again = f"run `dpr index {retriever.flags}`"
     with artifacts.hash_later():
         facts = artifacts.verify(folder / MANIFEST)
     recall = facts.get("recall_at_100")

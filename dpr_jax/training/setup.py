@@ -69,6 +69,11 @@ def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
     Raises:
       InputError: they are missing, or were mined from other data.
     """
+    if "train" not in store.splits(retriever.workdir):
+        raise InputError(
+            f"{retriever.workdir.data} has no training questions; name some: `dpr prepare"
+            f" --data.train FILE {retriever.workdir.flag}`"
+        )
     if not store.wants_mining(retriever.workdir, config.mine.enabled):
         return None
     folder = retriever.current("mined")
@@ -76,7 +81,7 @@ def mined_folder(config: Config, retriever: RetrieverDir) -> Path | None:
     if artifacts.read_json(folder / "manifest.json")["made_from"]["inputs"]["data"] != data:
         raise InputError(
             f"{folder} was mined from other data than {retriever.workdir.data}; run `dpr mine"
-            f" --retriever {retriever.name} --workdir {retriever.root}`"
+            f" {retriever.flags}`"
         )
     return folder
 

@@ -18,6 +18,7 @@ from dpr_jax.errors import InputError
 
 PLAIN_ENDINGS = (".txt", ".md", ".text")
 NOT_TEXT = "files passed over: not text"
+NOT_KNOWN = "files passed over: text, but neither .txt, .md nor a table"
 _ARCHIVE = re.compile(r".*\.(zip|tgz|tar(\.\w+)?)")
 _DOC = re.compile(r'<doc\s+id="([^"]*)".*?\stitle="(.*)"\s*>\s*')
 
@@ -35,11 +36,16 @@ def recognised(path: Path, count: Counter[str], chosen: Chosen | None = None) ->
     """
     files = below(path)
     if path.is_dir():
-        there, files = len(files), tuple(file for file in files if not is_binary(file))
+        there, text = len(files), tuple(file for file in files if not is_binary(file))
+        files = tuple(file for file in text if _is_known(file))
         count["documents"] += 0  # so that they are reported first
-        count[NOT_TEXT] += there - len(files)
+        count[NOT_TEXT] += there - len(text)
+        count[NOT_KNOWN] += len(text) - len(files)
         if not files:
-            raise InputError(f"{path}: none of its {there:,} files is text; documents are expected")
+            raise InputError(
+                f"{path}: none of its {there:,} files is a document; documents are .txt, .md,"
+                " WikiExtractor's files and tables (docs/data.md)"
+            )
     found = [recognised_file(file, name_of(file, path), chosen) for file in files]
     layouts, readers, columns = zip(*found, strict=True)
 
@@ -50,6 +56,12 @@ def recognised(path: Path, count: Counter[str], chosen: Chosen | None = None) ->
     layout = " and ".join(dict.fromkeys(layouts))
     used = "; ".join(filter(None, dict.fromkeys(columns)))
     return Source(layout, files, read, used, lambda: next(read(None), None))
+
+
+def _is_known(file: Path) -> bool:
+    """Returns whether a text file's name or content says what it is."""
+    named = tables.ending(file) in (*PLAIN_ENDINGS, *detect.TABLES)
+    return named or rows.head(file).lstrip().startswith(("<doc ", "{", "["))
 
 
 def is_binary(file: Path) -> bool:
