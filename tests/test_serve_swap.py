@@ -265,6 +265,8 @@ def resident_after(workdir: WorkDir, requests: int, times: int) -> list[int]:
     flags = ("--retriever", "hybrid", "--serve.access-log", "")
     found = []
     with serve(workdir, *flags) as running, ThreadPoolExecutor(8) as pool:
+        # it compiles until then
+        until(lambda: running.ask("GET", "/v1/info").json["files_checked"], timeout_s=600)
         wires = [running.connect() for _ in range(8)]
 
         def ask(wire: http.client.HTTPConnection) -> None:

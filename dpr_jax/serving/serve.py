@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib.util
-import os
 import socket
 import sys
 import threading
@@ -22,7 +21,6 @@ NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "mcp")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT = 8080
 BACKLOG = 2048
-NICE = 10  # of what compiles and hashes while questions are answered
 SWITCH_S = 0.0005  # of 5 ms: a request changes threads four times while programs compile
 
 
@@ -125,8 +123,6 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _background(service: Any, begun_s: float, running: threading.Event) -> None:
     """Warms up, hashes files, then watches the work directory; runs in a thread."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux has a priority per thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     catalog, stopping = service.catalog, service.catalog.stopping
     table = catalog.live
     default = table.served[table.default]
