@@ -159,6 +159,18 @@ def devices(machine: Machine) -> list["jax.Device"]:
     return list(found.devices)
 
 
+def of_one_host(machine: Machine, every: list["jax.Device"], hosts: int) -> list["jax.Device"]:
+    """Returns the devices of one host of a machine, for a program that no other host takes part in.
+
+    XLA compiles for all chips of a TPU's topology or refuses; a host of a larger one has four.
+    """
+    count = len(every) // hosts
+    if machine.platform == "tpu" and hosts > 1 and count == 4:
+        shape = "2x2" if len(machine.shape) == 2 else "2x2x1"
+        return devices(parse(f"{machine.kind}:{shape}"))
+    return every[:count]
+
+
 def _refused(machine: Machine, error: Exception) -> InputError:
     """Returns what to say where JAX gives no devices."""
     import importlib.util
