@@ -267,7 +267,8 @@ def _search(
     best = counts.read(lowered, target)
     queries = lowered.args_info[0][1].shape[0]
     rows = -(-passages // blocks // len(devices))
-    found = counts.facts(best, target, len(devices), 2.0 * queries * rows * width)
+    flops = 2.0 * queries * rows * width
+    found = counts.facts(best, target, len(devices), flops, float32=True)
     held = 2 * passages * width // len(devices)
     stays = held <= target.chip.allocated * target.chip.memory_bytes / 2
     seconds = found["seconds"]
