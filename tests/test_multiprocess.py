@@ -117,7 +117,9 @@ file.write_text(json.dumps(buffers))
 """
 
 
-def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) -> Path:
+def write_config(
+    tmp_path: Path, base: Config, spmd: str, total_steps: int = 4, *, shard_optimizer: bool = False
+) -> Path:
     """A config file of a tiny model without dropout."""
     tiny.write(tmp_path / "init", layers=1)
     config = dataclasses.replace(
@@ -137,6 +139,7 @@ def write_config(tmp_path: Path, base: Config, spmd: str, total_steps: int = 4) 
             temperature=0.05,
             dropout=0.0,
             spmd=spmd,
+            shard_optimizer=shard_optimizer,
             log_every_steps=1,
             checkpoint_every_steps=2,
             validation_negatives=2,
@@ -201,15 +204,24 @@ def assert_same_curve(one: WorkDir, other: WorkDir) -> None:
                 np.testing.assert_allclose(found, row[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("spmd", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("spmd", "split"),
+    [
+        ("pmap", False),
+        pytest.param("shard_map", False, marks=pytest.mark.slow),
+        pytest.param("pmap", True, marks=pytest.mark.slow),
+        pytest.param("shard_map", True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_as_one(
     spmd: str,
+    split: bool,
     tmp_path: Path,
     nq_small_workdir: tuple[Config, WorkDir],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     base, prepared = nq_small_workdir
-    file = write_config(tmp_path, base, spmd)
+    file = write_config(tmp_path, base, spmd, shard_optimizer=split)
     config = config_file.load(file)
     one, two = (copied(prepared, tmp_path / name) for name in ("one", "two"))
     loop.run(config, one.retriever("trained"))  # this process, eight devices

@@ -61,6 +61,29 @@ def test_collectives_cut_into_a_chain_are_one() -> None:
     assert sums == ("all-reduce", 1, 450, ("jit(s)/psum",))
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "result"),
+    [
+        ("((f32[80]{0}), f32[10]{0})", "reduce-scatter", 40),
+        ("(f32[80]{0}, f32[640]{0})", "all-gather", 2560),
+        ("((f32[80]{0}), f32[80]{0})", "all-reduce", 320),
+        ("f32[80]{0}", "all-reduce", 320),
+    ],
+)
+def test_operands_that_stand_before_a_result_are_no_part_of_it(
+    shape: str, kind: str, result: int
+) -> None:
+    """The forms in which XLA writes the start of a collective."""
+    text = f"""ENTRY %main (p: f32[80]) -> f32[80] {{
+  %p = f32[80]{{0}} parameter(0)
+  %start = {shape} {kind}-start(%p), channel_id=1
+  ROOT %done = f32[80]{{0}} {kind}-done(%start)
+}}
+"""
+    [found] = compiled.collectives(compiled.Text(text))
+    assert (found.kind, found.count, found.bytes) == (kind, 1, result)
+
+
 def test_deep_towers_by_two_shallow_ones() -> None:
     cycles = compiled.Cycles(10.0, {"products": 6.0}, [], 1.0, [])
     one = counts.Counts(30, 100, 7, (compiled.Collective("all-reduce", 2, 8, ()),), cycles)

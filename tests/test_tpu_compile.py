@@ -78,6 +78,18 @@ def test_the_update_of_the_paper(target: machine.Machine, kind: str) -> None:
         assert found.cycles.total == pytest.approx(recorded["cycles"][kind], rel=0.1)
 
 
+def test_a_host_of_a_pod_is_compiled_for_alone(target: machine.Machine) -> None:
+    """XLA refuses a part of a pod's chips."""
+    pod = machine.parse("v5e:16x16")
+    every = machine.devices(pod)
+    host = machine.of_one_host(pod, every, len({one.process_index for one in every}))
+    mesh = jax.sharding.Mesh(host, ("rows",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    rows = jax.ShapeDtypeStruct((4, 128), "float32", sharding=split)
+    assert len(host) == 4
+    assert counts.read(jax.jit(lambda x: x + 1).lower(rows), pod).fits
+
+
 def test_a_program_too_large_for_the_chip_says_its_size(target: machine.Machine) -> None:
     device = machine.devices(target)[0]
     mesh = jax.sharding.Mesh([device], ("x",))

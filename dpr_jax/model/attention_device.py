@@ -1,8 +1,8 @@
 """Attention over the tokens of each row for TPUs and GPUs, which compute all rows at once.
 
-XLA fuses the softmax with the products around it, so the attention weights are written once, in the
-dtype of the products, and read in the backward pass: cheaper on a TPU, by XLA's cost model, than to
-compute them again.
+XLA fuses the softmax with the products around it. The exponentials of the scores are written once,
+in the dtype of the products, and read in the backward pass: cheaper on a TPU, by XLA's cost model,
+than to compute them again. What divides them is applied to the result, which has fewer numbers.
 
 Shape letters: B rows, L tokens (M where they are seen), H heads, K width of a head.
 """
@@ -61,6 +61,7 @@ def _forward(
     scores_BHLM += jnp.where(mask_BLM, 0, UNSEEN)[:, None]
     exp_BHLM = jnp.exp(scores_BHLM - scores_BHLM.max(axis=-1, keepdims=True))
     inverse_BHL = 1 / exp_BHLM.sum(axis=-1)
+    # else XLA writes float32 scores, and computes the exponentials twice
     exp_BHLM = jax.lax.optimization_barrier(exp_BHLM.astype(v_BMHK.dtype))
     y_BLHK = _product("bhlm,bmhk->blhk", _dropped(exp_BHLM, keep_BHLM), v_BMHK)
     y_BLHK = y_BLHK * _per_token(inverse_BHL / (1 - rate))

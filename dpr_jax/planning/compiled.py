@@ -242,9 +242,9 @@ def collectives(text: Text) -> list[Collective]:
             chain = re.search(r'chain_id="(\d+)"', inner.rest)
             key = (kind, chain[1], inner.op_name) if chain else (kind, computation, inner.name)
             result = size(inner.shape)
-            if inner.opcode in ("all-gather-start", "collective-permute-start"):
-                # the operand stands before the result
-                result -= text.bytes_of(computation, inner) - size(inner.shape)
+            operands = text.bytes_of(computation, inner) - result
+            if inner.opcode.endswith("-start") and result > operands:
+                result -= operands  # they stand before the results
             seen[key] = Collective(kind, int(times), int(times * result), (inner.op_name,))
     return [
         Collective(

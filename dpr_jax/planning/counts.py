@@ -103,7 +103,9 @@ def read(lowered: jax.stages.Lowered, target: Machine) -> Counts:
     )
 
 
-def facts(counts: Counts, target: Machine, devices: int, flops: float) -> dict[str, Any]:
+def facts(
+    counts: Counts, target: Machine, devices: int, flops: float, *, float32: bool = False
+) -> dict[str, Any]:
     """Returns what the JSON says of a program, for one run on a device.
 
     Args:
@@ -111,8 +113,10 @@ def facts(counts: Counts, target: Machine, devices: int, flops: float) -> dict[s
       target: what it is compiled for.
       devices: that it is mapped over.
       flops: of its matrix products on a device.
+      float32: whether they are float32, which GPUs compute at a rate of its own.
     """
     chip = target.chip
+    peak = chip.float32_flops if float32 and chip.float32_flops else chip.peak_flops
     found: dict[str, Any] = {
         "state_bytes": counts.state_bytes,
         "temporary_bytes": counts.temporary_bytes,
@@ -131,7 +135,7 @@ def facts(counts: Counts, target: Machine, devices: int, flops: float) -> dict[s
     found["link_seconds"] = links
     if counts.cycles is None:
         by_memory = counts.traffic_bytes / chip.memory_rate
-        by_products = flops / chip.peak_flops
+        by_products = flops / peak
         found |= {
             "traffic_bytes": counts.traffic_bytes,
             "memory_seconds": by_memory,
@@ -151,11 +155,11 @@ def facts(counts: Counts, target: Machine, devices: int, flops: float) -> dict[s
             found["compute_seconds"] = counted.total / chip.clock_hz
             found["seconds"] = found["compute_seconds"] + links
             # of the matrix units while they are kept busy: without the links
-            found["peak_share"] = flops / chip.peak_flops / found["compute_seconds"]
+            found["peak_share"] = flops / peak / found["compute_seconds"]
     if found["seconds"]:
         found["link_share"] = links / found["seconds"]
         if found["peak_share"] is None:
-            found["peak_share"] = flops / chip.peak_flops / found["seconds"]
+            found["peak_share"] = flops / peak / found["seconds"]
     return found
 
 

@@ -36,6 +36,7 @@ class Chip(NamedTuple):
       memory_rate: its bandwidth, bytes per second.
       link_rate: bytes per second that a chip sends to others of its machine, all links together.
       clock_hz: of the matrix units: peak_flops over what they do in a cycle; None for GPUs.
+      float32_flops: dense float32 operations per second; None for TPUs, which have none.
       allocated: share of the memory that JAX takes by default.
     """
 
@@ -45,6 +46,7 @@ class Chip(NamedTuple):
     memory_rate: float
     link_rate: float
     clock_hz: float | None = None
+    float32_flops: float | None = None
     allocated: float = 1.0
 
 
@@ -67,8 +69,8 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
     "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
     "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.640e12, 448e9, 1.75e9),
-    "a100": Chip("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 2.039e12, 300e9, allocated=0.75),
-    "h100": Chip("NVIDIA H100 SXM 80 GB", 989e12, 80e9, 3.35e12, 450e9, allocated=0.75),
+    "a100": Chip("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 2.039e12, 300e9, None, 19.5e12, 0.75),
+    "h100": Chip("NVIDIA H100 SXM 80 GB", 989e12, 80e9, 3.35e12, 450e9, None, 67e12, 0.75),
 }
 _GPUS = {
     "a100": _Gpu((8, "NONE"), 108, 64, 164 << 10, 163 << 10, 40 << 20, 1.41, 25e9),
@@ -157,6 +159,18 @@ def devices(machine: Machine) -> list["jax.Device"]:
     except Exception as error:  # noqa: BLE001 - whatever a compiler that is not there raises
         raise _refused(machine, error) from None
     return list(found.devices)
+
+
+def of_one_host(machine: Machine, every: list["jax.Device"], hosts: int) -> list["jax.Device"]:
+    """Returns the devices of one host of a machine, for a program that no other host takes part in.
+
+    XLA compiles for all chips of a TPU's topology or refuses; a host of a larger one has four.
+    """
+    count = len(every) // hosts
+    if machine.platform == "tpu" and hosts > 1 and count == 4:
+        shape = "2x2" if len(machine.shape) == 2 else "2x2x1"
+        return devices(parse(f"{machine.kind}:{shape}"))
+    return every[:count]
 
 
 def _refused(machine: Machine, error: Exception) -> InputError:

@@ -164,7 +164,7 @@ def _train(
         "steps": schedule.total_steps,
         "hours": None if seconds is None else schedule.total_steps * seconds / 3600,
         "largest_batch": _largest_batch(config, best, usable, len(devices)),
-        "needless": _needless(found["collectives"]),
+        "needless": _needless(found["collectives"], split=train.shard_optimizer),
     }
 
 
@@ -231,7 +231,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Plans encoding the corpus; every host encodes shards of its own."""
     layers = model.shapes["passage"].num_hidden_layers
-    here = devices[: len(devices) // hosts]
+    here = machine.of_one_host(target, devices, hosts)
     if quick and layers > 2:
         one, program = (programs.encode(config, model.cut(n), here) for n in (1, 2))
         best = counts.read(one.lowered, target).per_layer(
@@ -267,7 +267,8 @@ def _search(
     best = counts.read(lowered, target)
     queries = lowered.args_info[0][1].shape[0]
     rows = -(-passages // blocks // len(devices))
-    found = counts.facts(best, target, len(devices), 2.0 * queries * rows * width)
+    flops = 2.0 * queries * rows * width
+    found = counts.facts(best, target, len(devices), flops, float32=True)
     held = 2 * passages * width // len(devices)
     stays = held <= target.chip.allocated * target.chip.memory_bytes / 2
     seconds = found["seconds"]
@@ -289,13 +290,13 @@ def _usable(target: Machine) -> float:
 # --- what follows ----------------------------------------------------------------
 
 
-def _needless(found: list[dict[str, Any]]) -> list[str]:
-    """Names collectives of an update that it could do without."""
+def _needless(found: list[dict[str, Any]], *, split: bool) -> list[str]:
+    """Names collectives of an update that it could do without; split weights are gathered."""
     said = []
     for one in found:
         if one["kind"] not in ("all-reduce", "all-gather", "reduce-scatter"):
             said.append(f"{one['count']} {one['kind']} ({', '.join(one['of'])})")
-        elif one["kind"] == "all-gather" and one["count"] > 3:
+        elif one["kind"] == "all-gather" and one["count"] > 3 and not split:
             said.append(
                 f"{one['count']} all-gathers, where vectors and text keys need two or three"
             )
