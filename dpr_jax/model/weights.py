@@ -15,10 +15,10 @@ from dpr_jax.errors import InputError
 from dpr_jax.model import names, unpickle
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params
-from dpr_jax.model.families import Shape
 from dpr_jax.model.folder_json import load_json
 from dpr_jax.model.modules import DenseShape
 from dpr_jax.model.names import Weight
+from dpr_jax.model.stack import EncoderShape
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"  # after either name, of weights in shards
@@ -30,7 +30,9 @@ NOT_OURS = re.compile(
 )
 
 
-def read_params(folder: Path, shape: Shape, settings: EncoderSettings | None = None) -> Params:
+def read_params(
+    folder: Path, shape: EncoderShape, settings: EncoderSettings | None = None
+) -> Params:
     """Returns the weights of one tower as float32 arrays, in the tree that `Encoder` uses.
 
     Args:
@@ -175,7 +177,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_weights(folder: Path, shape: Shape, params: Params) -> None:
+def write_weights(folder: Path, shape: EncoderShape, params: Params) -> None:
     """Writes model.safetensors of one tower, float32, under Hugging Face's names."""
     write_tensors(folder, names.weights(shape), params)
 

@@ -12,9 +12,9 @@ from dpr_jax import artifacts
 from dpr_jax.model import description, weights
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side
-from dpr_jax.model.families import Shape
 from dpr_jax.model.folder_json import load_json
 from dpr_jax.model.modules import ACTIVATIONS, MODULES, POOLINGS, ROUTER
+from dpr_jax.model.stack import EncoderShape
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,7 +41,7 @@ def write_encoder(
     folder: Path,
     *,
     template: Path,
-    shape: Shape,
+    shape: EncoderShape,
     params: Params,
     settings: EncoderSettings,
     temperature: float | None = None,

@@ -19,7 +19,7 @@ from dpr_jax.index.engines import exact
 from dpr_jax.model import description, dual_encoder, embed, hf
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params, Tokens
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 from dpr_jax.training import program, setup
 from dpr_jax.training.step import Batch
 
@@ -49,7 +49,7 @@ class Model(NamedTuple):
       passage: likewise of passages.
     """
 
-    shape: Shape
+    shape: EncoderShape
     question: EncoderSettings
     passage: EncoderSettings
 
