@@ -1,4 +1,4 @@
-"""What an export of an encoder gets of one side."""
+"""One side of an encoder, as an export gets it."""
 
 from pathlib import Path
 from typing import NamedTuple

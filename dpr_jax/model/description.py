@@ -145,6 +145,12 @@ def title_and_text(folder: Path) -> Literal["pair", "space"]:
     return said
 
 
+def separator(folder: Path) -> str:
+    """Returns the token between the title and the text of a pair, by tokenizer_config.json."""
+    said = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
+    return said["content"] if isinstance(said, dict) else said
+
+
 def is_lowercased(folder: Path) -> bool:
     """Returns whether texts are lower-cased besides what the tokenizer does."""
     return bool(load_json(folder / LENGTHS).get("do_lower_case"))
@@ -172,7 +178,8 @@ def _said(folder: Path, side: Side) -> dict[str, Any]:
     file = root / SENTENCE_CONFIG
     sentence_config = load_json(file)
     prompt = prompts.of(sentence_config, file, side)
-    if prompt is None and (prompt := prompts.known(root, side)) is not None:
+    if prompt is None and not ours.exists() and (known := prompts.known(root, side)) is not None:
+        prompt = known
         _say_once(
             f"{root} is an encoder that is known to want {prompt!r} before {side}s; model."
             f"{side}_prompt sets another"

@@ -1,4 +1,4 @@
-"""What a tower costs, and what a device can do, in floating-point operations."""
+"""Counts what a tower costs, and what a device can do, in floating-point operations."""
 
 import jax
 import numpy as np
@@ -39,8 +39,8 @@ def forward_flops(shape: EncoderShape, lengths: np.ndarray, pooling: str) -> flo
 
 
 def peak_flops() -> float | None:
-    """What all devices of this process can do a second in bfloat16; None where the maker's figure
-    is not known, as on CPUs.
+    """Returns the bfloat16 operations per second of this process's devices; None where the maker's
+    figure is not known, as on CPUs.
     """
     devices = jax.local_devices()
     kind = devices[0].device_kind

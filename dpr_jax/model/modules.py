@@ -1,4 +1,4 @@
-"""Reads which modules make a vector in a folder of sentence-transformers: modules.json, a Router.
+"""Reads the modules of a folder of sentence-transformers from modules.json and a Router.
 
 A tower is a Transformer, a Pooling, any number of Dense layers, and a Normalize. What else a folder
 names is refused by its name. DPR's `encode_proj` counts as a Dense layer without activation.
@@ -54,7 +54,7 @@ class DenseShape(NamedTuple):
 
 
 class Modules(NamedTuple):
-    """How a folder says that the last layer becomes a vector.
+    """The way from the last layer to a vector, as a folder says it.
 
     Attributes:
       pooling: a value of POOLINGS; None where the folder does not say.

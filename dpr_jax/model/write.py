@@ -158,12 +158,15 @@ def _ours(folder: Path, settings: EncoderSettings, temperature: float | None) ->
       settings: of the tower.
       temperature: of training.
     """
-    sep = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
-    sep = sep["content"] if isinstance(sep, dict) else sep
-    joined = f"title {sep} text" if settings.title_and_text == "pair" else "title text"
+    joined = (
+        f"title {description.separator(folder)} text"
+        if settings.title_and_text == "pair"
+        else "title text"
+    )
     return {
         "title_and_text": settings.title_and_text,
         "in_sentence_transformers": f"Give a passage as one string, {joined!r}; without a title,"
-        " its text. Vectors differ only where a title longer than its text has to be cut.",
+        " its text. Vectors differ only where a title longer than its text has to be cut, and where"
+        " one tower serves both sides, of questions longer than max_question_tokens.",
         "temperature": temperature,
     }
