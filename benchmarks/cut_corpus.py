@@ -3,10 +3,11 @@
   python benchmarks/cut_corpus.py data/nq_natural --passages 6000 --train-questions 1600 \
     --test-questions 1500 --out runs/nq_natural_6k
 
-Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels). Kept
-are the gold passages and others drawn at random. Training and test questions are drawn at random
-too; dev stays as it is, and test.qrels numbers the questions anew. The smaller corpus is the easier
-one, so figures on the two cannot be compared.
+Reads and writes DPR's layout (passages.tsv, train.json, dev.json, test.qa.csv, test.qrels); the
+test questions may be in queries.tsv, without answers. Kept are the gold passages and others drawn
+at random. Training and test questions are drawn at random too; dev stays as it is, and test.qrels
+numbers the questions anew. The smaller corpus is the easier one, so figures on the two cannot be
+compared.
 """
 
 import argparse
@@ -32,7 +33,8 @@ def main(
     # --- questions, in the order of their files
     train, dev = (_json(source / f"{name}.json") for name in ("train", "dev"))
     train = [train[i] for i in _some(draw, len(train), train_questions)]
-    test = _csv(source / "test.qa.csv")
+    asked = next(name for name in ("test.qa.csv", "queries.tsv") if (source / name).exists())
+    test = _csv(source / asked)
     test_rows = _some(draw, len(test), test_questions)
     new_row = {str(old): str(new) for new, old in enumerate(test_rows)}
     qrels = [line.split() for line in _text(source / "test.qrels").splitlines()]
@@ -54,7 +56,10 @@ def main(
     # --- written
     out.mkdir(parents=True)
     _write(out / "passages.tsv", [header, *(row for row in rows if row[0] in kept)])
-    _write(out / "test.qa.csv", [test[row] for row in test_rows])
+    chosen = [test[row] for row in test_rows]
+    if asked == "queries.tsv":  # with an id in front, which test.qrels has too
+        chosen = [[str(new), text] for new, (_, text) in enumerate(chosen)]
+    _write(out / asked, chosen)
     lines = "".join(" ".join(fields) + "\n" for fields in qrels)
     (out / "test.qrels").write_text(lines, encoding="utf-8")
     for name, questions in (("train", train), ("dev", dev)):
@@ -67,7 +72,7 @@ def main(
 
 
 def _some(draw: random.Random, size: int, wanted: int) -> list[int]:
-    if not 0 < wanted <= size:
+    if not 0 <= wanted <= size:
         raise SystemExit(f"{wanted} questions are asked for, of {size}")
     return sorted(draw.sample(range(size), wanted))
 

@@ -77,6 +77,27 @@ def test_gold_passages_and_judgements_stay(source: Path, tmp_path: Path) -> None
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
+def test_questions_without_answers_are_numbered_anew(source: Path, tmp_path: Path) -> None:
+    """As test.qrels is; and no training question need be kept."""
+    import cut_corpus
+
+    asked = [question for question, _ in read(source / "test.qa.csv")]
+    lines = "".join(f"{number}\t{question}\n" for number, question in enumerate(asked))
+    (source / "queries.tsv").write_text(lines, encoding="utf-8")
+    out = tmp_path / "with answers"
+    sizes = {"train_questions": 0, "test_questions": len(asked) // 2}
+    passages = len(read(source / "passages.tsv")) - 21
+    cut_corpus.main(source, out, passages=passages, **sizes)
+    kept = [question for question, _ in read(out / "test.qa.csv")]
+    assert json.loads((out / "train.json").read_text(encoding="utf-8")) == []
+
+    (source / "test.qa.csv").unlink()
+    again = tmp_path / "without"
+    cut_corpus.main(source, again, passages=passages, **sizes)
+    assert read(again / "queries.tsv") == [[str(i), text] for i, text in enumerate(kept)]
+    assert (again / "test.qrels").read_bytes() == (out / "test.qrels").read_bytes()
+
+
 def test_sizes_that_cannot_be_had_are_refused(source: Path, tmp_path: Path) -> None:
     import cut_corpus
 

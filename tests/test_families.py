@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpr_jax.config import ModelConfig
-from dpr_jax.model import hf, modules, tokenizer
+from dpr_jax.model import description, hf, tokenizer
 from dpr_jax.model.bert import Bert
 from dpr_jax.model.dual_encoder import TEXTS_PER_ROW, Encoder, Rows, Tokens
 from dpr_jax.model.embed import load_embedder
@@ -134,7 +134,9 @@ def _pooled(states_LD: np.ndarray, pooling: str) -> np.ndarray:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_written_weights_are_those_read(name: str, tmp_path: Path) -> None:
     shape = hf.read_shape(GOLDEN / name)
-    params = hf.read_params(GOLDEN / name, shape, modules.read(GOLDEN / name).dense)
+    params = hf.read_params(
+        GOLDEN / name, shape, description.read(GOLDEN / name, "passage", ModelConfig())
+    )
     tower = {"bert": params["bert"]}
     hf.write_weights(tmp_path, shape, tower)
     again = hf.read_params(tmp_path, shape)

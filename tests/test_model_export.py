@@ -33,7 +33,7 @@ def trained(root: Path, source: str, model: ModelConfig, **data: str) -> Retriev
     folder = hf.resolve(source, "passage")
     own = {side: description.read(folder, side, model) for side in SIDES}
     shape = hf.read_shape(folder)
-    params = hf.read_params(folder, shape, own["passage"].dense)
+    params = hf.read_params(folder, shape, own["passage"])
     towers = Towers({s: shape for s in SIDES}, {s: folder for s in SIDES}, own, 1.0)
     place = retriever.place("model", {"stage": "train", "settings": {}, "inputs": {}})
     pair = {"question": params, "passage": params}

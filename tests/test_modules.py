@@ -11,7 +11,7 @@ import tiny
 
 from dpr_jax.config import ModelConfig
 from dpr_jax.errors import InputError
-from dpr_jax.model import description, hf, modules
+from dpr_jax.model import description, hf
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.modules import DenseShape
 
@@ -77,7 +77,7 @@ def test_dense_layers_are_applied_and_written(tmp_path: Path, folder: Path) -> N
     )
     out = tmp_path / "out"
     out.mkdir()
-    params = hf.read_params(folder, tiny.SHAPE, settings.dense)
+    params = hf.read_params(folder, tiny.SHAPE, settings)
     hf.write_encoder(out, template=folder, shape=tiny.SHAPE, params=params, settings=settings)
     assert description.read(out, "question", AS_IT_SAYS)[:7] == settings[:7]
     np.testing.assert_array_equal(vectors(out), found)
@@ -124,6 +124,62 @@ def test_a_router_has_a_tower_for_each_side(tmp_path: Path, folder: Path) -> Non
         hf.resolve(str(root), "passage")
 
 
+def router_of_one_tower(root: Path, **parameters: object) -> None:
+    """Writes a Router whose routes `one` and `two` share a Transformer."""
+    tiny.write(root / "one_0_Transformer")
+    write_json(root / "one_1_Pooling/config.json", {"pooling_mode": "cls"})
+    write_json(root / "two_1_Pooling/config.json", {"pooling_mode": "mean"})
+    kinds = {"one_0_Transformer": "Transformer", "one_1_Pooling": "Pooling"}
+    types = {path: ST + kind for path, kind in {**kinds, "two_1_Pooling": "Pooling"}.items()}
+    structure = {"one": [*kinds], "two": ["one_0_Transformer", "two_1_Pooling"]}
+    said = {"types": types, "structure": structure, "parameters": parameters}
+    write_json(root / "router_config.json", said)
+    write_json(root / "modules.json", listed("Router", "Dense"))
+    add_dense(root, 1, np.eye(32, 8, dtype=np.float32), "linear.Identity")
+
+
+def test_each_side_takes_its_own_route_through_a_transformer_that_both_share(
+    tmp_path: Path, folder: Path
+) -> None:
+    """By what route_mappings say, and then through the modules after the Router."""
+    for routes in (("one", "two"), ("two", "one")):
+        root = tmp_path / routes[0]
+        pairs = zip(("('query', 'text')", "('document', None)"), routes, strict=True)
+        router_of_one_tower(root, route_mappings=dict(pairs))
+        for side, route in zip(("question", "passage"), routes, strict=True):
+            assert hf.resolve(str(root), side) == root / "one_0_Transformer"
+            found = load_embedder(str(root), side, model=AS_IT_SAYS, dtype="float32").encode(TEXTS)
+            plain = vectors(folder, ModelConfig(pooling={"one": "cls", "two": "mean"}[route]))
+            np.testing.assert_allclose(found, plain[:, :8] + 0.25, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "has routes one, two; document is wanted for the passages"),
+        ({"default_route": "one"}, "has routes one, two; document is wanted"),  # as they refuse it
+        ({"route_mappings": {"query: text": "one"}}, "route_mappings by .task, modality. if any"),
+        ({"route_mappings": ["one"]}, "route_mappings by .task, modality. if any"),
+        ({"route_mappings": {"('document', None)": "three"}}, "document is wanted for the p"),
+    ],
+)
+def test_a_router_that_does_not_say_where_passages_go_is_refused(
+    tmp_path: Path, parameters: dict, message: str
+) -> None:
+    router_of_one_tower(tmp_path, **parameters)
+    with pytest.raises(InputError, match=message):
+        hf.resolve(str(tmp_path), "passage")
+
+
+def test_what_comes_first_must_be_a_transformer(folder: Path) -> None:
+    write_json(folder / "modules.json", listed("StaticEmbedding", "Normalize"))
+    with pytest.raises(InputError, match="a module StaticEmbedding in its folder at place 1"):
+        hf.resolve(str(folder), "question")
+    write_json(folder / "modules.json", [])
+    with pytest.raises(InputError, match="lists no module"):
+        hf.resolve(str(folder), "question")
+
+
 def test_a_transformer_in_a_folder_of_its_own(tmp_path: Path, folder: Path) -> None:
     """As sentence-transformers wrote it at first."""
     root = tmp_path / "old"
@@ -155,9 +211,9 @@ def test_what_a_dense_layer_asks_for_and_we_do_not_do_is_named(folder: Path) -> 
 def test_dprs_projection_is_a_layer(tmp_path: Path) -> None:
     golden = Path(__file__).parent / "golden/encoders/dpr"
     settings = description.read(golden, "passage", AS_IT_SAYS)
-    assert modules.read(golden).dense == (DenseShape(32, 24),)
+    assert settings.dense == (DenseShape(32, 24),)
     shape = hf.read_shape(golden)
-    params = hf.read_params(golden, shape, settings.dense)
+    params = hf.read_params(golden, shape, settings)
     hf.write_encoder(tmp_path, template=golden, shape=shape, params=params, settings=settings)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "bert" and "projection_dim" not in config

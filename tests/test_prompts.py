@@ -53,6 +53,7 @@ def test_prompts_are_those_of_the_folder(folder: Path, said: dict, wanted: list[
             ["Represent this sentence for searching relevant passages: ", ""],
         ),
         ("bge-m3", ["", ""]),  # wants none
+        ("multilingual-e5-large-instruct", ["", ""]),  # wants an instruction of each task
         ("my-e5-small-v2-tuned", ["", ""]),
     ],
 )
@@ -67,6 +68,18 @@ def test_encoders_that_want_prompts_are_known(
     (copied / SENTENCE_CONFIG).write_text(json.dumps(said))
     assert prompts_of(copied) == ["ask: ", "read: "]
     assert prompts_of(copied, ModelConfig(question_prompt="", passage_prompt="x")) == ["", "x"]
+
+
+def test_a_folder_of_ours_without_prompts_wants_none_whatever_its_name_is(
+    tmp_path: Path, folder: Path
+) -> None:
+    copied = tmp_path / "e5-small-v2"
+    shutil.copytree(folder, copied)
+    said = {"prompts": {"query": "", "document": ""}}
+    (copied / SENTENCE_CONFIG).write_text(json.dumps(said))
+    assert prompts_of(copied) == ["query: ", "passage: "]  # sentence-transformers saves it so
+    (copied / "dpr_jax.json").write_text('{"title_and_text": "pair"}')
+    assert prompts_of(copied) == ["", ""]
 
 
 def test_a_prompt_stands_before_the_text_and_counts(folder: Path) -> None:

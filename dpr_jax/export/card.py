@@ -49,7 +49,9 @@ def write(
         f" vectors of width {width}, compared by {compared}."
     )
     lines += [f"# {repo.rpartition('/')[2]}", "", about, ""]
-    lines += [*_use(repo, own, shared=folders["question"] == folders["passage"]), *_texts(own)]
+    sep = description.separator(folders["passage"])
+    shared = folders["question"] == folders["passage"]
+    lines += [*_use(repo, own, shared=shared, sep=sep), *_texts(own, sep)]
     lines += [*_data(retriever, config, data_license), *_metrics(retriever)]
     settings = json.dumps({part: to_dict(getattr(config, part)) for part in PARTS}, indent=1)
     return "\n".join([*lines, "## Settings", "", "```json", settings, "```", ""])
@@ -59,11 +61,11 @@ def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and ":" not in source and not Path(source).exists()
 
 
-def _use(repo: str, own: dict[str, EncoderSettings], *, shared: bool) -> list[str]:
+def _use(repo: str, own: dict[str, EncoderSettings], *, shared: bool, sep: str) -> list[str]:
     """Returns how to use the model in three libraries."""
     question = own["question"]
     is_pair = own["passage"].title_and_text == "pair"
-    passage = "Paris [SEP] Paris is the capital." if is_pair else "Paris Paris is the capital."
+    passage = f"Paris {sep} Paris is the capital." if is_pair else "Paris Paris is the capital."
     where = f'"{repo}"' if shared else f'"{repo}", subfolder="question_encoder"'
     pooled = {"cls": "states[:, 0]", "mean": "states.mean(1)"}.get(question.pooling)
     vector = f"vector = {pooled}"
@@ -115,9 +117,9 @@ def _use(repo: str, own: dict[str, EncoderSettings], *, shared: bool) -> list[st
     ]
 
 
-def _texts(own: dict[str, EncoderSettings]) -> list[str]:
+def _texts(own: dict[str, EncoderSettings], sep: str) -> list[str]:
     joined = {
-        "pair": "title and text are a pair, with [SEP] between",
+        "pair": f"title and text are a pair, with {sep} between",
         "space": "title, space, text",
     }
     lines = ["## Texts", ""]

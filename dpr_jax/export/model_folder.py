@@ -71,4 +71,4 @@ def _tower(retriever: RetrieverDir, config: Config, side: Side) -> Tower:
     folder = hf.resolve(retriever.encoder, side)
     settings = description.read(folder, side, config.model)
     shape = hf.read_shape(folder)
-    return Tower(folder, settings, shape, hf.read_params(folder, shape, settings.dense))
+    return Tower(folder, settings, shape, hf.read_params(folder, shape, settings))

@@ -1,11 +1,11 @@
-"""One side of an encoder, as an export of it is given."""
+"""One side of an encoder, as an export gets it."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 
 
 class Tower(NamedTuple):
@@ -20,5 +20,5 @@ class Tower(NamedTuple):
 
     folder: Path
     settings: EncoderSettings
-    shape: Shape
+    shape: EncoderShape
     params: Params

@@ -57,4 +57,4 @@ def _question_tower(source: Source) -> Tower:
     found = hf.resolve(source.retriever.encoder, "question")
     settings = description.read(found, "question", source.config.model)
     shape = hf.read_shape(found)
-    return Tower(found, settings, shape, hf.read_params(found, shape, settings.dense))
+    return Tower(found, settings, shape, hf.read_params(found, shape, settings))

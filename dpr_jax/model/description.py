@@ -41,6 +41,7 @@ class EncoderSettings(NamedTuple):
       dense: linear layers after pooling.
       width: vectors are cut to so many numbers before they are normalized; None keeps all.
       trained_temperature: the temperature that the folder says it was trained with.
+      dense_folders: of the layers' weights, which lie among the encoder's where there are none.
     """
 
     pooling: str
@@ -52,6 +53,7 @@ class EncoderSettings(NamedTuple):
     dense: tuple[DenseShape, ...] = ()
     width: int | None = None
     trained_temperature: float | None = None
+    dense_folders: tuple[Path, ...] = ()
 
     @property
     def temperature(self) -> float:
@@ -60,14 +62,11 @@ class EncoderSettings(NamedTuple):
 
     @property
     def of_vectors(self) -> dict[str, Any]:
-        """What shapes the vectors; settings that came later count where they are not the usual."""
-        usual = EncoderSettings._field_defaults
+        """The settings that shape the vectors; those that came later only where they say more."""
+        usual, said = self._field_defaults, self._asdict()
+        del said["trained_temperature"], said["dense_folders"]
         later = ("prompt", "dense", "width")
-        said = {name: value for name, value in self._asdict().items() if name not in later}
-        del said["trained_temperature"]
-        return said | {
-            name: getattr(self, name) for name in later if getattr(self, name) != usual[name]
-        }
+        return {name: v for name, v in said.items() if name not in later or v != usual[name]}
 
 
 def read(folder: Path, side: Side, model: ModelConfig) -> EncoderSettings:
@@ -121,6 +120,7 @@ def read(folder: Path, side: Side, model: ModelConfig) -> EncoderSettings:
         title_and_text=title_and_text(folder),
         lowercase=is_lowercased(folder),
         dense=said["dense"],
+        dense_folders=said["dense_folders"],
         width=said.get("width"),
         trained_temperature=said.get("temperature"),
     )
@@ -143,6 +143,12 @@ def title_and_text(folder: Path) -> Literal["pair", "space"]:
     if said not in ("pair", "space"):
         raise InputError(f'{file} has title_and_text {said!r}; write "pair" or "space" there')
     return said
+
+
+def separator(folder: Path) -> str:
+    """Returns the token between the title and the text of a pair, by tokenizer_config.json."""
+    said = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
+    return said["content"] if isinstance(said, dict) else said
 
 
 def is_lowercased(folder: Path) -> bool:
@@ -172,7 +178,8 @@ def _said(folder: Path, side: Side) -> dict[str, Any]:
     file = root / SENTENCE_CONFIG
     sentence_config = load_json(file)
     prompt = prompts.of(sentence_config, file, side)
-    if prompt is None and (prompt := prompts.known(root, side)) is not None:
+    if prompt is None and not ours.exists() and (known := prompts.known(root, side)) is not None:
+        prompt = known
         _say_once(
             f"{root} is an encoder that is known to want {prompt!r} before {side}s; model."
             f"{side}_prompt sets another"
@@ -185,8 +192,9 @@ def _said(folder: Path, side: Side) -> dict[str, Any]:
             f"{file} has default_prompt_name {default!r}, which encode_{role} of"
             f" sentence-transformers does not put before {side}s, nor do we"
         )
-    layers = modules.read(folder)
-    found |= {"dense": layers.dense, "include_prompt": layers.include_prompt}
+    layers = modules.read(folder, side)
+    found |= {"dense": layers.dense, "dense_folders": layers.dense_folders}
+    found["include_prompt"] = layers.include_prompt
     if width := whole(file, "truncate_dim", sentence_config, None):
         found["width"] = width
     if is_described:

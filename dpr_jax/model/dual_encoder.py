@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpr_jax.model import lora
-from dpr_jax.model.bert import Wanted
-from dpr_jax.model.families import MODULES, Shape
+from dpr_jax.model.families import MODULES
 from dpr_jax.model.lora import LORA
 from dpr_jax.model.modules import DenseShape
+from dpr_jax.model.stack import TowerPart, Wanted
 
 Side = Literal["question", "passage"]
 Params = dict[str, Any]
@@ -80,34 +80,25 @@ class Packed(NamedTuple):
         return self.rows.ids_RL.size
 
 
-class Encoder(nn.Module):
+class Encoder(TowerPart):
     """One tower: BERT or its like, pooling, linear layers, optional scaling to unit length.
 
+    Its `dtype` holds up to the last layer; all after it is float32.
+
     Attributes:
-      shape: architecture, which also says the family.
       pooling: "cls" is the last layer's [CLS] state, as in DPR (no pooler, no projection); "mean"
         the mean over real tokens; the others are sentence-transformers' (modules.POOLINGS).
       normalize: scale to unit length.
-      dropout: rate for hidden states, used when training.
-      dtype: compute precision up to the last layer; all after it is float32.
-      frozen: levels from below without a gradient; see Bert.
+      frozen: levels from below without a gradient; see Stack.
       remat: compute each layer again in the backward pass instead of keeping its activations.
-      attention_dropout: rate for attention weights; None: as `dropout`.
-      platform: cpu, gpu or tpu, whose forms are computed: parallel.platform_of the devices that it
-        is mapped over, which may be others than the process has.
       dense: layers after pooling.
       cut: numbers of a vector that are kept; None keeps all.
     """
 
-    shape: Shape
     pooling: str = "cls"
     normalize: bool = False
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
     frozen: int = 0
     remat: bool = False
-    attention_dropout: float | None = None
-    platform: str = "cpu"
     dense: tuple[DenseShape, ...] = ()
     cut: int | None = None
 
@@ -119,7 +110,7 @@ class Encoder(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped in training."""
+        """True where anything is dropped in training."""
         return self.dropout > 0 or (self.attention_dropout or 0) > 0
 
     @nn.compact
@@ -127,16 +118,8 @@ class Encoder(nn.Module):
         """Returns float32 vectors [B, D], of packed rows those of all R * TEXTS_PER_ROW places;
         they mean nothing where there is no text.
         """
-        states = MODULES[type(self.shape)](
-            self.shape,
-            self.dropout,
-            self.dtype,
-            frozen=self.frozen,
-            remat=self.remat,
-            attention_dropout=self.attention_dropout,
-            platform=self.platform,
-            name="bert",
-        )
+        family = MODULES[type(self.shape)]
+        states = self.part(family, "bert", frozen=self.frozen, remat=self.remat)
         if isinstance(tokens, Rows):
             ids_BL, text_BL, position_BL = tokens
             mask_BLL = text_BL[:, :, None] == text_BL[:, None, :]
@@ -177,12 +160,12 @@ class EncoderPair(NamedTuple):
 
     @property
     def normalize(self) -> bool:
-        """Whether vectors have unit length, which is the same for both."""
+        """True where vectors have unit length, which is the same for both."""
         return self.passage.normalize
 
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped in training."""
+        """True where anything is dropped in training."""
         return self.passage.drops
 
     @property

@@ -227,7 +227,7 @@ def load_embedder(
     hf.check_tokens(folders[side], encoder.shape, tokens.vocabulary)
     return Embedder(
         encoder,
-        hf.read_params(folders[side], encoder.shape, encoder.dense),
+        hf.read_params(folders[side], encoder.shape, own[side]),
         tokens,
         batch_tokens=batch_tokens,
         fingerprint=prints[side],
@@ -247,8 +247,6 @@ def _check_pair(
             "the encoders there must be those of one training: run `dpr train` again, which"
             f" writes them, or remove {manifest} if you put them together yourself",
         )
-    if question == passage:
-        return
     widths = [hf.read_encoder(folders[one], own[one]).width for one in ("question", "passage")]
     if widths[0] != widths[1]:
         raise InputError(

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from dpr_jax.errors import InputError
 from dpr_jax.model.bert import ACTIVATIONS, Bert, BertShape
 from dpr_jax.model.folder_json import load_json, whole
 from dpr_jax.model.modernbert import ModernBert, ModernBertShape
+from dpr_jax.model.stack import EncoderShape, Stack
 
-Shape = BertShape | ModernBertShape
-MODULES: dict[type, type[nn.Module]] = {BertShape: Bert, ModernBertShape: ModernBert}
+MODULES: dict[type, type[Stack]] = {BertShape: Bert, ModernBertShape: ModernBert}
 # what transformers takes where config.json does not say
 BERT_DEFAULTS = {
     "vocab_size": 30522,
@@ -42,7 +40,7 @@ DISTILBERT_NAMES = {  # ours, by the name in config.json
 DECODERS = ("qwen", "llama", "mistral", "gemma", "gpt", "phi", "olmo", "opt", "granite", "falcon")
 
 
-def read_shape(folder: Path) -> Shape:
+def read_shape(folder: Path) -> EncoderShape:
     """Returns the architecture in config.json.
 
     Raises:
@@ -160,7 +158,7 @@ def _padding(path: Path, config: dict[str, Any]) -> int:
     return value
 
 
-READERS: dict[str, Callable[[Path, dict[str, Any]], Shape]] = {
+READERS: dict[str, Callable[[Path, dict[str, Any]], EncoderShape]] = {
     "bert": _bert,
     "dpr": _bert,
     "roberta": _roberta,

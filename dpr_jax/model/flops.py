@@ -1,9 +1,9 @@
-"""What a tower costs, and what a device can do, in floating-point operations."""
+"""Counts what a tower costs, and what a device can do, in floating-point operations."""
 
 import jax
 import numpy as np
 
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 
 # dense bfloat16 operations a second of one device, by the start of its name in JAX; the longest
 # that fits counts (makers' data sheets)
@@ -18,7 +18,7 @@ PEAK_FLOPS = {
 }
 
 
-def forward_flops(shape: Shape, lengths: np.ndarray, pooling: str) -> float:
+def forward_flops(shape: EncoderShape, lengths: np.ndarray, pooling: str) -> float:
     """Operations of the forward pass for texts of these lengths, as the field counts them: matrix
     products alone.
 
@@ -39,8 +39,8 @@ def forward_flops(shape: Shape, lengths: np.ndarray, pooling: str) -> float:
 
 
 def peak_flops() -> float | None:
-    """What all devices of this process can do a second in bfloat16; None where the maker's figure
-    is not known, as on CPUs.
+    """Returns the bfloat16 operations per second of this process's devices; None where the maker's
+    figure is not known, as on CPUs.
     """
     devices = jax.local_devices()
     kind = devices[0].device_kind

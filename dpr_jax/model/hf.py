@@ -15,7 +15,8 @@ from dpr_jax.errors import InputError
 from dpr_jax.model import description, dpr_checkpoint, modules
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Side
-from dpr_jax.model.families import Shape, read_shape
+from dpr_jax.model.families import read_shape
+from dpr_jax.model.stack import EncoderShape
 from dpr_jax.model.weights import INDEX, TORCH, read_params, weight_files, write_weights
 from dpr_jax.model.weights import SAFETENSORS as WEIGHTS
 from dpr_jax.model.write import TOKENIZER_FILES, write_encoder, write_router
@@ -76,9 +77,7 @@ def _in_folder(folder: Path, side: Side) -> Path | None:
     if (folder / f"{side}_encoder").is_dir():
         return folder / f"{side}_encoder"
     if (folder / modules.MODULES).is_file():
-        inside = modules.transformer_folder(folder, side)
-        if inside:
-            return inside
+        return modules.transformer_folder(folder, side)
     return folder if (folder / "config.json").is_file() else None
 
 
@@ -130,7 +129,7 @@ def read_encoder(folder: Path, settings: EncoderSettings, **options: Any) -> Enc
     return encoder_of_shape(read_shape(folder), settings, **options)
 
 
-def encoder_of_shape(shape: Shape, settings: EncoderSettings, **options: Any) -> Encoder:
+def encoder_of_shape(shape: EncoderShape, settings: EncoderSettings, **options: Any) -> Encoder:
     """Returns the architecture of a tower.
 
     Args:
@@ -148,7 +147,7 @@ def encoder_of_shape(shape: Shape, settings: EncoderSettings, **options: Any) ->
     )
 
 
-def check_tokens(folder: Path, shape: Shape, vocabulary: dict[str, int]) -> None:
+def check_tokens(folder: Path, shape: EncoderShape, vocabulary: dict[str, int]) -> None:
     """Raises InputError where a tokenizer has tokens that the weights have no row for."""
     beyond = sorted(token for token, id_ in vocabulary.items() if id_ >= shape.vocab_size)
     if beyond:
@@ -165,7 +164,7 @@ def fingerprint(folder: Path, settings: EncoderSettings) -> str:
     digest = hashlib.sha256(json.dumps(settings.of_vectors).encode())
     files = [folder / "config.json", *weight_files(folder)]
     files += [folder / name for name in TOKENIZER_FILES]
-    for where in modules.read(folder).dense_folders:
+    for where in settings.dense_folders:
         files += [where / "config.json", *weight_files(where)]
     for file in files:
         if file.exists():

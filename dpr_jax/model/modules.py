@@ -1,9 +1,10 @@
-"""Reads which modules make a vector in a folder of sentence-transformers: modules.json, a Router.
+"""Reads the modules of a folder of sentence-transformers from modules.json and a Router.
 
 A tower is a Transformer, a Pooling, any number of Dense layers, and a Normalize. What else a folder
 names is refused by its name. DPR's `encode_proj` counts as a Dense layer without activation.
 """
 
+import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,11 @@ ACTIVATIONS = {  # of a Dense layer, by PyTorch's name
     f"{TORCH}activation.Sigmoid": "sigmoid",
     f"{TORCH}activation.SiLU": "silu",
 }
-QUERY_ROUTES = ("query", "question", "QRY")
-DOCUMENT_ROUTES = ("document", "passage", "corpus", "doc", "POS")
+ROUTERS = ("Router", "Asym")  # now, and in older versions
+NAMES = {  # of routes; sentence-transformers looks for the first two
+    "question": ("query", "text", "question", "QRY"),
+    "passage": ("document", "text", "passage", "corpus", "doc", "POS"),
+}
 
 
 class DenseShape(NamedTuple):
@@ -50,7 +54,7 @@ class DenseShape(NamedTuple):
 
 
 class Modules(NamedTuple):
-    """How a folder says that the last layer becomes a vector.
+    """The way from the last layer to a vector, as a folder says it.
 
     Attributes:
       pooling: a value of POOLINGS; None where the folder does not say.
@@ -69,56 +73,46 @@ class Modules(NamedTuple):
 
 
 def root_of(folder: Path) -> Path:
-    """Returns the folder that describes a tower: its own, or the one above that names it."""
-    if (folder / MODULES).exists():
-        return folder
-    above = folder.parent
-    if folder.name in load_json(above / ROUTER).get("types", {}):
-        return above
-    named = load_json(above / MODULES, list) if (above / MODULES).exists() else []
-    paths = [module.get("path") for module in named if isinstance(module, dict)]
-    return above if folder.name in paths else folder
+    """Returns the folder that describes a tower: its own, or one above that names it."""
+    if not (folder / MODULES).exists():
+        for above in folder.parents[:2]:
+            if (above / MODULES).exists() and folder in _folders(above):
+                return above
+    return folder
 
 
-def transformer_folder(root: Path, side: str) -> Path | None:
-    """Returns the folder of a tower's Transformer, where it is not the root itself.
+def transformer_folder(root: Path, side: str) -> Path:
+    """Returns the folder of a tower's Transformer.
 
     Args:
       root: a folder with modules.json.
       side: "question" or "passage", which a Router tells apart.
 
     Raises:
-      InputError: a Router has no route for the side.
+      InputError: a Router has no route for the side, or no Transformer comes first.
     """
-    if (root / ROUTER).exists():
-        return root / _route(root, side)[0][1]
-    modules = _listed(root / MODULES, load_json(root / MODULES, list))
-    paths = [path for kind, path in modules if kind == "Transformer" and path]
-    return root / paths[0] if paths else None
+    kind, folder = _passed(root, side)[0]
+    if kind != "Transformer":
+        raise _unsupported(root, kind, folder, 1)
+    return folder
 
 
-def read(folder: Path) -> Modules:
+def read(folder: Path, side: str) -> Modules:
     """Returns what the modules of a tower are; all None and empty where nothing is said.
 
     Args:
       folder: of the tower's Transformer.
+      side: "question" or "passage": a Router may send both through one Transformer.
 
     Raises:
       InputError: a module is not supported, or malformed; the message names it.
     """
     root = root_of(folder)
-    if root != folder and (root / ROUTER).exists():
-        side = "question" if folder.name in [p for _, p in _route(root, "question")] else "passage"
-        listed = _route(root, side)
-    elif (root / MODULES).exists():
-        listed = _listed(root / MODULES, load_json(root / MODULES, list))
-    else:
+    if not (root / MODULES).exists():
         return _projection(folder)
-    file = root / (ROUTER if (root / ROUTER).exists() and root != folder else MODULES)
     found = Modules()
-    for number, (kind, path) in enumerate(listed):
-        where = root / path
-        if kind == "Transformer" and number == 0 and where.resolve() == folder.resolve():
+    for place, (kind, where) in enumerate(_passed(root, side), 1):
+        if kind == "Transformer" and place == 1 and where.resolve() == folder.resolve():
             continue
         if kind == "Pooling" and found.pooling is None:
             config = where / "config.json"
@@ -132,26 +126,60 @@ def read(folder: Path) -> Modules:
         elif kind == "Normalize":
             found = found._replace(normalize=True)
         elif kind != "Dropout":  # which does nothing outside of training
-            raise InputError(
-                f"{file} has a module {kind} in {path or 'its folder'!r} at place {number + 1},"
-                " which is not supported: those of sentence_transformers are, in this order, a"
-                " Transformer, Pooling, Dense and Normalize"
-            )
+            raise _unsupported(root, kind, where, place)
     # without a Pooling the mean is taken, as sentence-transformers has it
-    return found._replace(pooling=found.pooling or "mean") if listed else found
+    return found._replace(pooling=found.pooling or "mean")
 
 
-def _listed(file: Path, modules: list[Any]) -> list[tuple[str, str]]:
-    """Returns the kind and path of each module."""
+def _unsupported(root: Path, kind: str, folder: Path, place: int) -> InputError:
+    path = "its folder" if folder == root else repr(str(folder.relative_to(root)))
+    return InputError(
+        f"{root / MODULES} has a module {kind} in {path} at place {place}, which is not supported:"
+        " those of sentence_transformers are, in this order, a Transformer, Pooling, Dense and"
+        " Normalize"
+    )
+
+
+def _passed(root: Path, side: str) -> list[tuple[str, Path]]:
+    """Returns the kind and folder of each module that a text of a side passes."""
+    (kind, folder), *after = _listed(root)
+    if kind not in ROUTERS:
+        return [(kind, folder), *after]
+    types, structure, mappings = _routes(folder)
+    task = "query" if side == "question" else "document"
+    wanted = [(task, "text"), (task, None), (None, "text"), (None, None)]
+    named = [mappings[one] for one in wanted if one in mappings] + [*NAMES[side]]
+    paths = next((structure[name] for name in named if name in structure), None)
+    if not paths or not all(isinstance(types.get(path), str) for path in paths):
+        raise InputError(
+            f"{folder / ROUTER} has routes {', '.join(structure)}; {task} is wanted for the"
+            f" {side}s, a list of modules that its types name"
+        )
+    return [*((_kind(types[path]), folder / path) for path in paths), *after]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Returns the folders of all modules, those of all routes included."""
+    listed = _listed(root)
+    kind, folder = listed[0]
+    types = _routes(folder)[0] if kind in ROUTERS else {}
+    return [*(folder / path for path in types), *(where for _, where in listed)]
+
+
+def _listed(root: Path) -> list[tuple[str, Path]]:
+    """Returns the kind and folder of each module in modules.json."""
+    file = root / MODULES
     found = []
-    for module in modules:
+    for module in load_json(file, list):
         named = isinstance(module, dict) and [module.get(key) for key in ("type", "path")]
         if not named or not all(isinstance(value, str) for value in named):
             raise InputError(
                 f"{file} has a module {module!r}; each must be an object with a type and a path,"
                 " both texts: copy the model folder again"
             )
-        found.append((_kind(named[0]), named[1]))
+        found.append((_kind(named[0]), root / named[1]))
+    if not found:
+        raise InputError(f"{file} lists no module; copy the model folder again")
     return found
 
 
@@ -160,21 +188,22 @@ def _kind(name: str) -> str:
     return name.rpartition(".")[2] if name.startswith("sentence_transformers.") else name
 
 
-def _route(root: Path, side: str) -> list[tuple[str, str]]:
-    """Returns the kind and path of each module that a Router has for a side."""
-    file = root / ROUTER
+def _routes(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[Any, str]]:
+    """Returns a Router's types by path, paths by route, and routes by task and modality."""
+    file = folder / ROUTER
     said = load_json(file)
     types, structure = said.get("types"), said.get("structure")
-    if not isinstance(types, dict) or not isinstance(structure, dict):
-        raise InputError(f"{file} has no types and structure; copy the model folder again")
-    names = QUERY_ROUTES if side == "question" else DOCUMENT_ROUTES
-    paths = next((structure[name] for name in names if name in structure), None)
-    if not paths or not all(isinstance(types.get(path), str) for path in paths):
+    try:
+        written = (said.get("parameters") or {}).get("route_mappings") or {}
+        mappings = {ast.literal_eval(pair): route for pair, route in written.items()}
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        mappings = None
+    if not (isinstance(types, dict) and isinstance(structure, dict)) or mappings is None:
         raise InputError(
-            f"{file} has routes {', '.join(structure)}; {names[0]} is wanted for the {side}s, a"
-            " list of modules that its types name"
+            f"{file} must have types and structure, and route_mappings by (task, modality) if any;"
+            " copy the model folder again"
         )
-    return [(_kind(types[path]), path) for path in paths]
+    return types, structure, mappings
 
 
 def _pooling(file: Path) -> str:

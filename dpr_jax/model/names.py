@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from dpr_jax.model.bert import BertShape
-from dpr_jax.model.families import Shape
 from dpr_jax.model.modernbert import ModernBertShape
+from dpr_jax.model.stack import EncoderShape
 
 
 class Weight(NamedTuple):
@@ -22,7 +22,7 @@ class Weight(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class Table(NamedTuple):
+class WeightNames(NamedTuple):
     """Their name and ours for each part of an encoder; None where the family has no such part.
 
     Attributes:
@@ -54,7 +54,7 @@ _AFTER = {
     "output": "output.dense",
     "output_LayerNorm": "output.LayerNorm",
 }
-BERT = Table(  # and RoBERTa, XLM-RoBERTa
+BERT = WeightNames(  # and RoBERTa, XLM-RoBERTa
     **_EMBEDDINGS,
     kinds="embeddings.token_type_embeddings",
     layer="encoder.layer",
@@ -67,7 +67,7 @@ BERT = Table(  # and RoBERTa, XLM-RoBERTa
         **_AFTER,
     },
 )
-MPNET = Table(
+MPNET = WeightNames(
     **_EMBEDDINGS,
     relative="encoder.relative_attention_bias",
     layer="encoder.layer",
@@ -80,7 +80,7 @@ MPNET = Table(
         **_AFTER,
     },
 )
-DISTILBERT = Table(
+DISTILBERT = WeightNames(
     **_EMBEDDINGS,
     layer="transformer.layer",
     parts={
@@ -94,7 +94,7 @@ DISTILBERT = Table(
         "output_LayerNorm": "output_layer_norm",
     },
 )
-MODERNBERT = Table(
+MODERNBERT = WeightNames(
     words="embeddings.tok_embeddings",
     norm="embeddings.norm",
     layer="layers",
@@ -110,7 +110,7 @@ MODERNBERT = Table(
 )
 
 
-def weights(shape: Shape) -> list[Weight]:
+def weights(shape: EncoderShape) -> list[Weight]:
     """Returns every weight of an encoder of this architecture."""
     is_modern = isinstance(shape, ModernBertShape)
     table = MODERNBERT if is_modern else _of_bert(shape)
@@ -147,7 +147,7 @@ def weights(shape: Shape) -> list[Weight]:
     return found
 
 
-def _of_bert(shape: BertShape) -> Table:
+def _of_bert(shape: BertShape) -> WeightNames:
     if shape.relative_bias:
         return MPNET
     return BERT if shape.type_vocab_size else DISTILBERT

@@ -7,8 +7,8 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from dpr_jax.model.families import Shape
 from dpr_jax.model.flops import forward_flops, peak_flops
+from dpr_jax.model.stack import EncoderShape
 
 T = TypeVar("T")
 
@@ -48,7 +48,9 @@ jax.monitoring.register_event_duration_secs_listener(_compiled)
 class Pace:
     """Counts the batches that this process computed; gives their rates since the last restart."""
 
-    def __init__(self, shape: Shape, pooling: str, *, passes: int = 1, processes: int = 1) -> None:
+    def __init__(
+        self, shape: EncoderShape, pooling: str, *, passes: int = 1, processes: int = 1
+    ) -> None:
         """Starts the clock.
 
         Args:

@@ -1,7 +1,13 @@
-"""Which text an encoder wants before each question and each passage.
+"""Finds the text that an encoder wants before each question and each passage.
 
-A folder of sentence-transformers says it in config_sentence_transformers.json. Encoders that were
-trained with prompts before that file had them, such as E5 and BGE, are known by name.
+A folder of sentence-transformers says it in config_sentence_transformers.json. Two families were
+trained with prompts before that file had them, and are known by name:
+
+- E5: "query: " and "passage: " for every model that e5/model_config.py of microsoft/unilm marks
+  `query_or_passage`; the model cards (intfloat/e5-base-v2) name them for passage retrieval.
+- BGE: the column "query instruction for retrieval" of the model list in
+  examples/inference/embedder/README.md of FlagOpen/FlagEmbedding; passages get none. The list has
+  none for bge-m3.
 """
 
 import re
@@ -14,8 +20,8 @@ from dpr_jax.errors import InputError
 NAMES = {"question": ("query",), "passage": ("document", "passage", "corpus")}
 BGE = "Represent this sentence for searching relevant passages: "
 BGE_CHINESE = "为这个句子生成表示以用于检索相关文章："
-KNOWN = (  # the makers' own model cards; a name, what is before questions, before passages
-    (r"(multilingual-)?e5-(small|base|large)(-v2)?", "query: ", "passage: "),
+KNOWN = (  # a name, what is before questions, before passages
+    (r"e5-(small|base|large)(-v2)?|multilingual-e5-(small|base|large)", "query: ", "passage: "),
     (r"bge-(small|base|large)-en(-v1\.5)?", BGE, ""),
     (r"bge-(small|base|large)-zh(-v1\.5)?", BGE_CHINESE, ""),
 )

@@ -12,12 +12,13 @@ import safetensors.numpy
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
-from dpr_jax.model import modules, names, unpickle
+from dpr_jax.model import names, unpickle
+from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params
-from dpr_jax.model.families import Shape
 from dpr_jax.model.folder_json import load_json
 from dpr_jax.model.modules import DenseShape
 from dpr_jax.model.names import Weight
+from dpr_jax.model.stack import EncoderShape
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"  # after either name, of weights in shards
@@ -29,13 +30,15 @@ NOT_OURS = re.compile(
 )
 
 
-def read_params(folder: Path, shape: Shape, dense: Iterable[DenseShape] = ()) -> Params:
+def read_params(
+    folder: Path, shape: EncoderShape, settings: EncoderSettings | None = None
+) -> Params:
     """Returns the weights of one tower as float32 arrays, in the tree that `Encoder` uses.
 
     Args:
       folder: of the encoder.
       shape: its architecture.
-      dense: layers after pooling, as modules.read gives them.
+      settings: of the tower, for the layers after pooling; None: there are none.
 
     Raises:
       InputError: a file is missing or damaged, or a tensor is missing, left over, has the wrong
@@ -62,7 +65,8 @@ def read_params(folder: Path, shape: Shape, dense: Iterable[DenseShape] = ()) ->
             raise InputError(f"{path} has no tensor {prefix}{weight.name}; config.json promises it")
         used.add(prefix + found)
         _put(params, weight, prefix + found, tensors[prefix + found], path)
-    _read_dense(folder, params, tuple(dense), tensors, used)
+    if settings:
+        _read_dense(folder, params, settings, tensors, used)
     _check_left_over(path, prefix, {*tensors} - used)
     return params
 
@@ -87,13 +91,13 @@ def _put(params: Params, weight: Weight, name: str, found: np.ndarray, path: Pat
 def _read_dense(
     folder: Path,
     params: Params,
-    dense: tuple[DenseShape, ...],
+    settings: EncoderSettings,
     tensors: dict[str, np.ndarray],
     used: set[str],
 ) -> None:
     """Adds the layers after pooling; those of DPR's encode_proj lie among the encoder's."""
-    folders = modules.read(folder).dense_folders
-    for number, layer in enumerate(dense):
+    folders = settings.dense_folders
+    for number, layer in enumerate(settings.dense):
         where = weight_files(folders[number])[0] if folders else weight_files(folder)[0]
         there = _tensors(folders[number]) if folders else tensors
         start = "linear." if folders else "encode_proj."
@@ -173,7 +177,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_weights(folder: Path, shape: Shape, params: Params) -> None:
+def write_weights(folder: Path, shape: EncoderShape, params: Params) -> None:
     """Writes model.safetensors of one tower, float32, under Hugging Face's names."""
     write_tensors(folder, names.weights(shape), params)
 

@@ -12,9 +12,9 @@ from dpr_jax import artifacts
 from dpr_jax.model import description, weights
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side
-from dpr_jax.model.families import Shape
 from dpr_jax.model.folder_json import load_json
 from dpr_jax.model.modules import ACTIVATIONS, MODULES, POOLINGS, ROUTER
+from dpr_jax.model.stack import EncoderShape
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,7 +41,7 @@ def write_encoder(
     folder: Path,
     *,
     template: Path,
-    shape: Shape,
+    shape: EncoderShape,
     params: Params,
     settings: EncoderSettings,
     temperature: float | None = None,
@@ -158,12 +158,15 @@ def _ours(folder: Path, settings: EncoderSettings, temperature: float | None) ->
       settings: of the tower.
       temperature: of training.
     """
-    sep = load_json(folder / "tokenizer_config.json").get("sep_token") or "[SEP]"
-    sep = sep["content"] if isinstance(sep, dict) else sep
-    joined = f"title {sep} text" if settings.title_and_text == "pair" else "title text"
+    joined = (
+        f"title {description.separator(folder)} text"
+        if settings.title_and_text == "pair"
+        else "title text"
+    )
     return {
         "title_and_text": settings.title_and_text,
         "in_sentence_transformers": f"Give a passage as one string, {joined!r}; without a title,"
-        " its text. Vectors differ only where a title longer than its text has to be cut.",
+        " its text. Vectors differ only where a title longer than its text has to be cut, and where"
+        " one tower serves both sides, of questions longer than max_question_tokens.",
         "temperature": temperature,
     }

@@ -19,7 +19,7 @@ from dpr_jax.index.engines import exact
 from dpr_jax.model import description, dual_encoder, embed, hf
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Encoder, Params, Side, Tokens
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 from dpr_jax.training import packing, program, setup
 from dpr_jax.training.step import Batch
 
@@ -49,7 +49,7 @@ class Model(NamedTuple):
       own: how its texts become vectors.
     """
 
-    shapes: dict[Side, Shape]
+    shapes: dict[Side, EncoderShape]
     own: dict[Side, EncoderSettings]
 
     @property

@@ -9,7 +9,7 @@ from dpr_jax import artifacts, console
 from dpr_jax.model import hf
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import Params, Side, tower
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 
 SIDES: tuple[Side, Side] = ("question", "passage")
 
@@ -24,7 +24,7 @@ class Towers(NamedTuple):
       temperature: of training.
     """
 
-    shapes: dict[Side, Shape]
+    shapes: dict[Side, EncoderShape]
     folders: dict[Side, Path]
     settings: dict[Side, EncoderSettings]
     temperature: float

@@ -102,8 +102,8 @@ def run(config: Config, retriever: RetrieverDir) -> None:
     for side, tokens in zip(SIDES, (question_tokenizer, passage_tokenizer), strict=True):
         hf.check_tokens(folders[side], shapes[side], tokens.vocabulary)
     params = dual_encoder.dual_params(
-        hf.read_params(folders["question"], shapes["question"], encoder.question.dense),
-        hf.read_params(folders["passage"], shapes["passage"], encoder.passage.dense),
+        hf.read_params(folders["question"], shapes["question"], side_settings["question"]),
+        hf.read_params(folders["passage"], shapes["passage"], side_settings["passage"]),
         shared=config.model.shared_towers,
     )
     state = jax.device_get(planned.initial_state(params))

@@ -18,7 +18,7 @@ from dpr_jax.config import Config
 from dpr_jax.model import dual_encoder, hf, lora
 from dpr_jax.model.description import EncoderSettings
 from dpr_jax.model.dual_encoder import EncoderPair, Params, Side, Tokens
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 from dpr_jax.training import optimizer, setup
 from dpr_jax.training.step import LOG_TEMPERATURE, StepSettings, TrainState, train_step
 
@@ -81,7 +81,7 @@ class Program(NamedTuple):
 
 def build(
     config: Config,
-    shapes: dict[Side, Shape],
+    shapes: dict[Side, EncoderShape],
     own: dict[Side, EncoderSettings],
     schedule: setup.Schedule,
     spmd: parallel.Spmd,

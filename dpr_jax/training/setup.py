@@ -14,7 +14,7 @@ from dpr_jax.data import store
 from dpr_jax.data.store import Question
 from dpr_jax.errors import InputError
 from dpr_jax.model.dual_encoder import EncoderPair
-from dpr_jax.model.families import Shape
+from dpr_jax.model.stack import EncoderShape
 from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.workdir import RetrieverDir, WorkDir
 
@@ -156,7 +156,7 @@ def check_widths(widths: tuple[int, ...], whole: int) -> None:
         )
 
 
-def check_rank(rank: int, shapes: Iterable[Shape]) -> None:
+def check_rank(rank: int, shapes: Iterable[EncoderShape]) -> None:
     """Raises InputError where adapters would be no smaller than the matrices beside them."""
     width = min(shape.hidden_size for shape in shapes)
     if 2 * rank > width:

@@ -20,9 +20,16 @@ import transformers
 from make_golden import hard_texts, real_texts
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Router,
+    Transformer,
+)
 
 from dpr_jax.config import ModelConfig
+from dpr_jax.errors import InputError
 from dpr_jax.export import model_dpr
 from dpr_jax.export.model_tower import Tower
 from dpr_jax.model import description, dual_encoder, hf, lora, modules, tokenizer
@@ -74,9 +81,83 @@ def test_folders_of_sentence_transformers(
     made.prompts = {"query": "query: ", "document": "a document: "}
     made.similarity_fn_name = "dot"
     made.save(str(tmp_path / "saved"))
-    assert_same(ours(tmp_path / "saved", "question", texts), made.encode_query(texts))
+    assert_both_sides_are_same(tmp_path / "saved", made, texts)
+
+
+def assert_both_sides_are_same(source: Path, made: SentenceTransformer, texts: list[str]) -> None:
+    assert_same(ours(source, "question", texts), made.encode_query(texts))
     passages = [("", text) for text in texts]
-    assert_same(ours(tmp_path / "saved", "passage", passages), made.encode_document(texts))
+    assert_same(ours(source, "passage", passages), made.encode_document(texts))
+
+
+def pooled(name: str, mode: str, width: int = 0) -> list[torch.nn.Module]:
+    """Returns the modules of a tower: a Transformer, a Pooling, and a Dense layer if wanted."""
+    dense = [Dense(32, width, bias=mode == "mean")] if width else []
+    return [Transformer(str(GOLDEN / name)), Pooling(32, pooling_mode=mode), *dense]
+
+
+@pytest.mark.parametrize(
+    ("routes", "mappings"),
+    [
+        (("query", "document"), None),
+        # by name alone each text would take the other's route
+        (("document", "query"), {("query", "text"): "document", ("document", None): "query"}),
+        (("asks", "tells"), {("query", None): "asks", (None, "text"): "tells"}),
+    ],
+)
+@pytest.mark.parametrize("kinds", ["two", "one"])
+def test_routers_of_sentence_transformers(
+    kinds: str, routes: tuple, mappings: dict | None, texts: list[str], tmp_path: Path
+) -> None:
+    """Two Transformers, or one that both routes share; with modules after the Router."""
+    torch.manual_seed(5)
+    question = pooled("bert", "cls", width=24)
+    passage = pooled("bert" if kinds == "one" else "mpnet", "mean", width=24)
+    if kinds == "one":
+        passage[0] = question[0]
+    router = Router(dict(zip(routes, (question, passage), strict=True)), None, True, mappings)
+    made = SentenceTransformer(modules=[router, Dense(24, 16), Normalize()], device="cpu").float()
+    made.prompts = {"query": "query: ", "document": ""}
+    made.save(str(tmp_path / "saved"))
+    folders = {hf.resolve(str(tmp_path / "saved"), side) for side in ("question", "passage")}
+    assert len(folders) == (1 if kinds == "one" else 2)
+    made = opened(tmp_path / "saved")
+    assert_both_sides_are_same(tmp_path / "saved", made, texts)
+
+    params, towers = as_trained({side: tmp_path / "saved" for side in ("question", "passage")})
+    write_towers(tmp_path / "written", params, towers, {"stage": "train"})
+    assert_both_sides_are_same(tmp_path / "written", made, texts)
+    assert_both_sides_are_same(tmp_path / "written", opened(tmp_path / "written"), texts)
+
+
+def test_a_text_that_no_route_takes_is_refused_by_both(tmp_path: Path) -> None:
+    router = Router({"query": pooled("bert", "cls"), "other": pooled("bert", "mean")})
+    made = SentenceTransformer(modules=[router], device="cpu")
+    made.save(str(tmp_path))
+    with pytest.raises(ValueError, match="No route found for task type 'document'"):
+        made.encode_document(["a text"])
+    with pytest.raises(InputError, match="has routes query, other; document is wanted for the p"):
+        hf.resolve(str(tmp_path), "passage")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", PLAIN)
+def test_weights_of_other_precisions(
+    name: str, dtype: torch.dtype, texts: list[str], tmp_path: Path
+) -> None:
+    """In shards, as transformers saves them, and as PyTorch does."""
+    theirs = transformers.AutoModel.from_pretrained(GOLDEN / name, dtype=dtype)
+    for kind in ("shards", "torch"):
+        folder = tmp_path / kind
+        transformers.AutoTokenizer.from_pretrained(GOLDEN / name).save_pretrained(folder)
+        theirs.save_pretrained(folder, max_shard_size="20KB")
+        if kind == "torch":
+            for file in folder.glob("*.safetensors*"):
+                file.unlink()
+            torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+        families.write_modules(folder, "mean_tokens")
+        assert_both_sides_are_same(folder, opened(folder), texts)
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
 
 
 def test_the_packaged_encoder(texts: list[str]) -> None:
@@ -124,11 +205,16 @@ def towers_of(question: str, passage: str, *, shared: bool) -> tuple[dict, Tower
         question_prompt="query: ",
         passage_prompt="passage: ",
     )
-    folders = {"question": GOLDEN / question, "passage": GOLDEN / passage}
+    params, towers = as_trained({"question": GOLDEN / question, "passage": GOLDEN / passage}, model)
+    return {"shared": params["passage"]} if shared else params, towers
+
+
+def as_trained(sources: dict, model: ModelConfig = AS_IT_SAYS) -> tuple[dict, Towers]:
+    """Returns the weights of two towers, and all that is written beside them."""
+    folders = {side: hf.resolve(str(source), side) for side, source in sources.items()}
     own = {side: description.read(folder, side, model) for side, folder in folders.items()}
     shapes = {side: hf.read_shape(folder) for side, folder in folders.items()}
-    params = {s: hf.read_params(folders[s], shapes[s], own[s].dense) for s in folders}
-    params = {"shared": params["passage"]} if shared else params
+    params = {s: hf.read_params(folders[s], shapes[s], own[s]) for s in folders}
     return params, Towers(shapes, folders, own, 0.05)
 
 
@@ -142,9 +228,7 @@ def test_what_we_write_opens_there(name: str, texts: list[str], tmp_path: Path) 
         write_towers(model, params, towers, {"stage": "train"})
         made = opened(model)
         assert made.similarity_fn_name == "cosine"
-        assert_same(made.encode_query(texts), ours(model, "question", texts))
-        passages = [("", text) for text in texts]
-        assert_same(made.encode_document(texts), ours(model, "passage", passages))
+        assert_both_sides_are_same(model, made, texts)
         folder = hf.resolve(str(model), "passage")
         theirs = transformers.AutoModel.from_pretrained(folder).eval()
         tokens = transformers.AutoTokenizer.from_pretrained(folder)
@@ -197,7 +281,7 @@ def test_dprs_classes_of_transformers(texts: list[str], tmp_path: Path) -> None:
     """What `dpr export model --as dpr` writes, in DPRQuestionEncoder and DPRContextEncoder."""
     settings = description.read(GOLDEN / "dpr", "passage", AS_IT_SAYS)
     shape = hf.read_shape(GOLDEN / "dpr")
-    params = hf.read_params(GOLDEN / "dpr", shape, settings.dense)
+    params = hf.read_params(GOLDEN / "dpr", shape, settings)
     classes = {
         "question": transformers.DPRQuestionEncoder,
         "passage": transformers.DPRContextEncoder,
