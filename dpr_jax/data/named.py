@@ -16,6 +16,7 @@ from dpr_jax.data.readers import columns, detect, documents, from_tfds, opened
 from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.opened import OnRead
+from dpr_jax.data.readers.urls import located
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
 
@@ -42,8 +43,9 @@ def test_sets(data: DataConfig) -> dict[str, str]:
         return {"test": data.test_files[0]}
     found: dict[str, str] = {}
     for file in data.test_files:
-        name, equals, path = file.rpartition("=")
-        name = name if equals else Path(path).name.split(".")[0]
+        name, equals, path = file.partition("=")
+        if "/" in name or not equals:
+            name, path = located(file).name.split(".")[0], file
         if name in found or name in ("train", "dev", "test"):
             raise InputError(
                 f"data.test: {file} would be named {name!r}, which is taken; write NAME=PATH"
@@ -59,7 +61,7 @@ def split_of(key: str) -> str:
 
 def with_cut(data: DataConfig) -> DataConfig:
     """Returns the settings, with the paper's cut for a folder of documents without one."""
-    folder = Path(data.passages or "")
+    folder = located(data.passages or "")
     with opened.readable(data.passages or ""):
         is_folder = data.passages is not None and folder.is_dir()
     if data.split_words or data.split_tokens or not is_folder:
@@ -103,12 +105,13 @@ def recognised(
     for key, name in (passages | asked).items():
         if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
+        path = located(name)
         with opened.readable(name):
-            if key == "passages" and detect.is_split(Path(name)):
-                sources[key] = detect.split_passages(Path(name))
-            elif Path(name).is_dir():
+            if key == "passages" and detect.is_split(path):
+                sources[key] = detect.split_passages(path)
+            elif path.is_dir():
                 role = split_of(key)
-                found = detect.beir(Path(name), role)
+                found = detect.beir(path, role)
                 files |= {what.replace(role, key, 1): found[what] for what in found}
             else:
                 files[key] = _existing(split_of(key), name)
@@ -172,19 +175,20 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Source:
     """Documents as a source of the passages they are cut into."""
-    with opened.readable(name or ""):
-        there = bool(name) and Path(name).exists()
+    path = located(name or "")
+    with opened.readable(path):
+        there = bool(name) and path.exists()
     if not there:
         raise InputError(
             f"data.passages is {name!r}, which does not exist; with data.split_words or"
             " data.split_tokens it must be a file or folder of documents"
         )
-    if detect.is_split(Path(name)):
+    if detect.is_split(path):
         raise InputError(
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"
         )
-    found = documents.recognised(Path(name), count, chosen)
+    found = documents.recognised(path, count, chosen)
     return found._replace(
         layout=f"{found.layout}, to be cut into passages",
         read=lambda on_read: cut.into_passages(found.read(on_read), how, count),
@@ -192,11 +196,12 @@ def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Sour
 
 
 def _existing(key: str, name: str) -> Path:
-    with opened.readable(name):
-        there = Path(name).is_file()
+    path = located(name)
+    with opened.readable(path):
+        there = path.is_file()
     if not there:
-        raise InputError(f"{name} does not exist or is not a file; data.{key} must name one")
-    return Path(name)
+        raise InputError(f"{path} does not exist or is not a file; data.{key} must name one")
+    return path
 
 
 def carried(sources: dict[str, Source]) -> Source:

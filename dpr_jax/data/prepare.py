@@ -16,6 +16,7 @@ from dpr_jax.data.raw import RawQuestion, comparable
 from dpr_jax.data.readers import detect, judgements
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.judgements import Qrels
+from dpr_jax.data.readers.urls import UrlPath, located
 from dpr_jax.data.store import Question
 from dpr_jax.data.tally import Tally
 from dpr_jax.errors import InputError
@@ -35,6 +36,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     data = named.with_cut(config.data)
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
+    checksums = _Checksums(workdir)
     origin = artifacts.made_from(
         "prepare",
         {
@@ -48,8 +50,8 @@ def run(config: Config, workdir: WorkDir) -> None:
             for name in ("on_missing", "columns", "positive_from")
             if getattr(data, name) not in (None, {})
         },
-        {key: source.fingerprint() for key, source in sources.items()}
-        | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
+        {key: source.fingerprint(checksums.of) for key, source in sources.items()}
+        | {f"{key}_qrels": checksums.of(qrels[key]) for key in qrels},
         form=store.FORM,
     )
     out = workdir.place("data", origin)
@@ -114,8 +116,34 @@ def run(config: Config, workdir: WorkDir) -> None:
             hard_negatives=sum(counts[key]["hard negatives"] for key in counts if "train" in key),
             train_sets=[[names[key], counts[key]["kept"]] for key in several],
             test_sets=dict(zip(named.test_sets(data), map(named.stored_as, tests), strict=True)),
+            **({"urls": checksums.urls} if checksums.urls else {}),
         )
     workdir.point("data", out)
+
+
+class _Checksums:
+    """Checksums of raw files.
+
+    A file at a URL that still has the ETag and the size with which it was read for the current data
+    is not read again.
+
+    Attributes:
+      urls: of those that have an ETag: (ETag and size, checksum) by URL.
+    """
+
+    def __init__(self, workdir: WorkDir) -> None:
+        current = workdir.find("data")
+        manifest = current and current / "manifest.json"
+        there = manifest and manifest.exists()
+        self._known = artifacts.read_json(manifest).get("urls", {}) if there else {}
+        self.urls: dict[str, list[str]] = {}
+
+    def of(self, path: Path) -> str:
+        if not isinstance(path, UrlPath) or not (tag := path.tag()):
+            return artifacts.checksum(path)
+        found, sha256 = self._known.get(str(path), ("", ""))
+        self.urls[str(path)] = [tag, sha256 if found == tag else artifacts.checksum(path)]
+        return self.urls[str(path)][1]
 
 
 def dry_run(config: Config) -> None:
@@ -134,7 +162,7 @@ def _say_recognised(
 ) -> None:
     """Prints one line per file: its layout, its columns, its first row as understood."""
     for key, source in sources.items():
-        console.say(f"prepare: {key}: {names[key]} is {detect.described(source)}")
+        console.say(f"prepare: {key}: {located(names[key])} is {detect.described(source)}")
         if key in qrels:
             console.say(f"prepare: {key}_qrels: {qrels[key]} is {judgements.described(qrels[key])}")
 
