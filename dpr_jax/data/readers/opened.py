@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+from dpr_jax.data.readers.pieces import Piece
 from dpr_jax.data.readers.urls import UrlPath
 from dpr_jax.errors import InputError
 
@@ -40,12 +41,15 @@ def opened(path: Path, on_read: OnRead | None = None) -> Iterator[BinaryIO]:
     """Opens a file as bytes of UTF-8.
 
     Args:
-      path: the file.
+      path: the file, or a piece of one, which is unpacked already.
       on_read: told the bytes read from disk.
 
     Raises:
       InputError: it cannot be read, is damaged, or is an archive of several files.
     """
+    if isinstance(path, Piece):
+        yield io.BytesIO(path.content)
+        return
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(io.BufferedReader(_raw(path, on_read)))
