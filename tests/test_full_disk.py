@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from object_storage import BUCKET, dpr, server
-from test_launch_faults import SHORT, Run
+from test_launch_faults import Run
 
 from dpr_jax import artifacts
 from dpr_jax.workdir import open_workdir
@@ -20,7 +20,7 @@ from dpr_jax.data.readers import pieces
 
 pieces.PIECE_BYTES = 1_000_000
 """
-DPR = SMALL_PIECES + SHORT + "from dpr_jax.cli import main; main()"
+DPR = SMALL_PIECES + "from dpr_jax.cli import main; main()"
 
 
 @contextlib.contextmanager
@@ -50,6 +50,7 @@ def fingerprint(root: Path | str) -> str:
     return artifacts.fingerprint(open_workdir(root).data / "manifest.json")
 
 
+@pytest.mark.slow
 def test_prepare_says_so_and_goes_on_once_there_is_room(tmp_path: Path, passages: Path) -> None:
     with disk(tmp_path / "disk", 2) as small:
         args = ("prepare", "--data.passages", str(passages), "--workdir", str(small / "w"))
@@ -67,6 +68,7 @@ def test_prepare_says_so_and_goes_on_once_there_is_room(tmp_path: Path, passages
         assert found == fingerprint(tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_one_process_ends_both(
     tmp_path: Path, passages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +81,7 @@ def test_a_full_disk_of_one_process_ends_both(
         try:
             for index in range(2):
                 run.start(index, DPR, *args, **storage | {"DPR_CACHE": caches[index]})
-            assert run.wait() == [2, 2]
+            assert [process.wait(300) for process in run.processes] == [2, 2]
         finally:
             for process in run.processes:
                 process.kill()
@@ -95,7 +97,7 @@ def test_a_full_disk_of_one_process_ends_both(
             for index in range(2):
                 cache = str(tmp_path / f"new-{index}")
                 run.start(index, DPR, *args, **storage | {"DPR_CACHE": cache})
-            assert run.wait() == [0, 0]
+            assert [process.wait(300) for process in run.processes] == [0, 0]
         finally:
             for process in run.processes:
                 process.kill()

@@ -435,7 +435,7 @@ def test_it_is_listed_served_and_exported_from_there(
         with serve(where) as running:
             answer = running.search("which river?", k=2)
             assert answer.status == 200
-            found.append([hit["id"] for hit in answer.json["passages"]])
+            found.append([hit["id"] for hit in answer.json["results"][0]["passages"]])
     assert found[0] == found[1] and found[0]
     assert {name: one["ETag"] for name, one in here.find(url, detail=True).items()} == before
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpr_jax import artifacts
 from dpr_jax.config import DataConfig
 from dpr_jax.console import say
 from dpr_jax.data import cut
@@ -16,9 +17,10 @@ from dpr_jax.data.readers import columns, detect, documents, from_tfds, opened
 from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.opened import OnRead
-from dpr_jax.data.readers.urls import located
+from dpr_jax.data.readers.urls import UrlPath, located
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
+from dpr_jax.workdir import WorkDir
 
 SPLITS = ("train", "dev", "test")
 WORDS_PER_PASSAGE = 100  # the paper's
@@ -226,3 +228,29 @@ def carried(sources: dict[str, Source]) -> Source:
 
     files = tuple(path for source in sources.values() for path in source.files)
     return Source("the passages that the questions carry", files, read)
+
+
+class Checksums:
+    """Checksums of raw files.
+
+    A file at a URL that still has the ETag and the size with which it was read for the current data
+    is not read again.
+
+    Attributes:
+      urls: of those that have an ETag: (ETag and size, checksum) by URL.
+    """
+
+    def __init__(self, workdir: WorkDir) -> None:
+        current = workdir.find("data")
+        manifest = current and current / "manifest.json"
+        there = manifest and manifest.exists()
+        self._known = artifacts.read_json(manifest).get("urls", {}) if there else {}
+        self.urls: dict[str, list[str]] = {}
+
+    def of(self, path: Path) -> str:
+        """Returns the checksum of a file, as `artifacts.checksum` does."""
+        if not isinstance(path, UrlPath) or not (tag := path.tag()):
+            return artifacts.checksum(path)
+        found, sha256 = self._known.get(str(path), ("", ""))
+        self.urls[str(path)] = [tag, sha256 if found == tag else artifacts.checksum(path)]
+        return self.urls[str(path)][1]

@@ -20,7 +20,7 @@ from dpr_jax.data.raw import RawQuestion, comparable
 from dpr_jax.data.readers import detect, judgements
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.judgements import Qrels
-from dpr_jax.data.readers.urls import UrlPath, located
+from dpr_jax.data.readers.urls import located
 from dpr_jax.data.store import Question
 from dpr_jax.data.tally import Tally
 from dpr_jax.errors import InputError
@@ -36,7 +36,7 @@ class _Inputs(NamedTuple):
       sources, qrels: by key, as of `named.recognised`.
       documents: what becomes of documents that are cut as they are read.
       origin: what the data are made from.
-      urls: as of `_Checksums`.
+      urls: as of `named.Checksums`.
       out: the folder of the data.
     """
 
@@ -79,7 +79,7 @@ def _inputs(config: Config, workdir: WorkDir) -> _Inputs:
     data = named.with_cut(config.data)
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
-    checksums = _Checksums(workdir)
+    checksums = named.Checksums(workdir)
     origin = artifacts.made_from(
         "prepare",
         {
@@ -172,31 +172,6 @@ def _finish(
         )
     shutil.rmtree(out.with_name(out.name + ".building"), ignore_errors=True)
     workdir.point("data", out)
-
-
-class _Checksums:
-    """Checksums of raw files.
-
-    A file at a URL that still has the ETag and the size with which it was read for the current data
-    is not read again.
-
-    Attributes:
-      urls: of those that have an ETag: (ETag and size, checksum) by URL.
-    """
-
-    def __init__(self, workdir: WorkDir) -> None:
-        current = workdir.find("data")
-        manifest = current and current / "manifest.json"
-        there = manifest and manifest.exists()
-        self._known = artifacts.read_json(manifest).get("urls", {}) if there else {}
-        self.urls: dict[str, list[str]] = {}
-
-    def of(self, path: Path) -> str:
-        if not isinstance(path, UrlPath) or not (tag := path.tag()):
-            return artifacts.checksum(path)
-        found, sha256 = self._known.get(str(path), ("", ""))
-        self.urls[str(path)] = [tag, sha256 if found == tag else artifacts.checksum(path)]
-        return self.urls[str(path)][1]
 
 
 def dry_run(config: Config) -> None:
