@@ -15,7 +15,7 @@ from dpr_jax.config_serve import ServeConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The raw files, plain or packed, read by `dpr prepare`.
+    """The raw files, plain or packed, here or at URLs, read by `dpr prepare`.
 
     docs/data.md lists the layouts that are recognised. Relative paths are relative to the current
     directory.

@@ -26,7 +26,8 @@ class Preempted(Exception):
 
 
 class Busy(Exception):
-    """Another process is writing what this one would write; the message names it.
+    """Something is in the way that passes: another process writes what this one would write, or a
+    connection broke; the message names it.
 
     The command line prints it and exits with status 75: the command may be tried again.
     """

@@ -25,11 +25,19 @@ def use_one_device_per_core(environment: MutableMapping[str, str] = os.environ) 
     flags = environment.get("XLA_FLAGS", "")
     if CPU_DEVICES in environment or "xla_force_host_platform_device_count" in flags:
         return
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    environment[CPU_DEVICES] = str(min(cores, MOST_CPU_DEVICES))
+    environment[CPU_DEVICES] = str(min(cores(), MOST_CPU_DEVICES))
+
+
+def cores(processes: int = 1) -> int:
+    """Returns the cores for this process, at least 1.
+
+    Args:
+      processes: how many of the run are on this host. They share its cores, unless each is bound to
+        its own.
+    """
+    count = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count  # macOS
+    return max(1, own // processes if own == count else own)
 
 
 def skip_absent_tpu(

@@ -20,7 +20,7 @@ from dpr_jax.retrieval.retriever import DEV_METRIC, best, dev_figure
 from dpr_jax.retrieval.searcher import open_corpus, open_retriever
 from dpr_jax.workdir import HASH_LENGTH, RetrieverDir, WorkDir
 
-ARTIFACT = re.compile(rf"(?P<stage>.+)-[0-9a-f]{{{HASH_LENGTH}}}(?P<ending>\.partial)?")
+ARTIFACT = re.compile(rf"(?P<stage>.+)-[0-9a-f]{{{HASH_LENGTH}}}(?P<ending>\.(partial|building))?")
 OWN_FILES = ("manifest.json", "settings.json", "chunk.json")  # one of which each artifact has
 MEGABYTE = 1_000_000
 
@@ -32,30 +32,31 @@ def collect_garbage(workdir: WorkDir, *, yes: bool) -> None:
       InputError: nobody can be asked, and `yes` is not set.
       Busy: a retriever is being written.
     """
-    _check_is_folder(workdir, "gc")
     with contextlib.ExitStack() as stack:
         for owner in (workdir, *workdir.retrievers()):
-            stack.enter_context(lease.held(owner.home))
+            stack.enter_context(lease.held(owner.home, workdir.remote))
         unused = _unused(workdir)
-        for folder in unused:
-            size = f"{disk_bytes(folder) / MEGABYTE:,.1f} MB"
-            print(f"{size:>14}  {folder.relative_to(workdir.root)}")
+        for folder, size in unused.items():
+            shown = f"{size / MEGABYTE:,.1f} MB"
+            print(f"{shown:>14}  {folder.relative_to(workdir.root)}")
         if not unused:
             say("gc: nothing to delete: every artifact is in use")
             return
-        total = sum(map(disk_bytes, unused)) / MEGABYTE
+        total = sum(unused.values()) / MEGABYTE
         if _agreed(f"delete these {len(unused)} folders, {total:,.1f} MB?", yes):
             for folder in unused:
-                shutil.rmtree(folder)
+                _delete(workdir, folder)
             say(f"gc: deleted {total:,.1f} MB")
 
 
-def _check_is_folder(workdir: WorkDir, command: str) -> None:
+def _delete(workdir: WorkDir, path: Path) -> None:
+    """Deletes a file or a folder, on object storage too."""
     if workdir.remote:
-        raise InputError(
-            f"dpr {command} deletes in folders alone; delete below {workdir.remote.url} with the"
-            " storage's own tool"
-        )
+        workdir.remote.remove(path)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def show_retrievers(workdir: WorkDir) -> None:
@@ -63,10 +64,12 @@ def show_retrievers(workdir: WorkDir) -> None:
     table = Table(title=f"Retrievers of {workdir.root}", title_justify="left")
     for name in ("retriever", "kind", "encoder", "MB", f"dev {DEV_METRIC}", "state"):
         table.add_column(name, justify="right" if "M" in name else "left", overflow="fold")
-    with contextlib.suppress(InputError):
-        chosen = best(workdir)[0]
-        table.caption = f"ask and serve take {chosen}"
+    if not workdir.remote:  # from where that would fetch indexes
+        with contextlib.suppress(InputError):
+            table.caption = f"ask and serve take {best(workdir)[0]}"
+    sizes = workdir.remote.sizes() if workdir.remote else {}
     for one in workdir.retrievers():
+        size = sum(sizes[path] for path in sizes if one.home in path.parents)
         figure = dev_figure(one)
         encoder = "trained here" if one.kind == "dense" else ""
         if one.kind == "hybrid":
@@ -75,7 +78,7 @@ def show_retrievers(workdir: WorkDir) -> None:
             one.name,
             one.kind,
             one.source or encoder,
-            f"{disk_bytes(one.home, *_elsewhere(one)) / MEGABYTE:,.1f}",
+            f"{(size or disk_bytes(one.home, *_elsewhere(one))) / MEGABYTE:,.1f}",
             "" if figure is None else f"{100 * figure:.1f}",
             _state(one),
         )
@@ -89,7 +92,6 @@ def remove_retriever(workdir: WorkDir, name: str, *, yes: bool) -> None:
       InputError: there is none of that name, another one needs it, or nobody can be asked.
       Busy: it is being written.
     """
-    _check_is_folder(workdir, "retriever remove")
     retriever = workdir.retriever(name)
     if not retriever.file.exists():
         raise recipes.unknown(workdir, name)
@@ -108,17 +110,18 @@ def remove_retriever(workdir: WorkDir, name: str, *, yes: bool) -> None:
         for ending in (".trec", ".json", ".manifest.json")
         if (path := folder / f"{name}{ending}").exists()
     ]
-    size = f"{disk_bytes(retriever.home) / MEGABYTE:,.1f} MB"
+    sizes = workdir.remote.sizes() if workdir.remote else {}
+    size = sum(sizes[path] for path in sizes if retriever.home in path.parents)
+    size = f"{(size or disk_bytes(retriever.home)) / MEGABYTE:,.1f} MB"
     if _agreed(f"delete retriever {name} ({size}) and {len(runs)} files of its runs?", yes):
-        with lease.held(retriever.home):
-            for path in runs:
-                path.unlink()
-            shutil.rmtree(retriever.home)
+        with lease.held(retriever.home, workdir.remote):
+            for path in (*runs, retriever.home):
+                _delete(workdir, path)
         say(f"retriever {name} is deleted")
 
 
-def _unused(workdir: WorkDir) -> list[Path]:
-    """Returns the artifacts that no pointer names, and what killed runs left."""
+def _unused(workdir: WorkDir) -> dict[Path, int]:
+    """Returns the artifacts that no pointer names, and what killed runs left, with their bytes."""
     owners = (workdir, *workdir.retrievers())
     used = {
         (workdir.root / folder).resolve()
@@ -127,14 +130,19 @@ def _unused(workdir: WorkDir) -> list[Path]:
     }
     for folder in [*used]:
         if folder.name.startswith("index-"):
+            if workdir.remote:  # to see what it lies over
+                workdir.remote.fetch(folder, manifest_only=True)
             used |= {one.resolve() for one in built_of(folder)}
+    if workdir.remote:
+        sizes = workdir.remote.sizes()
+        return {one: sizes[one] for one in sorted(sizes) if one.resolve() not in used}
     folders = [*workdir.root.glob("*"), *workdir.root.glob("retrievers/*/*")]
     folders += workdir.root.glob("retrievers/*/questions/*")
-    return [
-        one
+    return {
+        one: disk_bytes(one)
         for one in sorted(folders)
         if one.is_dir() and not one.is_symlink() and _is_artifact(one) and one.resolve() not in used
-    ]
+    }
 
 
 def _is_artifact(folder: Path) -> bool:
@@ -146,7 +154,13 @@ def _is_artifact(folder: Path) -> bool:
 
 
 def _state(retriever: RetrieverDir) -> str:
-    """Returns "ready", or what a retriever lacks or is behind of, in a line."""
+    """Returns "ready", or what a retriever lacks or is behind of, in a line.
+
+    On object storage only the pointers are looked at, as an index may be large.
+    """
+    if retriever.remote:
+        needed = "weight" if retriever.kind == "hybrid" else "index"
+        return f"{'has its' if needed in retriever.read().get('current', {}) else 'no'} {needed}"
     try:
         open_retriever(retriever, open_corpus(retriever.workdir))
     except InputError as error:

@@ -387,7 +387,7 @@ def _retrieve(config: Config, retriever: RetrieverDir) -> None:
 
 
 STAGES: dict[str, Callable[..., None]] = {
-    "prepare": _on_main(prepare.run),
+    "prepare": prepare.run,
     "inspect": _on_main(overview.run),
     "mine": _on_main(_mine),
     "train": _train,

@@ -195,8 +195,7 @@ class Remote:
                 self._put(name)
         here = {name for name in self._files(folder) if STEP.fullmatch(name)}
         there = [name for name in self._store.list(prefix) if STEP.fullmatch(name)]
-        # the marker of a step goes first
-        for name in sorted(there, key=_last_ones_last, reverse=True):
+        for name in sorted(there, key=_first):
             if name not in here:
                 self._store.delete(name)
                 self._seen.pop(name, None)
@@ -243,6 +242,32 @@ class Remote:
             tag = self._store.put(path, name)
         with self._lock:
             self._seen[name] = [tag, stat.st_size, stat.st_mtime_ns]
+
+    # --- what may go -----------------------------------------------------------------------------
+
+    def sizes(self) -> dict[Path, int]:
+        """Returns the bytes of every artifact there, by its folder in the cache."""
+        found: dict[Path, int] = {}
+        for name, entry in self._store.list("").items():
+            if artifact := ARTIFACT.fullmatch(name):
+                folder = self.cache / (artifact[1] + (artifact[2] or ""))
+                found[folder] = found.get(folder, 0) + entry.bytes
+        return found
+
+    def remove(self, path: Path) -> None:
+        """Deletes a file or a folder there and here: pointers, then manifests, then the rest."""
+        name = self._name(path)
+        there = [one for one in self._store.list(name) if one == name or one.startswith(f"{name}/")]
+        there = [one for one in there if not LEASES.fullmatch(one)]
+        for one in sorted(there, key=lambda one: (not POINTERS.fullmatch(one), *_first(one))):
+            self._store.delete(one)
+            self._seen.pop(one, None)
+        self._whole.discard(f"{name}/")
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        self._remember()
 
     # --- leases ----------------------------------------------------------------------------------
 
@@ -298,6 +323,12 @@ class Remote:
 
 def _is_unfinished(name: str) -> bool:
     return name.endswith(UNFINISHED) or "orbax-checkpoint-tmp" in name
+
+
+def _first(name: str) -> tuple[bool, str]:
+    """Sorts what says that the rest is there before the rest."""
+    last, name = _last_ones_last(name)
+    return not last, name
 
 
 def _last_ones_last(name: str) -> tuple[bool, str]:

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Several dpr processes on this machine, joined as one cluster: what several hosts do, tried on one.
 #
-# For tests and for debugging what only several processes show. One process already drives all accelerators of a machine:
-# for real runs on one machine use plain `dpr`. Cost: N processes share this machine's cores and memory.
+# For tests and for debugging what only several processes show. One process already drives all
+# accelerators of a machine: for real runs on one machine use plain `dpr`. Cost: N processes share
+# this machine's cores and memory.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 launch/local.sh -n N [options] -- COMMAND...
 
-Starts COMMAND N times with DPR_COORDINATOR, DPR_NUM_PROCESSES and DPR_PROCESS_ID set. Process 0 prints here; each process
-writes LOG_DIR/process-ID.log. When one fails the others are stopped. The exit code is the first one that is not 0.
+Starts COMMAND N times with DPR_COORDINATOR, DPR_NUM_PROCESSES and DPR_PROCESS_ID set. Process 0
+prints here; each process writes LOG_DIR/process-ID.log. When one fails the others are stopped. The
+exit code is the first one that is not 0.
 
   -n N               number of processes
-  --cpu-devices D    simulate D CPU devices in each process (otherwise: whatever accelerators there are), with huge
-                     pages for large memory unless GLIBC_TUNABLES is set
+  --cpu-devices D    simulate D CPU devices in each process (otherwise: whatever accelerators there
+                     are), with huge pages for large memory unless GLIBC_TUNABLES is set
   --log-dir DIR      where the logs go; those of an earlier run are replaced (default: logs)
   --port PORT        of the coordinator on 127.0.0.1 (default: a free one)
   --grace SECONDS    between asking processes to stop and killing them (default: 15)
@@ -30,7 +32,11 @@ die() { echo "launch/local.sh: $* (see --help)" >&2; exit 2; }
 
 show() { # a command as it could be typed
   for word; do
-    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]]; then printf '%s ' "$word"; else printf '%s ' "${word@Q}"; fi
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]]; then
+      printf '%s ' "$word"
+    else
+      printf '%s ' "${word@Q}"
+    fi
   done
   echo
 }
@@ -42,7 +48,8 @@ is_count() { [[ $1 =~ ^[1-9][0-9]{0,4}$ ]]; }
 processes="" cpu_devices="" log_dir=logs port="" grace_s=15 dry_run=""
 while (($#)); do
   case $1 in
-    -n | --cpu-devices | --log-dir | --port | --grace) [[ $# -ge 2 && $2 != -- ]] || die "$1 needs a value" ;;&
+    -n | --cpu-devices | --log-dir | --port | --grace) [[ $# -ge 2 && $2 != -- ]] ||
+      die "$1 needs a value" ;;&
     -n) processes=$2; shift 2 ;;
     --cpu-devices) cpu_devices=$2; shift 2 ;;
     --log-dir) log_dir=$2; shift 2 ;;
@@ -56,7 +63,8 @@ while (($#)); do
 done
 [[ -n $processes ]] || die "-n N is missing"
 is_count "$processes" || die "-n: '$processes' is not a positive whole number"
-[[ -z $cpu_devices ]] || is_count "$cpu_devices" || die "--cpu-devices: '$cpu_devices' is not a positive whole number"
+[[ -z $cpu_devices ]] || is_count "$cpu_devices" ||
+  die "--cpu-devices: '$cpu_devices' is not a positive whole number"
 [[ -z $port ]] || is_count "$port" || die "--port: '$port' is not a port"
 is_count "$grace_s" || die "--grace: '$grace_s' is not a positive whole number of seconds"
 (($#)) || die "no command after --"
@@ -72,7 +80,8 @@ settings=("DPR_COORDINATOR=127.0.0.1:$port" "DPR_NUM_PROCESSES=$processes")
 if [[ -n $cpu_devices ]]; then
   flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$cpu_devices"
   # huge pages: without them a fifth of a training step on a CPU goes into page faults (docs/log.md)
-  settings+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${flags# }" "GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}")
+  settings+=("JAX_PLATFORMS=cpu" "XLA_FLAGS=${flags# }")
+  settings+=("GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}")
 fi
 # `dpr` out of an active environment, else out of the one that `make install` made
 PATH="$PATH:$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"
@@ -84,7 +93,8 @@ if [[ -n $dry_run ]]; then
   exit
 fi
 
-type -P -- "$1" >/dev/null || die "no command '$1' on PATH or in .venv/bin; 'make install' makes dpr"
+type -P -- "$1" >/dev/null ||
+  die "no command '$1' on PATH or in .venv/bin; 'make install' makes dpr"
 
 # --- start: each process leads a group of its own, so that what it starts is stopped with it
 
@@ -99,7 +109,8 @@ signal_all() {
 }
 
 exit_code=0 received="" deadline=""
-stop_all() { # SIGNAL: ask every process to stop, once; the loop below kills what is left at the deadline
+# SIGNAL: ask every process to stop, once; the loop below kills what is left at the deadline
+stop_all() {
   if [[ -z $deadline ]]; then deadline=$((SECONDS + grace_s)); else deadline=$SECONDS; fi
   signal_all "$1"
 }
@@ -129,7 +140,8 @@ while ((${#pid_of[@]})); do
     unset "pid_of[$i]"
     if ((code)); then
       if [[ -z $deadline ]]; then
-        echo "launch/local.sh: process $i ended with exit code $code, stopping the others; see $log_dir/process-$i.log" >&"$errors"
+        echo "launch/local.sh: process $i ended with exit code $code, stopping the others;" \
+          "see $log_dir/process-$i.log" >&"$errors"
         stop_all TERM
       fi
       if ((!exit_code)); then exit_code=$code; fi

@@ -76,6 +76,45 @@ def test_shellcheck_finds_nothing():
     assert result.returncode == 0, result.stdout
 
 
+def test_lines_are_no_longer_than_100():
+    for file in [*(ROOT / "launch").rglob("*.sh"), ROOT / "launch" / "docker" / "Dockerfile"]:
+        long = [line for line in file.read_text().splitlines() if len(line) > 100]
+        assert not long, file
+
+
+PLAN = {
+    "devices": 8,
+    "chip": {"name": "TPU v5e"},
+    "train": {"hours": 0.5},
+    "encode": {"hours": 0.25},
+}
+
+
+@pytest.mark.parametrize(
+    ("plan", "price", "said"),
+    [
+        (PLAN, (), "together: 6.0 device-hours; compiling"),
+        (PLAN, ("--price", "1.5"), "together: 6.0 device-hours, 9.00 at 1.5 an hour of a device;"),
+        (
+            PLAN | {"train": {"hours": None}},
+            (),
+            "train: the plan gives no hours on 8 x TPU v5e\nencode: 0.25 h on 8 x TPU v5e, 2.0 d",
+        ),
+    ],
+)
+def test_tpu_vm_prints_what_a_plan_costs(
+    plan: dict[str, object], price: tuple[str, ...], said: str, tmp_path: Path
+):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan))
+    result = launch("tpu_vm.sh", "--print-cost-hints", str(file), *price)
+    assert result.returncode == 0, result.stderr
+    assert said in result.stdout
+    file.write_text("{}")
+    result = launch("tpu_vm.sh", "--print-cost-hints", str(file), *price)
+    assert result.returncode == 2 and "is not what dpr plan --json writes" in result.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_has_an_example_and_is_executable(script: str):
     result = launch(script, "--help")
@@ -157,6 +196,8 @@ def test_help_has_an_example_and_is_executable(script: str):
             {},
             "--ref belongs to --repo",
         ),
+        ("tpu_vm.sh", ["--print-cost-hints", "none.json"], {}, "no file none.json; dpr plan"),
+        ("tpu_vm.sh", ["--price", "1"], {}, "--price belongs to --print-cost-hints"),
         ("tpu_vm.sh", ["--name", "n", "--zone", "z"], {}, "no command after --"),
         ("tpu_vm.sh", ["--name", "n", "--zone", "z", "--spot", "--", "dpr"], {}, "belong to"),
     ],

@@ -391,3 +391,77 @@ def losses(workdir: WorkDir) -> dict[int, float]:
     folder = workdir.retriever("trained").current("checkpoints")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+# --- a finished work directory there
+
+
+@pytest.fixture(scope="module")
+def finished(storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
+    """A folder with three retrievers, also at s3://bucket/finished."""
+    from served import make_workdir
+
+    workdir = make_workdir(tmp_path_factory.mktemp("finished"))
+    store = files(storage)
+    for path in workdir.root.rglob("*"):
+        name = path.relative_to(workdir.root)
+        links = any((workdir.root / one).is_symlink() for one in (name, *name.parents))
+        if path.is_file() and not links:
+            store.put_file(str(path), f"{BUCKET}/finished/{name}")
+    return workdir
+
+
+def test_it_is_listed_served_and_exported_from_there(
+    finished: WorkDir, here: Any, storage: dict[str, str], tmp_path: Path
+) -> None:
+    from served import serve
+
+    url = f"s3://{BUCKET}/finished"
+    before = {name: one["ETag"] for name, one in here.find(url, detail=True).items()}
+    environment = storage | {"DPR_CACHE": str(tmp_path / "first")}
+    done = dpr(environment, "retriever", "list", "--workdir", url)
+    assert done.returncode == 0 and done.stdout.count("has its index") == 2, done.stderr
+    assert not [*(tmp_path / "first").rglob("*.npy")]  # nothing large was fetched for that
+    for name, where in (("there", url), ("here", str(finished.root))):
+        out = str(tmp_path / name)
+        done = dpr(environment, "export", "numpy", "--workdir", where, "--out", out)
+        assert done.returncode == 0, done.stderr
+    exported = [sorted((tmp_path / name).rglob("*.npy")) for name in ("there", "here")]
+    assert exported[0]
+    for one, other in zip(*exported, strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
+    found = []
+    for where in (url, finished.root):
+        with serve(where) as running:
+            answer = running.search("which river?", k=2)
+            assert answer.status == 200
+            found.append([hit["id"] for hit in answer.json["results"][0]["passages"]])
+    assert found[0] == found[1] and found[0]
+    assert {name: one["ETag"] for name, one in here.find(url, detail=True).items()} == before
+
+
+def test_what_nothing_names_and_a_retriever_are_deleted_there(
+    finished: WorkDir, here: Any, storage: dict[str, str]
+) -> None:
+    url = f"s3://{BUCKET}/finished"
+    unused = {"data-00000000/manifest.json", "retrievers/trained/index-00000000.building/rows"}
+    for name in unused:
+        here.pipe_file(f"{url}/{name}", b"{}")
+    used = {name for name in here.find(url) if not any(name.endswith(one) for one in unused)}
+    done = dpr(storage, "gc", "--workdir", url)
+    assert done.returncode == 2 and "Give --yes" in done.stderr and here.exists(f"{url}/{name}")
+    done = dpr(storage, "gc", "--yes", "--workdir", url)
+    assert done.returncode == 0 and "data-00000000" in done.stdout, done.stderr
+    assert set(here.find(url)) == used  # nor is a lease left
+    done = dpr(storage, "retriever", "remove", "trained", "--yes", "--workdir", url)
+    assert done.returncode == 2 and "retriever hybrid uses trained" in done.stderr
+    for name in ("hybrid", "trained"):
+        done = dpr(storage, "retriever", "remove", name, "--yes", "--workdir", url)
+        assert done.returncode == 0, done.stderr
+        assert not here.find(f"{url}/retrievers/{name}")
+    left = {name for name in used if "/retrievers/" not in name or "/bm25/" in name}
+    assert set(here.find(url)) == {name for name in left if "/runs/dev/" not in name} | {
+        name for name in left if "/runs/dev/bm25" in name
+    }
+    asked = dpr(storage, "ask", "which river?", "--workdir", url)
+    assert asked.returncode == 0 and "ask: bm25" in asked.stderr, asked.stderr

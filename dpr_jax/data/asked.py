@@ -12,6 +12,7 @@ from dpr_jax.console import say
 from dpr_jax.data import raw
 from dpr_jax.data.readers import detect, opened, tables
 from dpr_jax.data.readers.columns import Chosen
+from dpr_jax.data.readers.urls import located
 from dpr_jax.data.store import Question, open_questions, splits
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -42,7 +43,7 @@ def open_asked(workdir: WorkDir, split_or_file: str) -> Asked:
     """
     if split_or_file in (*splits(workdir), "train", "dev", "test"):
         return _of_split(workdir, split_or_file)
-    return _of_file(Path(split_or_file).expanduser(), recipes.load_workdir(workdir).data)
+    return _of_file(located(split_or_file), recipes.load_workdir(workdir).data)
 
 
 def _of_split(workdir: WorkDir, split: str) -> Asked:

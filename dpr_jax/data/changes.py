@@ -25,6 +25,7 @@ from dpr_jax.data.corpus import write_corpus
 from dpr_jax.data.passage_rows import HashTable
 from dpr_jax.data.readers import detect, opened, rows
 from dpr_jax.data.readers.detect import Source
+from dpr_jax.data.readers.urls import located
 from dpr_jax.data.store import Corpus, Question
 from dpr_jax.errors import InputError
 from dpr_jax.workdir import WorkDir
@@ -150,13 +151,13 @@ def add(config: Config, workdir: WorkDir, passages: str) -> None:
       InputError: the file is missing, of no known layout, or broken (file and line), or a passage's
         id is taken.
     """
-    path = Path(passages).expanduser()
+    path = located(passages)
     with opened.readable(passages):
         there = path.exists()
     if not there:
         raise InputError(f"{passages} does not exist; dpr index add takes a file of passages")
     kept = ("split_words", "split_tokens", "split_stride_tokens", "columns")
-    data = DataConfig(str(path), **{name: getattr(config.data, name) for name in kept})
+    data = DataConfig(passages, **{name: getattr(config.data, name) for name in kept})
     documents: Counter[str] = Counter()
     found, _ = named.recognised(data, config.model.init, documents, columns_of_any=True)
     source = found["passages"]

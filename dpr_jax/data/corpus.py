@@ -2,14 +2,14 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dpr_jax import console
-from dpr_jax.data import raw, store
-from dpr_jax.data.fields import Collected
-from dpr_jax.data.passage_rows import HashedTexts, HashTable
+from dpr_jax import console, host
+from dpr_jax.data import piecewise, store
+from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.piecewise import Seen, Share
 from dpr_jax.data.raw import Passage
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.opened import OnRead
@@ -36,23 +36,40 @@ class CorpusFacts(NamedTuple):
     repeats: int
 
 
-def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]:
+def write_corpus(
+    source: Source, folder: Path, pieces: Path | None = None
+) -> tuple[CorpusFacts, list[Path]]:
     """Writes the data set `corpus` of a source of passages, one that stands there twice once.
+
+    Args:
+      source: of the passages.
+      folder: where the folder of the data set goes.
+      pieces: folder of shards and facts that `piecewise.write` wrote; None: nothing was written.
 
     Raises:
       InputError: there is no passage, a row is broken, or an id occurs twice with different texts
         (file and line).
     """
-    seen = _Seen()
-    with reading("prepare corpus", source) as on_read:
-        files = store.write_corpus(folder, seen.noting(p for _, p in _passages(source, on_read)))
+    out = folder / "corpus"
+    if pieces:
+        pieces.rename(out)
+    elif source.by_lines:
+        _write_pieces(source, out)
+    if out.exists():
+        seen, shards = piecewise.gather(out, source.literal)
+        files = store.describe_corpus(out, shards)
+    else:
+        seen = Seen()
+        with reading("prepare corpus", source) as on_read:
+            passages = (passage for _, passage in _passages(source, on_read))
+            files = store.write_corpus(folder, seen.noting(passages))
     repeats = seen.ids.table().repeats()
     if repeats:
-        repeated = (folder / "corpus").rename(folder / "repeated")
+        repeated = out.rename(folder / "repeated")
         written = store.Corpus(repeated)
         _refuse_other_texts(source, written, repeats)
         again = {row for _, row in repeats}
-        fields, seen = seen.fields, _Seen()
+        fields, seen = seen.fields, Seen()
         once = (passage for row, passage in enumerate(written) if row not in again)
         files = store.write_corpus(folder, seen.noting(once))
         shutil.rmtree(repeated)
@@ -69,20 +86,16 @@ def write_corpus(source: Source, folder: Path) -> tuple[CorpusFacts, list[Path]]
     return facts, files
 
 
-class _Seen:
-    """Ids and texts of passages, as hashes, and their fields, taken as the passages go by."""
-
-    def __init__(self) -> None:
-        self.ids, self.texts, self.empty = HashedTexts(), HashedTexts(), 0
-        self.fields = Collected()
-
-    def noting(self, passages: Iterable[Passage]) -> Iterator[Passage]:
-        for passage in passages:
-            self.ids.add(passage.id)
-            self.texts.add(passage.text)
-            self.empty += raw.is_blank(passage.text)
-            self.fields.add(passage)
-            yield passage
+def _write_pieces(source: Source, out: Path) -> None:
+    """Writes the shards of a corpus that is a file of lines; none where it cannot be cut."""
+    share = Share(workers=host.cores())
+    with reading("prepare corpus", source) as on_read:
+        path, form, literal = source.files[0], source.by_lines, source.literal
+        outcome = piecewise.write(path, form, literal, out, on_read, share=share)
+    if outcome.error and not outcome.is_cut_wrong:
+        raise outcome.error
+    if outcome.error or not outcome.pieces:
+        shutil.rmtree(out)
 
 
 def _passages(source: Source, on_read: OnRead) -> Iterator[tuple[str, Passage]]:

@@ -109,8 +109,38 @@ class Collected:
 
     def _leave_out(self, name: str, why: str) -> None:
         self._left_out[name] = why
-        self._values.pop(name)
+        self._values.pop(name, None)
         self._codes.pop(name, None)
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """Returns all that was taken as arrays, for `extend` in another process."""
+        names = list(self._codes)
+        facts = {
+            "rows": self._rows,
+            "left_out": self._left_out,
+            "values": {name: [value for _, value in self._values[name]] for name in names},
+        }
+        codes = {f"codes_{at}": np.array(self._codes[name]) for at, name in enumerate(names)}
+        return {"fields": np.array(json.dumps(facts))} | codes
+
+    def extend(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Takes the rows that another one saved, after its own."""
+        facts = json.loads(str(saved["fields"]))
+        for name, why in facts["left_out"].items():
+            self._leave_out(name, why)
+        for at, (name, theirs) in enumerate(facts["values"].items()):
+            if name in self._left_out:
+                continue
+            values = self._values.setdefault(name, {})
+            numbers = [values.setdefault((type(one), one), len(values)) for one in theirs]
+            if len(values) > MOST_VALUES:
+                self._leave_out(name, f"it has more than {MOST_VALUES:,} different values")
+                continue
+            codes = self._codes.setdefault(name, array.array("i"))
+            codes.extend(itertools.repeat(NO_VALUE, self._rows - len(codes)))
+            own = np.array([*numbers, NO_VALUE], np.int32)  # NO_VALUE, -1, is the last
+            codes.frombytes(own[saved[f"codes_{at}"]].tobytes())
+        self._rows += facts["rows"]
 
     def write(self, folder: Path, without: Iterable[int] = ()) -> list[Path]:
         """Writes `fields/` into a folder, if there are any; returns its files.

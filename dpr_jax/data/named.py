@@ -17,8 +17,10 @@ from dpr_jax.data.readers import columns, detect, documents, from_tfds, opened
 from dpr_jax.data.readers.columns import Chosen
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.opened import OnRead
+from dpr_jax.data.readers.urls import UrlPath, located
 from dpr_jax.errors import InputError
 from dpr_jax.model import hf, tokenizer
+from dpr_jax.workdir import WorkDir
 
 SPLITS = ("train", "dev", "test")
 WORDS_PER_PASSAGE = 100  # the paper's
@@ -71,8 +73,9 @@ def all_test_sets(data: DataConfig) -> dict[str, str]:
         return {"test": data.test_files[0]}
     found: dict[str, str] = {}
     for file in data.test_files:
-        name, equals, path = file.rpartition("=")
-        name = name if equals else Path(path).name.split(".")[0]
+        name, equals, path = file.partition("=")
+        if "/" in name or not equals:
+            name, path = located(file).name.split(".")[0], file
         if name in found or name in ("train", "dev", "test"):
             raise InputError(
                 f"data.test: {file} would be named {name!r}, which is taken; write NAME=PATH"
@@ -114,7 +117,7 @@ def split_of(key: str) -> str:
 
 def with_cut(data: DataConfig) -> DataConfig:
     """Returns the settings, with the paper's cut for a folder of documents without one."""
-    folder = Path(data.passages or "")
+    folder = located(data.passages or "")
     with opened.readable(data.passages or ""):
         is_folder = data.passages is not None and folder.is_dir()
     if data.split_words or data.split_tokens or not is_folder:
@@ -157,12 +160,13 @@ def recognised(
     for key, name in (passages | asked).items():
         if name.startswith(from_tfds.PREFIX) and key in asked:
             continue
+        path = located(name)
         with opened.readable(name):
-            if key == "passages" and detect.is_split(Path(name)):
-                sources[key] = detect.split_passages(Path(name))
-            elif Path(name).is_dir():
+            if key == "passages" and detect.is_split(path):
+                sources[key] = detect.split_passages(path)
+            elif path.is_dir():
                 role = split_of(key)
-                found = detect.beir(Path(name), role)
+                found = detect.beir(path, role)
                 files |= {what.replace(role, key, 1): found[what] for what in found}
             else:
                 files[key] = _existing(split_of(key), name)
@@ -228,19 +232,20 @@ def how_to_cut(data: DataConfig, model: str) -> Cut | None:
 
 def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Source:
     """Returns documents as a source of the passages that they are cut into."""
-    with opened.readable(name or ""):
-        there = bool(name) and Path(name).exists()
+    path = located(name or "")
+    with opened.readable(path):
+        there = bool(name) and path.exists()
     if not there:
         raise InputError(
             f"data.passages is {name!r}, which does not exist; with data.split_words or"
             " data.split_tokens it must be a file or folder of documents"
         )
-    if detect.is_split(Path(name)):
+    if detect.is_split(path):
         raise InputError(
             f"data.passages {name} holds what dpr split cut; set data.split_words and"
             " data.split_tokens to None"
         )
-    found = documents.recognised(Path(name), count, chosen)
+    found = documents.recognised(path, count, chosen)
     return found._replace(
         layout=f"{found.layout}, to be cut into passages",
         read=lambda on_read: cut.into_passages(found.read(on_read), how, count),
@@ -248,11 +253,12 @@ def _documents(name: str, how: Cut, count: Counter[str], chosen: Chosen) -> Sour
 
 
 def _existing(key: str, name: str) -> Path:
-    with opened.readable(name):
-        there = Path(name).is_file()
+    path = located(name)
+    with opened.readable(path):
+        there = path.is_file()
     if not there:
-        raise InputError(f"{name} does not exist or is not a file; data.{key} must name one")
-    return Path(name)
+        raise InputError(f"{path} does not exist or is not a file; data.{key} must name one")
+    return path
 
 
 def carried(sources: dict[str, Source]) -> Source:
@@ -275,3 +281,29 @@ def carried(sources: dict[str, Source]) -> Source:
 
     files = tuple(path for source in sources.values() for path in source.files)
     return Source("the passages that the questions carry", files, read)
+
+
+class Checksums:
+    """Checksums of raw files.
+
+    A file at a URL that still has the ETag and the size with which it was read for the current data
+    is not read again.
+
+    Attributes:
+      urls: of those that have an ETag: (ETag and size, checksum) by URL.
+    """
+
+    def __init__(self, workdir: WorkDir) -> None:
+        current = workdir.find("data")
+        manifest = current and current / "manifest.json"
+        there = manifest and manifest.exists()
+        self._known = artifacts.read_json(manifest).get("urls", {}) if there else {}
+        self.urls: dict[str, list[str]] = {}
+
+    def of(self, path: Path) -> str:
+        """Returns the checksum of a file, as `artifacts.checksum` does."""
+        if not isinstance(path, UrlPath) or not (tag := path.tag()):
+            return artifacts.checksum(path)
+        found, sha256 = self._known.get(str(path), ("", ""))
+        self.urls[str(path)] = [tag, sha256 if found == tag else artifacts.checksum(path)]
+        return self.urls[str(path)][1]

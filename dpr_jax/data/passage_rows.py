@@ -1,9 +1,16 @@
 """Finds the corpus row of a passage id, without holding 21 million strings."""
 
+import hashlib
 from array import array
 from collections.abc import Sequence
 
 import numpy as np
+
+
+def text_hash(text: str) -> int:
+    """Returns 64 bits of a text, as int64; Python's own hash differs from process to process."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 class HashedTexts:
@@ -17,23 +24,30 @@ class HashedTexts:
         self._hashes = array("q")
 
     def add(self, text: str) -> None:
-        self._hashes.append(hash(text))
+        self._hashes.append(text_hash(text))
+
+    def extend(self, hashes_N: np.ndarray) -> None:
+        """Adds texts by their hashes, int64 [N]."""
+        self._hashes.frombytes(hashes_N.astype(np.int64).tobytes())
+
+    def hashes(self) -> np.ndarray:
+        """Returns the hashes in the order in which the texts came, int64 [N]."""
+        return np.frombuffer(self._hashes, np.int64)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def distinct(self) -> int:
         """Returns the number of different texts."""
-        return len(np.unique(np.frombuffer(self._hashes, np.int64)))
+        return len(np.unique(self.hashes()))
 
     def rows_also_in(self, other: "HashedTexts") -> np.ndarray:
         """Returns the rows of texts that the other has too, int64, ascending."""
-        mine_N = np.frombuffer(self._hashes, np.int64)
-        return np.flatnonzero(np.isin(mine_N, np.frombuffer(other._hashes, np.int64)))
+        return np.flatnonzero(np.isin(self.hashes(), other.hashes()))
 
     def table(self) -> "HashTable":
         """Returns the table to look texts up in; those added later are not in it."""
-        hashes_N = np.frombuffer(self._hashes, np.int64)
+        hashes_N = self.hashes()
         order_N = np.argsort(hashes_N, kind="stable")
         return HashTable(hashes_N[order_N], order_N)
 
@@ -47,7 +61,7 @@ class HashTable:
 
     def rows(self, texts: Sequence[str]) -> list[int]:
         """Returns the first row of every text; -1 where it was never added."""
-        wanted = np.array([hash(text) for text in texts], np.int64)
+        wanted = np.array([text_hash(text) for text in texts], np.int64)
         at = np.searchsorted(self._sorted_N, wanted)
         at = np.minimum(at, len(self._sorted_N) - 1)
         return np.where(self._sorted_N[at] == wanted, self._rows_N[at], -1).tolist()

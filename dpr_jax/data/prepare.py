@@ -2,13 +2,17 @@
 
 import itertools
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dpr_jax import artifacts, console
+import numpy as np
+
+from dpr_jax import artifacts, console, parallel
 from dpr_jax.config import Config
-from dpr_jax.data import named, raw, store
+from dpr_jax.data import named, raw, store, together
 from dpr_jax.data.answers import is_unspaced
 from dpr_jax.data.corpus import reading, write_corpus
 from dpr_jax.data.passage_rows import HashedTexts, HashTable
@@ -16,6 +20,7 @@ from dpr_jax.data.raw import RawQuestion, comparable
 from dpr_jax.data.readers import detect, judgements
 from dpr_jax.data.readers.detect import Source
 from dpr_jax.data.readers.judgements import Qrels
+from dpr_jax.data.readers.urls import located
 from dpr_jax.data.store import Question
 from dpr_jax.data.tally import Tally
 from dpr_jax.errors import InputError
@@ -24,14 +29,53 @@ from dpr_jax.workdir import WorkDir
 NOT_THERE = "no gold passage in the corpus, and no answers"
 
 
+class _Inputs(NamedTuple):
+    """The raw files of a run of this stage.
+
+    Attributes:
+      sources, qrels: by key, as of `named.recognised`.
+      documents: what becomes of documents that are cut as they are read.
+      origin: what the data are made from.
+      urls: as of `named.Checksums`.
+      out: the folder of the data.
+    """
+
+    sources: dict[str, Source]
+    qrels: dict[str, Path]
+    documents: Counter[str]
+    origin: dict[str, Any]
+    urls: dict[str, list[str]]
+    out: Path
+
+
 def run(config: Config, workdir: WorkDir) -> None:
     """Writes data-HASH of the raw files, whole or not at all, and makes it the current data.
+
+    All processes of a run call it: those that see the corpus read it together, process 0 does the
+    rest. The bytes are the same with any number of them.
 
     Raises:
       InputError: a file is missing, of no known layout, or broken (file and line), a passage id
         has two texts, a gold passage is not in the corpus (data.on_missing), or a split has no
         usable question.
     """
+    found: list[_Inputs] = []
+    parallel.on_main(lambda: found.append(_inputs(config, workdir)))
+    inputs = found[0] if found else None
+    name, fresh = 0, False
+    if inputs:
+        name = int(inputs.out.name.rpartition("-")[2], 16)
+        fresh = artifacts.is_fresh(inputs.out / "manifest.json", inputs.origin)
+    name, fresh = parallel.of_main(np.array([name, fresh], np.uint32)).tolist()
+    pieces = None
+    if not fresh:
+        source = inputs.sources.get("passages") if inputs else together.source_here(config)
+        building = workdir.home / f"data-{name:08x}.building"
+        pieces = together.write_pieces(source, building, workdir.remote)
+    parallel.on_main(lambda: _finish(config, workdir, inputs, pieces, fresh=bool(fresh)))
+
+
+def _inputs(config: Config, workdir: WorkDir) -> _Inputs:
     named.refuse_holding(config.data, workdir.root)
     data = named.with_cut(config.data)
     for name, path in named.own_corpora(data).items():
@@ -41,6 +85,7 @@ def run(config: Config, workdir: WorkDir) -> None:
         )
     documents: Counter[str] = Counter()
     sources, qrels = named.recognised(data, config.model.init, documents)
+    checksums = named.Checksums(workdir)
     origin = artifacts.made_from(
         "prepare",
         {
@@ -54,12 +99,21 @@ def run(config: Config, workdir: WorkDir) -> None:
             for name in ("on_missing", "columns", "positive_from")
             if getattr(data, name) not in (None, {})
         },
-        {key: source.fingerprint() for key, source in sources.items()}
-        | {f"{key}_qrels": artifacts.checksum(qrels[key]) for key in qrels},
+        {key: source.fingerprint(checksums.of) for key, source in sources.items()}
+        | {f"{key}_qrels": checksums.of(qrels[key]) for key in qrels},
         form=store.FORM,
     )
     out = workdir.place("data", origin)
-    if artifacts.is_fresh(out / "manifest.json", origin):
+    return _Inputs(sources, qrels, documents, origin, checksums.urls, out)
+
+
+def _finish(
+    config: Config, workdir: WorkDir, inputs: _Inputs, pieces: Path | None, *, fresh: bool
+) -> None:
+    """Writes what is not written yet, and makes it the current data."""
+    sources, qrels, documents, origin, urls, out = inputs
+    data = config.data
+    if fresh:
         workdir.point("data", out)
         console.say(f"prepare: up to date ({out})")
         return
@@ -69,7 +123,7 @@ def run(config: Config, workdir: WorkDir) -> None:
     # --- the corpus, which tells where each passage id stands
     with artifacts.atomic_dir(out) as folder:
         passages = sources.pop("passages", None) or named.carried(sources)
-        facts, corpus_files = write_corpus(passages, folder)
+        facts, corpus_files = write_corpus(passages, folder, pieces)
         if documents:
             told = ", ".join(f"{n:,} {what}" for what, n in documents.items() if n)
             console.say(f"prepare: corpus: cut {told}")
@@ -120,7 +174,9 @@ def run(config: Config, workdir: WorkDir) -> None:
             hard_negatives=sum(counts[key]["hard negatives"] for key in counts if "train" in key),
             train_sets=[[names[key], counts[key]["kept"]] for key in several],
             test_sets=dict(zip(named.test_sets(data), map(named.stored_as, tests), strict=True)),
+            **({"urls": urls} if urls else {}),
         )
+    shutil.rmtree(out.with_name(out.name + ".building"), ignore_errors=True)
     workdir.point("data", out)
 
 
@@ -140,7 +196,7 @@ def _say_recognised(
 ) -> None:
     """Prints one line per file: its layout, its columns, its first row as understood."""
     for key, source in sources.items():
-        console.say(f"prepare: {key}: {names[key]} is {detect.described(source)}")
+        console.say(f"prepare: {key}: {located(names[key])} is {detect.described(source)}")
         if key in qrels:
             console.say(f"prepare: {key}_qrels: {qrels[key]} is {judgements.described(qrels[key])}")
 

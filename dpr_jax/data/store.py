@@ -10,6 +10,7 @@ run to run, where a later stage must see that nothing changed.
 import contextlib
 import functools
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from dpr_jax import artifacts
 from dpr_jax.data.fields import Fields
 from dpr_jax.data.raw import Passage
-from dpr_jax.errors import InputError
+from dpr_jax.errors import REFUSED_WRITING, InputError
 from dpr_jax.workdir import WorkDir
 
 FORM = 3  # of the data set `questions`; 2 had no grades, 1 no scores of a teacher
@@ -272,9 +273,32 @@ def _check(manifest: Path, name: str) -> dict[str, Any]:
 
 def write_corpus(folder: Path, passages: Iterable[Passage]) -> list[Path]:
     """Writes the data set `corpus`, in the order given, in bounded memory; returns its files."""
-    features = {name: tfds.features.Text() for name in Passage._fields}
     records = (passage._asdict() for passage in passages)
-    return _write(folder / "corpus", features, {"corpus": records})
+    return _write(folder / "corpus", _corpus_features(), {"corpus": records})
+
+
+def write_corpus_shard(folder: Path, number: int, passages: Iterable[Passage]) -> int:
+    """Writes one shard of the data set `corpus` into its folder; returns the bytes of its records.
+
+    `describe_corpus` makes a data set of all shards.
+    """
+    lists = lists_of(_corpus_features())
+    path = _shard_path(folder, "corpus", number)
+    return _write_shard(path, (serialized(one._asdict(), lists) for one in passages))[1]
+
+
+def describe_corpus(folder: Path, shards: list[tuple[int, int]]) -> list[Path]:
+    """Writes what TFDS reads beside the shards of the data set `corpus`; returns all its files.
+
+    Args:
+      folder: of the data set, with its shards.
+      shards: rows and bytes of each.
+    """
+    return _describe(folder, _corpus_features(), {"corpus": shards})
+
+
+def _corpus_features() -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict({name: tfds.features.Text() for name in Passage._fields})
 
 
 def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list[Path]:
@@ -292,7 +316,7 @@ def write_questions(folder: Path, splits: dict[str, Iterable[Question]]) -> list
         "grades": tfds.features.Sequence(np.int64),
     }
     records = {split: map(question_record, rows) for split, rows in splits.items()}
-    return _write(folder / "questions", features, records)
+    return _write(folder / "questions", tfds.features.FeaturesDict(features), records)
 
 
 def question_record(question: Question) -> dict[str, Any]:
@@ -309,36 +333,52 @@ def question_record(question: Question) -> dict[str, Any]:
 
 def _write(
     folder: Path,
-    features: dict[str, Any],
+    features: tfds.features.FeaturesDict,
     splits: dict[str, Iterable[dict[str, Any]]],
 ) -> list[Path]:
     folder.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(features)
     lists = lists_of(features)
-    template = tfds.core.ShardedFileTemplate(
+    written: dict[str, list[tuple[int, int]]] = {}
+    for split, rows in splits.items():
+        left = (serialized(row, lists) for row in rows)
+        shards = written.setdefault(split, [])
+        for first in left:
+            rest = itertools.islice(left, ROWS_PER_SHARD - 1)
+            path = _shard_path(folder, split, len(shards))
+            shards.append(_write_shard(path, itertools.chain([first], rest)))
+    return _describe(folder, features, written)
+
+
+def _template(folder: Path) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
         data_dir=tfds.core.Path(folder),
         dataset_name=folder.name,
         filetype_suffix="array_record",
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
     )
 
-    infos = []
-    for split, rows in splits.items():
-        left = (serialized(row, lists) for row in rows)
-        shards: list[tuple[int, int]] = []
-        for first in left:
-            path = template.replace(split=split).sharded_filepath(
-                shard_index=len(shards), num_shards=None
-            )
-            rest = itertools.islice(left, ROWS_PER_SHARD - 1)
-            shards.append(_write_shard(path, itertools.chain([first], rest)))
-        info = tfds.core.SplitInfo(
+
+def _shard_path(folder: Path, split: str, number: int) -> Path:
+    template = _template(folder).replace(split=split)
+    return template.sharded_filepath(shard_index=number, num_shards=None)
+
+
+def _describe(
+    folder: Path,
+    features: tfds.features.FeaturesDict,
+    splits: dict[str, list[tuple[int, int]]],
+) -> list[Path]:
+    """Writes what TFDS reads beside the shards; returns all files."""
+    template = _template(folder)
+    infos = [
+        tfds.core.SplitInfo(
             name=split,
             shard_lengths=[rows for rows, _ in shards],
             num_bytes=sum(size for _, size in shards),
             filename_template=template,
         )
-        infos.append(info)
+        for split, shards in splits.items()
+    ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=features,
@@ -376,8 +416,14 @@ def serialized(row: dict[str, Any], lists: dict[str, str]) -> bytes:
 def _write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int]:
     """Writes one file; how many records and bytes went in."""
     count = size = 0
-    with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:
-        for record in records:
-            writer.write(record)
-            count, size = count + 1, size + len(record)
+    try:
+        with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:
+            for record in records:
+                writer.write(record)
+                count, size = count + 1, size + len(record)
+    except RuntimeError as error:  # which array_record makes of what the system says
+        for code in REFUSED_WRITING:
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from None
+        raise
     return count, size

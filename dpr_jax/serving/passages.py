@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dpr_jax.data.fields import Value
-from dpr_jax.data.passage_rows import HashTable
+from dpr_jax.data.passage_rows import HashTable, text_hash
 from dpr_jax.data.readers.formats import Passage
 from dpr_jax.data.store import ROWS_PER_READ, Corpus
 
@@ -95,7 +95,7 @@ class PassageIds:
             if self._closed:
                 return
             passages = self._corpus.rows(range(start, stop))
-            hashes_N[start:stop] = [hash(passage.id) for passage in passages]
+            hashes_N[start:stop] = [text_hash(passage.id) for passage in passages]
             time.sleep(0)  # requests go first
         live_N = np.delete(np.arange(count), self._corpus.removed_R)
         order_N = live_N[np.argsort(hashes_N[live_N], kind="stable")]

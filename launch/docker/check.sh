@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What launch/docker/Dockerfile does, without a container engine: its copies into an empty folder, its installation, and its
-# health check, as an unprivileged user where this is root.
+# What launch/docker/Dockerfile does, without a container engine: its copies into an empty folder,
+# its installation, and its health check, as an unprivileged user where this is root.
 set -euo pipefail
 
 usage() {

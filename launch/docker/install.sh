@@ -1,6 +1,7 @@
 #!/bin/sh
-# The step of launch/docker/Dockerfile that installs: dpr_jax with one extra into an environment of its own, at the versions of
-# constraints.txt, without what only building needs. Run it in the root of the repository.
+# The step of launch/docker/Dockerfile that installs: dpr_jax with one extra into an environment
+# of its own, at the versions of constraints.txt, without what only building needs. Run it in the
+# root of the repository.
 set -eu
 
 if [ $# -ne 3 ]; then
@@ -11,8 +12,10 @@ python=$1 folder=$2 extra=$3
 
 "$python" -m venv "$folder"
 # shellcheck disable=SC2102 # no glob
-"$folder/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check --no-compile --constraint constraints.txt ".[$extra]"
+"$folder/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check --no-compile \
+  --constraint constraints.txt ".[$extra]"
 "$folder/bin/pip" uninstall --quiet --yes pip
 # tests of packages and compiled files: a fifth of the size
-find "$folder/lib" -depth \( -name __pycache__ -o -name tests -a -path '*/site-packages/*' \) -type d \
+find "$folder/lib" -depth -type d \
+  \( -name __pycache__ -o -name tests -a -path '*/site-packages/*' \) \
   ! -path '*/numpy/*' ! -path '*/scipy/*' -exec rm -rf {} +

@@ -16,6 +16,7 @@ from dpr_jax.data.readers import carried, columns, formats, objects, rows, separ
 from dpr_jax.data.readers.columns import Chosen, Naming
 from dpr_jax.data.readers.objects import Table
 from dpr_jax.data.readers.opened import OnRead
+from dpr_jax.data.readers.pieces import ByLines
 from dpr_jax.data.readers.tables import Shape
 from dpr_jax.errors import InputError
 
@@ -59,6 +60,7 @@ class Source(NamedTuple):
       columns: what its columns are used for, and which are left out; empty where it has none.
       first: returns the first row as understood; None where that costs too much.
       literal: rows whose quotes are letters, of the latest reading.
+      by_lines: the form of a corpus that is one file of lines; None for another.
     """
 
     layout: str
@@ -67,10 +69,11 @@ class Source(NamedTuple):
     columns: str = ""
     first: Callable[[], Any] | None = None
     literal: Literal | None = None
+    by_lines: ByLines | None = None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, checksum: Callable[[Path], str] = artifacts.checksum) -> str:
         """The checksum of the file, or one over those of several."""
-        checksums = [artifacts.checksum(path) for path in self.files]
+        checksums = [checksum(path) for path in self.files]
         if len(checksums) == 1:
             return checksums[0]
         return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
@@ -108,7 +111,7 @@ def questions(
         _choose_by_number(chosen, LIST_ROLES[: len(begin[0])] if len(begin[0]) < 4 else ())
     naming = _named(path, begin, chosen)
     table = Table(shape, chosen, _with_answer(path, begin, naming, chosen), positive_from)
-    return _table_source(_layout(path, table, begin), path, objects.read_questions, table)
+    return _table_source(_layout(path, table, begin), path, objects.read_questions, table)[0]
 
 
 def passages(path: Path, chosen: Chosen | None = None) -> Source:
@@ -130,12 +133,15 @@ def passages(path: Path, chosen: Chosen | None = None) -> Source:
     if tables.ending(path) in tables.DELIMITERS:
         written = separated.passages(path, chosen)
         if written.layout:
-            return _source(*_UNNAMED[written.layout][:1], path, *_UNNAMED[written.layout][1:])
+            layout, reader, used = _UNNAMED[written.layout]
+            form = ByLines(reader, header=False, quoted=False)
+            return _source(layout, path, reader, used)._replace(by_lines=form)
         shape = written.shape
         if _first_line(head).split("\t") == ["id", "text", "title"] and not chosen.role_of:
             literal = Literal()
             reader = functools.partial(formats.read_passages, literal=literal)
-            return _source("DPR passage TSV", path, reader, "id, text, title", literal)
+            source = _source("DPR passage TSV", path, reader, "id, text, title", literal)
+            return source._replace(by_lines=ByLines(reader, header=True, quoted=True))
     begin = _first_rows(path, shape, "passages")
     known = {name for tier in columns.PASSAGE_TIERS["text"] for name in tier}
     keys = {key: None for row in begin for key in row}
@@ -147,7 +153,12 @@ def passages(path: Path, chosen: Chosen | None = None) -> Source:
     table = Table(shape, chosen, _named(path, begin, chosen))
     if "text" not in table.naming.roles:
         raise InputError(f"{path}: no column has the role text; its columns are {_names(keys)}")
-    return _table_source(f"passages, {_table(path)}", path, objects.read_passages, table)
+    kind = _table(path)
+    source, reader = _table_source(f"passages, {kind}", path, objects.read_passages, table)
+    if kind not in ("CSV", "TSV", "JSONL"):
+        return source
+    form = ByLines(reader, header=bool(shape and shape.header), quoted=shape is not None)
+    return source._replace(by_lines=form)
 
 
 def beir(folder: Path, role: str) -> dict[str, Path]:
@@ -264,21 +275,17 @@ def _source(
 
 def _table_source(
     layout: str, path: Path, reader: Callable[..., Iterator[Any]], table: Table
-) -> Source:
+) -> tuple[Source, Reader]:
+    """Returns the source of a table, and the reader for any path."""
     literal = Literal()
     if table.shape is not None:
         table = table._replace(shape=table.shape._replace(literal=literal))
-    source = _source(
-        layout,
-        path,
-        functools.partial(reader, table=table),
-        table.naming.described(table.chosen),
-        literal,
-    )
-    if not table.is_labelled:
-        return source
-    ungrouped = functools.partial(reader, table=table, group=False)
-    return source._replace(first=lambda: next(ungrouped(path), None))
+    of_path = functools.partial(reader, table=table)
+    source = _source(layout, path, of_path, table.naming.described(table.chosen), literal)
+    if table.is_labelled:
+        ungrouped = functools.partial(reader, table=table, group=False)
+        source = source._replace(first=lambda: next(ungrouped(path), None))
+    return source, of_path
 
 
 # --- the first rows

@@ -1,4 +1,4 @@
-"""Opens raw files as bytes of UTF-8: unpacked by what they hold, recoded from UTF-16.
+"""Opens raw files, here or at URLs, as bytes of UTF-8: unpacked by what they hold, recoded.
 
 gzip, bzip2, xz and zstd are known by their first bytes, whatever the file is called. A zip or tar
 archive may hold one file.
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+from dpr_jax.data.readers.pieces import Piece
+from dpr_jax.data.readers.urls import UrlPath
 from dpr_jax.errors import InputError
 
 OnRead = Callable[[int], None]  # told how many bytes were just read from disk
@@ -39,15 +41,18 @@ def opened(path: Path, on_read: OnRead | None = None) -> Iterator[BinaryIO]:
     """Opens a file as bytes of UTF-8.
 
     Args:
-      path: the file.
+      path: the file, or a piece of one, which is unpacked already.
       on_read: told the bytes read from disk.
 
     Raises:
       InputError: it cannot be read, is damaged, or is an archive of several files.
     """
+    if isinstance(path, Piece):
+        yield io.BytesIO(path.content)
+        return
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(io.BufferedReader(_Counted(path, on_read)))
+            file = stack.enter_context(io.BufferedReader(_raw(path, on_read)))
             yield _recoded(_unpacked(path, file, stack), path)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise _damaged(path, error) from None
@@ -230,6 +235,12 @@ class _Recoded(io.RawIOBase):
         count = min(len(buffer), len(self._left))
         buffer[:count], self._left = self._left[:count], self._left[count:]
         return count
+
+
+def _raw(path: Path, on_read: OnRead | None) -> io.RawIOBase:
+    if isinstance(path, UrlPath):
+        return path.raw(on_read, seekable=path.suffix.lower() == ".zip")
+    return _Counted(path, on_read)
 
 
 class _Counted(io.FileIO):

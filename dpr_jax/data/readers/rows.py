@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dpr_jax.data.readers.opened import OnRead, opened
+from dpr_jax.data.readers.pieces import Piece
 from dpr_jax.errors import InputError
 
 HEAD_BYTES = 1 << 16
@@ -24,6 +25,10 @@ _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 END = "\0"  # follows the last line; found inside a field, a quote was left open
 
 
+class OpenQuote(InputError):
+    """A quote that is opened and never closed; of a piece of a file, perhaps behind it."""
+
+
 def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]]:
     """Yields number and text of every line, with its line end.
 
@@ -32,7 +37,8 @@ def lines(path: Path, on_read: OnRead | None = None) -> Iterator[tuple[int, str]
         NUL byte.
     """
     with opened(path, on_read) as file:
-        for number, raw in enumerate(file, 1):
+        for count, raw in enumerate(file, 1):
+            number = path.line(count) if isinstance(path, Piece) else count
             while raw.startswith(BYTE_ORDER_MARK):
                 raw = raw[len(BYTE_ORDER_MARK) :]
             if number == 1 and not raw.endswith(b"\n") and b"\r" in raw.strip():
@@ -158,7 +164,7 @@ def _spanning(texts: Iterator[str], delimiter: str, where: str) -> list[str]:
             f"{where}: not a row of {SEPARATED[delimiter]}-separated values: {error}"
         ) from None
     if END in row[-1]:
-        raise InputError(
+        raise OpenQuote(
             f'{where}: a quote (") is opened and never closed; a field that begins with a'
             " quote must end with one"
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dpr_jax.data.raw import short
 from dpr_jax.data.readers import rows
 from dpr_jax.data.readers.opened import OnRead, inner_name
+from dpr_jax.data.readers.urls import UrlPath
 from dpr_jax.errors import InputError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -143,7 +144,8 @@ def _parquet(path: Path) -> Rows:
             " 'dpr_jax[parquet]'"
         ) from None
     try:
-        with parquet.ParquetFile(path) as file:
+        opened = path.open("rb", seekable=True) if isinstance(path, UrlPath) else path
+        with parquet.ParquetFile(opened) as file:
             number = 0
             for batch in file.iter_batches(ROWS_PER_READ):
                 for row in batch.to_pylist():
