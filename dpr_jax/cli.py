@@ -131,7 +131,10 @@ def run(args: list[str]) -> None:
     else:
         host.skip_absent_tpu()
     console.quiet_libraries()
-    dispatch.run(parse(command, rest)._replace(options=beam_options))
+    call = parse(command, rest)._replace(options=beam_options)
+    if call.workdir and command not in ("pipeline", "prepare"):
+        call.workdir.check_begun()
+    dispatch.run(call)
 
 
 def parse(command: str, args: list[str]) -> Call:
@@ -143,6 +146,7 @@ def parse(command: str, args: list[str]) -> Call:
     """
     flags, args = _flags(command, args)
     operands, args = _operands(command, args)
+    _check_flags(command, flags)
     file, args = _config_file(args)
     _check_names(args, command)
     workdir = None
@@ -172,8 +176,6 @@ def parse(command: str, args: list[str]) -> Call:
         raise InputError(_one_line(said.getvalue())) from None
     config = recipes.absolute(_one_length(config, args))
     validate(config)
-    if workdir and command not in ("pipeline", "prepare"):
-        workdir.check_begun()
     return Call(command, operands, flags, config, workdir, options=[])
 
 
@@ -239,11 +241,16 @@ def _flags(command: str, args: list[str]) -> tuple[dict[str, str], list[str]]:
             if command == "serve" and name == "retriever":
                 many, value = name, f"{found.get(name, '')} {value}"
             found[name] = value
+    return found, left
+
+
+def _check_flags(command: str, found: dict[str, str]) -> None:
+    """Raises InputError where a flag is missing that a command needs."""
+    names = COMMANDS[command].flags
     for name in ("workdir", "out", "topology", "repo"):
         if name in names and name not in found and not (command == "ask" and "url" in found):
             usage = "usage: dpr plan CONFIG.py --topology NAME" if name == "topology" else USAGE
             raise InputError(f"--{name} is missing; {usage.replace('workdir', name)}")
-    return found, left
 
 
 def _config_file(args: list[str]) -> tuple[str | None, list[str]]:

@@ -4,24 +4,22 @@ import contextlib
 import dataclasses
 import functools
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dpr_jax import artifacts, console, host, lease, needs, parallel, recipes
+from dpr_jax import artifacts, host, lease, parallel, preflight, recipes
 from dpr_jax.config import Config, DataConfig
 from dpr_jax.console import say
 from dpr_jax.data import named, prepare, store
 from dpr_jax.encoding import encode
 from dpr_jax.errors import InputError, Preempted
 from dpr_jax.evaluation import evaluate
-from dpr_jax.index import build, update
+from dpr_jax.index import update
 from dpr_jax.inspection import overview
 from dpr_jax.mining import mine
-from dpr_jax.model import hf
 from dpr_jax.retrieval import retrieve
 from dpr_jax.training import loop
 from dpr_jax.workdir import RetrieverDir, WorkDir, is_name, kind_by_name
@@ -80,13 +78,13 @@ def run(config: Config, workdir: WorkDir, *, first: str = ORDER[0], last: str = 
         order = ", ".join(ORDER)
         raise InputError(f"--from {first} comes after --until {last}; the order is {order}")
     wanted = [step for step in plan(config, workdir) if begin <= ORDER.index(step.stage) <= end]
-    parallel.on_main(lambda: _check_encoders(wanted))
+    parallel.on_main(lambda: preflight.check_encoders(wanted))
     told: list[Path] = []
     for number, step in enumerate(wanted, 1):
         at = step.workdir
         if step.retriever and at.root not in told:
             there = [one for one in wanted if one.workdir.root == at.root]
-            parallel.on_main(functools.partial(_say_needs, config, at, there))
+            parallel.on_main(functools.partial(preflight.say_needs, config, at, there))
             told.append(at.root)
         of = f" {step.retriever.name}" if step.retriever else ""
         on = f" on {at.set_name}" if at.set_name else ""
@@ -165,18 +163,6 @@ def _stored(
         if is_new and parallel.is_main() and retriever.read().get("current", {}) == {}:
             retriever.file.unlink(missing_ok=True)
         raise
-
-
-def _check_encoders(steps: list[Step]) -> None:
-    """Finds the encoders of all steps, before the first of them takes hours.
-
-    Raises:
-      InputError: an encoder is missing, or is not one.
-    """
-    for step in steps:
-        source = step.source or (step.config.model.init if step.stage == "train" else "retriever:")
-        if step.stage in ("train", "encode") and not source.startswith("retriever:"):
-            hf.resolve(source, "passage")
 
 
 def add(config: Config, workdir: WorkDir, passages: str) -> None:
@@ -397,60 +383,6 @@ STAGES: dict[str, Callable[..., None]] = {
     "retrieve": _retrieve,
     "evaluate": _on_main(evaluate.run),
 }
-
-
-def _say_needs(config: Config, workdir: WorkDir, steps: list[Step]) -> None:
-    """Prints what disk and memory the steps take, beside what is free; warns where it is too
-    little.
-
-    Vectors and weights are taken to be as large as those of `model.init`.
-    """
-    data = workdir.data
-    facts = artifacts.read_json(data / "manifest.json")
-    passages, answered = facts["passages"], {"dev", *facts["test_sets"]}
-    named = {
-        stage: {s.retriever.name for s in steps if s.stage == stage and s.retriever}
-        for stage in ("train", "encode", "retrieve")
-    }
-    width, tower_bytes = 0, 0
-    if named["encode"]:
-        try:
-            folder = hf.resolve(workdir.model_source(config.model.init), "passage")
-            width = hf.read_shape(folder).hidden_size
-            tower_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        except (InputError, OSError):
-            return  # the stage that needs the encoder says it better
-    found = needs.estimate(
-        data_bytes=sum(file.stat().st_size for file in data.rglob("*") if file.is_file()),
-        passages=passages,
-        questions=sum(count for name, count in facts["questions"].items() if name in answered),
-        top_k=config.retrieve.top_k,
-        json_runs=config.retrieve.json_run,
-        engine=build.choose_kind(config.index.kind, passages)[0],
-        width=config.index.dimensions or width,
-        dense=len(named["encode"]),
-        runs=len(named["retrieve"]),
-        tower_bytes=tower_bytes,
-        trained=len(named["train"]),
-        towers=1 if config.model.shared_towers else 2,
-        weights_kept=2 if config.train.validate_every_steps else 1,
-    )
-    there = sum(file.stat().st_size for file in workdir.root.rglob("*") if file.is_file())
-    disk, free = sum(found.disk.values()), shutil.disk_usage(workdir.root).free
-    size = console.size_in_words
-    more = f" (and up to {size(found.passing)} while training)" if found.passing else ""
-    say(
-        f"pipeline: {passages:,} passages take about {size(disk)} of disk{more}, of which"
-        f" {size(there)} are there; {size(free)} are free"
-    )
-    memory, available = found.memory, min([*host.available_bytes(), 2**62])
-    if memory:
-        say(f"pipeline: an index takes about {size(memory)} of memory; {size(available)} are free")
-    if disk + found.passing - there > free or memory > available:
-        say(
-            "WARNING: that is more than is free: give --workdir on a larger disk, a larger machine,"
-            " or --index.dimensions (narrower vectors)"
-        )
 
 
 def _say_what_is_next(config: Config, workdir: WorkDir) -> None:

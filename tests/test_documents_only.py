@@ -44,7 +44,9 @@ def test_passages_and_test_questions(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert store.splits(workdir) == ("test",)
     [question] = store.open_questions(workdir, "test")
     assert (question.question, question.answers) == ("what is iron?", ("a metal",))
-    with pytest.raises(InputError, match="no split 'train', only test; set data.train"):
+    with pytest.raises(
+        InputError, match="no split 'train', only test; name a file.*--data.train FILE"
+    ):
         store.open_questions(workdir, "train")
     cli.run(["inspect", "--workdir", str(root)])
     assert "Questions of w" in capsys.readouterr().out
@@ -69,7 +71,7 @@ def test_a_folder_without_text_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
     (folder / "photo.jpg").write_bytes(PICTURE)
-    with pytest.raises(InputError, match="none of its 1 files is text"):
+    with pytest.raises(InputError, match="none of its 1 files is a document"):
         prepare(tmp_path / "w", passages=folder, split_words=100)
 
 

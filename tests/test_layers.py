@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import importlib.metadata
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +117,26 @@ def test_files_stay_short() -> None:
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 460
     ]
     assert not long
+
+
+def test_each_type_name_stands_for_one_type() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
+
+
+def test_no_module_is_named_like_a_library() -> None:
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    needed = {name.lower() for name in re.findall(r"^[\w-]+", text, flags=re.MULTILINE)}
+    imported = {
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if needed & {package.lower() for package in packages}
+    }
+    assert "jax" in imported
+    taken = imported | sys.stdlib_module_names
+    modules = {path.stem for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert not modules & taken

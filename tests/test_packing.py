@@ -81,7 +81,7 @@ def test_a_row_is_never_empty_for_the_softmax() -> None:
     padded = make_batch(np.random.default_rng(0))
     layout = Layout(1, devices=1)
     small = packing.shape_for([padded], layout)
-    large = packing.Shape(small.question + 3, small.passage + 3)
+    large = packing.RowCounts(small.question + 3, small.passage + 3)
     one, other = (packing.pack(padded, shape, layout) for shape in (small, large))
     encode = jax.jit(
         lambda texts: Encoder(SHAPE).apply(

@@ -12,7 +12,7 @@ from dpr_jax.console import results_console
 from dpr_jax.data.store import ROWS_PER_READ
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Connection
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 from dpr_jax.index import sample
 from dpr_jax.index.engines.exact import ExactIndex
 from dpr_jax.index.recall import RECALL_AT, ROUNDING
@@ -24,7 +24,7 @@ TIES = 2  # times k hits are looked at for those that score as much as the k-th
 STEPS = 6  # at most so often a setting is doubled
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source: ExportSource, folder: Path) -> None:
     """Writes the questions that the index was certified with, and ids of their exact top 100.
 
     check/questions.npy is float32 [Q, D]. check/answers.json holds for each question the ids that
@@ -51,7 +51,7 @@ def write(source: Source, folder: Path) -> None:
     artifacts.write_json(target / "answers.json", {"k": k, "right": right})
 
 
-def _ids(source: Source, rows_R: np.ndarray) -> dict[int, str]:
+def _ids(source: ExportSource, rows_R: np.ndarray) -> dict[int, str]:
     """Returns the ids at some rows, ascending: read in order, which is faster."""
     found: dict[int, str] = {}
     for start in range(0, len(rows_R), ROWS_PER_READ):
@@ -61,7 +61,7 @@ def _ids(source: Source, rows_R: np.ndarray) -> dict[int, str]:
     return found
 
 
-def questions(source: Source) -> Sample:
+def questions(source: ExportSource) -> Sample:
     """Returns the questions that the index was certified with, and those it was tuned on."""
     settings, folder = source.config.index, None
     if settings.queries:

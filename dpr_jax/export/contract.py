@@ -8,10 +8,10 @@ import numpy as np
 
 from dpr_jax.data.raw import Passage
 from dpr_jax.export.folder import Passages, read_ids
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 
 
-class Hit(NamedTuple):
+class EngineHit(NamedTuple):
     """A passage that an engine found, by its id, with a score, higher for better."""
 
     id: str
@@ -46,7 +46,7 @@ class Connection:
         self.knobs: dict[str, int] = {}
         self.limits: dict[str, int] = {}
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[EngineHit]]:
         """Returns the k best hits of every query, float32 [Q, D], best first."""
         raise NotImplementedError
 
@@ -73,10 +73,10 @@ class LocalConnection(Connection):
         """Returns scores and rows [Q, k], best first; row -1 is no hit."""
         raise NotImplementedError
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[EngineHit]]:
         """Returns the k best hits of every query."""
         return [
-            [Hit(self._ids[row], score) for score, row in zip(*pair, strict=True) if row >= 0]
+            [EngineHit(self._ids[row], score) for score, row in zip(*pair, strict=True) if row >= 0]
             for pair in zip(*(part.tolist() for part in self.rows(queries_QD, k)), strict=True)
         ]
 
@@ -92,7 +92,7 @@ class Engine(NamedTuple):
       require: raises InputError where a package that an export needs is not installed.
     """
 
-    write: Callable[[Source, Path, Options], dict[str, Any]]
+    write: Callable[[ExportSource, Path, Options], dict[str, Any]]
     connect: Callable[[Path, dict[str, Any], Options], Connection]
     then: Callable[[Path, dict[str, Any]], list[str]]
     load: Callable[[Path, dict[str, Any], Options], None] | None = None

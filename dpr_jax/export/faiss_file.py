@@ -11,7 +11,7 @@ from dpr_jax import artifacts
 from dpr_jax.console import say
 from dpr_jax.errors import InputError
 from dpr_jax.export.contract import Engine, LocalConnection, Options
-from dpr_jax.export.source import Source, parts
+from dpr_jax.export.source import ExportSource, parts
 from dpr_jax.index import worker
 from dpr_jax.index.engines import faiss_index
 from dpr_jax.index.engines.faiss_index import FaissIndex
@@ -20,7 +20,7 @@ FILE = "index"
 _LIMITS = {"leaves_to_search": "leaves", "ef_search": "count", "reorder": "count"}
 
 
-def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, _: Options) -> dict[str, Any]:
     """Copies the retriever's own FAISS index, or builds one in a fresh process."""
     built, done = folder / "built", folder / "faiss.json"
     if done.exists():
@@ -50,7 +50,7 @@ def _require(_: Options) -> None:
         raise InputError("dpr export faiss needs FAISS; pip install faiss-cpu")
 
 
-def own_settings(source: Source, kind: str) -> dict[str, Any] | None:
+def own_settings(source: ExportSource, kind: str) -> dict[str, Any] | None:
     """Returns the settings of the retriever's index if its files are what an export wants.
 
     They are where the engine is the one, vectors have their whole width, and no passage came or
@@ -61,7 +61,7 @@ def own_settings(source: Source, kind: str) -> dict[str, Any] | None:
     return facts["settings"] if facts["kind"] == kind and whole and source.is_unchanged else None
 
 
-def scratch_vectors(source: Source, folder: Path, positions: range) -> Path:
+def scratch_vectors(source: ExportSource, folder: Path, positions: range) -> Path:
     """Writes the vectors at some positions as `worker.build` reads them; returns the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

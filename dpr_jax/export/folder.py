@@ -16,7 +16,7 @@ from dpr_jax import artifacts
 from dpr_jax.console import progress
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import Busy, InputError
-from dpr_jax.export.source import ROWS_PER_FILE, Source, parts
+from dpr_jax.export.source import ROWS_PER_FILE, ExportSource, parts
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -105,7 +105,7 @@ def finish(partial: Path, out: Path, origin: dict[str, Any], **facts: Any) -> No
 # --- what every export holds besides the engine's own files
 
 
-def write_passages(source: Source, folder: Path) -> None:
+def write_passages(source: ExportSource, folder: Path) -> None:
     """Writes passages.jsonl, passages.npy (where each line begins) and docid (an id per line).
 
     A killed run goes on behind the last block of lines whose places are in passages.npy.
@@ -141,7 +141,7 @@ def write_passages(source: Source, folder: Path) -> None:
 
 
 def write_parts(
-    source: Source,
+    source: ExportSource,
     folder: Path,
     name: str,
     write: Callable[[Path, range], None],

@@ -12,10 +12,10 @@ import numpy as np
 from dpr_jax import artifacts
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
-from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, EngineHit, Options
 from dpr_jax.export.folder import Passages, write_parts
 from dpr_jax.export.pgvector_table import index_leaves
-from dpr_jax.export.source import Source, parts
+from dpr_jax.export.source import ExportSource, parts
 
 VARCHAR_AT_MOST = 65535  # bytes that Milvus takes
 ID_AT_MOST = 4096  # bytes of a primary key here
@@ -25,7 +25,7 @@ TOKEN = "MILVUS_TOKEN"
 _SCRIPT = Path(__file__).with_name("milvus_load.py")
 
 
-def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, _: Options) -> dict[str, Any]:
     """Writes part-00000.parquet and so on, milvus.json, and load.py."""
     import pyarrow
     import pyarrow.parquet
@@ -67,7 +67,7 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
     return {"milvus": facts}
 
 
-def _batch(source: Source, exported: Passages, positions: range, schema: Any) -> Any:
+def _batch(source: ExportSource, exported: Passages, positions: range, schema: Any) -> Any:
     """Returns rows as a pyarrow.RecordBatch."""
     import pyarrow
 
@@ -124,7 +124,7 @@ class _Collection(Connection):
         rows = self._client.query(self._name, filter="", output_fields=["count(*)"])
         return rows[0]["count(*)"]
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[EngineHit]]:
         knobs = dict(self.knobs)
         if knobs:
             knobs["reorder_k"] = max(knobs["reorder_k"], k)
@@ -138,7 +138,7 @@ class _Collection(Connection):
                 search_params=params,
             )
         )
-        return [[Hit(hit["id"], float(hit["distance"])) for hit in hits] for hits in found]
+        return [[EngineHit(hit["id"], float(hit["distance"])) for hit in hits] for hits in found]
 
     def close(self) -> None:
         """Ends the connection."""

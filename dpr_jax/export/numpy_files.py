@@ -7,11 +7,11 @@ import numpy as np
 
 from dpr_jax.export.contract import Engine, LocalConnection, Options
 from dpr_jax.export.folder import write_parts
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 from dpr_jax.index.engines.exact import ExactIndex
 
 
-def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, _: Options) -> dict[str, Any]:
     """Writes vectors-00000.npy and so on, float16 [rows, D]; row i is line i of docid."""
 
     def write(path: Path, positions: range) -> None:

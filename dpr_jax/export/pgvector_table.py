@@ -12,9 +12,9 @@ from dpr_jax import artifacts
 from dpr_jax.console import progress, say
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
-from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, EngineHit, Options
 from dpr_jax.export.folder import Passages, write_parts
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 from dpr_jax.index import defaults
 from dpr_jax.index.recall import RECALL_AT
 
@@ -29,7 +29,7 @@ CHUNK_BYTES = 1 << 20
 NUL = "\0"
 
 
-def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, options: Options) -> dict[str, Any]:
     """Writes copy-00000.bin and so on, and the SQL that makes, fills and indexes the table."""
     kind = "vector" if source.width <= VECTOR_AT_MOST else "halfvec"
     passages = Passages(folder)
@@ -46,14 +46,14 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     return {"copy_files": names, "vector_type": kind, "ef_search": EF_SEARCH, **leaves}
 
 
-def index_leaves(source: Source) -> dict[str, int]:
+def index_leaves(source: ExportSource) -> dict[str, int]:
     """Returns leaves, leaves_to_search and reorder: of the index if it has them, else by rule."""
     settings = defaults.fill_in(source.config.index, source.count)
     names = ("leaves", "leaves_to_search", "reorder")
     return {name: source.index["settings"].get(name) or getattr(settings, name) for name in names}
 
 
-def _rows(source: Source, passages: Passages, positions: range, kind: str) -> Iterator[bytes]:
+def _rows(source: ExportSource, passages: Passages, positions: range, kind: str) -> Iterator[bytes]:
     """Yields the rows as a binary COPY has them."""
     emb_BD = source.vectors(positions).astype(">f4" if kind == "vector" else ">f2")
     head = struct.pack(">ihh", 4 + emb_BD[0].nbytes, source.width, 0)
@@ -74,7 +74,7 @@ def _rows(source: Source, passages: Passages, positions: range, kind: str) -> It
 
 
 def _sql(
-    source: Source, table: str, kind: str, leaves: dict[str, int], files: list[str]
+    source: ExportSource, table: str, kind: str, leaves: dict[str, int], files: list[str]
 ) -> dict[str, str]:
     memory_mb = min(64 + 2 * source.count * (4 * source.width + 300) // 2**20, MEMORY_AT_MOST_MB)
     hnsw = ", ".join(f"{name} = {value}" for name, value in HNSW.items())
@@ -236,13 +236,13 @@ class _Table(Connection):
                 f"table {self._table} cannot be read: {_line(error)}; load the export first"
             ) from None
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[EngineHit]]:
         self._apply()
         found = []
         for query_D in queries_QD:
             vector = _vector(query_D)
             rows = self._ask(self._select("id"), [vector, vector, k])
-            found.append([Hit(id_, score) for id_, score in rows])
+            found.append([EngineHit(id_, score) for id_, score in rows])
         return found
 
     def close(self) -> None:

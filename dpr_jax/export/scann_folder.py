@@ -20,7 +20,7 @@ from dpr_jax.export import checking, tower
 from dpr_jax.export.contract import Engine, LocalConnection, Options
 from dpr_jax.export.faiss_file import own_settings, scratch_vectors
 from dpr_jax.export.folder import read_ids
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 from dpr_jax.index import certificate, hits, worker
 from dpr_jax.index.embeddings import open_shards
 from dpr_jax.index.engines import scann_index
@@ -34,7 +34,7 @@ FACTS = "scann.json"
 _LIMITS = {"leaves_to_search": "leaves", "reorder": "count"}  # of each setting, its largest
 
 
-def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, options: Options) -> dict[str, Any]:
     """Writes the shards, each certified, and the loader; then certifies what the loader finds."""
     tower.write_onnx(source, folder)
     ends = np.linspace(0, source.count, options.shards + 1).astype(int).tolist()
@@ -58,7 +58,7 @@ def _write(source: Source, folder: Path, options: Options) -> dict[str, Any]:
     return {"shards": len(listed), "recall_at_100": round(merged, 6)}
 
 
-def _shard(source: Source, folder: Path, positions: range, whole: bool) -> dict[str, Any]:
+def _shard(source: ExportSource, folder: Path, positions: range, whole: bool) -> dict[str, Any]:
     """Writes one index; returns its settings and its certificate."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -102,7 +102,7 @@ def _more(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | more
 
 
-def _config(source: Source, count: int) -> dict[str, Any]:
+def _config(source: ExportSource, count: int) -> dict[str, Any]:
     """Returns the settings of one index: the tuned ones, with leaves in proportion to its rows."""
     config, tuned = source.config.index, source.index["settings"]
     config = dataclasses.replace(config, kind="scann")

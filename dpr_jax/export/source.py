@@ -19,7 +19,7 @@ from dpr_jax.workdir import RetrieverDir, WorkDir
 ROWS_PER_FILE = 65536
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A dense retriever over the passages that its corpus has now.
 
     A position counts the passages that are left, in corpus order, from 0. So it is the row of the
@@ -94,7 +94,7 @@ def parts(count: int, rows_per_file: int = ROWS_PER_FILE) -> list[range]:
     return [range(start, min(start + rows_per_file, count)) for start in starts]
 
 
-def open_source(workdir: WorkDir, name: str | None) -> Source:
+def open_source(workdir: WorkDir, name: str | None) -> ExportSource:
     """Opens a retriever for export, after checking that its parts belong together.
 
     Args:
@@ -127,7 +127,7 @@ def open_source(workdir: WorkDir, name: str | None) -> Source:
             f"the index of {retriever.name} is of other vectors than {folder}; run `dpr index"
             f" --retriever {retriever.name} {workdir.flag}`"
         )
-    return Source(retriever, config, corpus, [*shards, *added], facts, opened.inputs)
+    return ExportSource(retriever, config, corpus, [*shards, *added], facts, opened.inputs)
 
 
 def _added(facts: dict[str, Any]) -> list[str]:

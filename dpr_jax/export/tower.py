@@ -6,7 +6,7 @@ from pathlib import Path
 from dpr_jax import artifacts
 from dpr_jax.export import model_onnx
 from dpr_jax.export.model_tower import Tower
-from dpr_jax.export.source import Source
+from dpr_jax.export.source import ExportSource
 from dpr_jax.model import description, hf
 from dpr_jax.model.tokenizer import Tokenizer
 from dpr_jax.model.tokenizer_files import open_backend
@@ -15,7 +15,7 @@ FOLDER = "question_encoder"
 ONNX = "question_onnx"
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source: ExportSource, folder: Path) -> None:
     """Writes the question tower to `folder`/question_encoder, in Hugging Face layout.
 
     A setting of the retriever that its encoder's folder does not say (`model.pooling`) is written
@@ -32,7 +32,7 @@ def write(source: Source, folder: Path) -> None:
     )
 
 
-def write_onnx(source: Source, folder: Path) -> None:
+def write_onnx(source: ExportSource, folder: Path) -> None:
     """Writes the question tower to `folder`/question_onnx, for onnxruntime and tokenizers alone.
 
     Its tokenizer.json truncates and pads by itself; a prompt is in encoder.json.
@@ -53,7 +53,7 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _question_tower(source: Source) -> Tower:
+def _question_tower(source: ExportSource) -> Tower:
     found = hf.resolve(source.retriever.encoder, "question")
     settings = description.read(found, "question", source.config.model)
     shape = hf.read_shape(found)

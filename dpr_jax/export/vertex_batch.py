@@ -12,10 +12,10 @@ import numpy as np
 
 from dpr_jax import artifacts
 from dpr_jax.errors import InputError
-from dpr_jax.export.contract import Connection, Engine, Hit, Options
+from dpr_jax.export.contract import Connection, Engine, EngineHit, Options
 from dpr_jax.export.folder import Passages, write_parts
 from dpr_jax.export.pgvector_table import index_leaves
-from dpr_jax.export.source import ROWS_PER_FILE, Source
+from dpr_jax.export.source import ROWS_PER_FILE, ExportSource
 
 FILES_AT_MOST = 5000  # in one batch
 BATCH = "batch"
@@ -24,7 +24,7 @@ TIMEOUT_S = 60.0
 HALF = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
-def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
+def _write(source: ExportSource, folder: Path, _: Options) -> dict[str, Any]:
     """Writes batch/part-00000.json and so on, and create_index.py with its parameters."""
     (folder / BATCH).mkdir(exist_ok=True)
     digits = [f"{value:.9g}" for value in HALF.tolist()]  # of every float16 there is
@@ -56,7 +56,7 @@ def _write(source: Source, folder: Path, _: Options) -> dict[str, Any]:
 
 
 def _lines(
-    source: Source, passages: Passages, positions: range, digits: list[str]
+    source: ExportSource, passages: Passages, positions: range, digits: list[str]
 ) -> Iterator[str]:
     """Yields one datapoint per passage; its title can be filtered by, as namespace `title`."""
     for start in range(0, len(positions), ROWS_PER_FILE):
@@ -97,7 +97,7 @@ class _Endpoint(Connection):
         }
         self.limits = {"leaf_nodes_to_search_percent": 100, "approximate_neighbors_count": 1000}
 
-    def search(self, queries_QD: np.ndarray, k: int) -> list[list[Hit]]:
+    def search(self, queries_QD: np.ndarray, k: int) -> list[list[EngineHit]]:
         settings = {
             "neighbor_count": k,
             "approximate_neighbor_count": max(self.knobs["approximate_neighbors_count"], k),
@@ -113,7 +113,7 @@ class _Endpoint(Connection):
         if len(found) != len(queries_QD):
             raise InputError(f"{self._url} answers {len(found)} of {len(queries_QD)} questions")
         return [
-            [Hit(hit["datapoint"]["datapointId"], float(hit["distance"])) for hit in hits]
+            [EngineHit(hit["datapoint"]["datapointId"], float(hit["distance"])) for hit in hits]
             for hits in found
         ]
 

@@ -80,7 +80,7 @@ def corpus(
     }
 
 
-class Asked(NamedTuple):
+class SplitHashes(NamedTuple):
     """Hashes that are compared between splits; 24 bytes per question.
 
     Attributes:
@@ -100,7 +100,7 @@ def split(
     sizes_of: SizesOf,
     limit: int,
     match: Literal["string", "regex"],
-) -> tuple[dict[str, Any], Asked]:
+) -> tuple[dict[str, Any], SplitHashes]:
     """Counts over all questions; lengths, and answers found in the text of a gold passage, over a
     sample.
 
@@ -111,7 +111,7 @@ def split(
       limit: tokens at which a question is cut.
       match: how an answer is looked for.
     """
-    asked = Asked(HashedTexts(), array("q"), array("q"))
+    asked = SplitHashes(HashedTexts(), array("q"), array("q"))
     judged, answered, negatives = 0, 0, 0
     chosen, sample = set(evenly(len(questions))), []
     for row, question in enumerate(questions):
@@ -142,7 +142,7 @@ def _answered(question: Question, passages: Corpus, match: Literal["string", "re
     return any(has_answer(question.answers, text, match=match) for text in texts)
 
 
-def overlap(questions: Questions, asked: Asked, seen: Asked) -> dict[str, Any]:
+def overlap(questions: Questions, asked: SplitHashes, seen: SplitHashes) -> dict[str, Any]:
     """Counts the questions of a split whose text or gold passage is in another split too.
 
     Texts are compared without case and punctuation.

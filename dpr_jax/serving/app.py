@@ -17,7 +17,7 @@ from dpr_jax.data.fields import Value
 from dpr_jax.data.raw import Passage
 from dpr_jax.errors import InputError
 from dpr_jax.serving import openapi_page
-from dpr_jax.serving.batches import Hit
+from dpr_jax.serving.batches import ServedHit
 from dpr_jax.serving.gate import error_body
 from dpr_jax.serving.live import Served
 from dpr_jax.serving.marks import marks, words
@@ -282,7 +282,7 @@ def passage_body(passage: Passage, fields: dict[str, Value]) -> dict[str, Any]:
     return passage._asdict() | ({"fields": fields} if fields else {})
 
 
-def hit_body(hit: Hit, served: Served, question: str | Literal[False]) -> dict[str, Any]:
+def hit_body(hit: ServedHit, served: Served, question: str | Literal[False]) -> dict[str, Any]:
     """Returns the JSON object of a hit; with `question` it says where words of it stand."""
     found = passage_body(hit.passage, served.corpus.fields.of(hit.row)) | {"score": hit.score}
     if question:

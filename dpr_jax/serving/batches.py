@@ -52,7 +52,7 @@ class Full(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Hit(NamedTuple):
+class ServedHit(NamedTuple):
     """A passage with its score and its row in the corpus."""
 
     passage: Passage
@@ -60,7 +60,7 @@ class Hit(NamedTuple):
     row: int
 
 
-class Hits(list[Hit]):
+class Hits(list[ServedHit]):
     """The hits of a question, best first.
 
     Attributes:
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
     times_s: dict[str, float]
 
 
-class _Job:
+class _Waiting:
     """The questions of one request, until all are answered."""
 
     def __init__(
@@ -102,7 +102,7 @@ class _Job:
 
 
 class _Item(NamedTuple):
-    job: _Job
+    job: _Waiting
     place: int
     question: str
 
@@ -138,7 +138,7 @@ class Batcher:
         self._passages, self._rows = PassageCache(corpus), len(corpus)
         self._metrics, self._name = metrics, name
         self._most, self._wait_s, self._most_waiting = most, wait_s, most_waiting
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[_Waiting] = deque()
         self._waiting = 0
         self._running = 0  # batches being encoded or searched
         self._per_s = 50.0  # questions answered per second, a running mean
@@ -165,7 +165,7 @@ class Batcher:
         """
         if self._waiting + len(questions) > self._most_waiting and self._waiting:
             raise Full(max(1, round(self._waiting / self._per_s)))
-        job = _Job(questions, k, keep_N, asyncio.get_running_loop().create_future())
+        job = _Waiting(questions, k, keep_N, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._waiting += len(questions)
         if self._task is None:  # it ends where nothing waits, so that nothing has to be closed
@@ -258,7 +258,7 @@ class Batcher:
             if not job.left and not job.answer.done():
                 job.answer.set_result(Answer(job.hits, job.times_s))
 
-    def _search(self, queries: Any, depth: int, jobs: list[_Job]) -> tuple[list[Hits], float]:
+    def _search(self, queries: Any, depth: int, jobs: list[_Waiting]) -> tuple[list[Hits], float]:
         """Returns the hits of every query, and when the search ended; runs in a thread."""
         rankings = [*zip(*self._searcher.find(queries, depth), strict=True)]
         all_complete = [True] * len(jobs)
@@ -273,11 +273,15 @@ class Batcher:
         passages = self._passages.rows({row for hits in best for _, row in hits if row >= 0})
         found = []
         for hits, complete in zip(best, all_complete, strict=True):
-            found.append(Hits(Hit(passages[row], score, row) for score, row in hits if row >= 0))
+            found.append(
+                Hits(ServedHit(passages[row], score, row) for score, row in hits if row >= 0)
+            )
             found[-1].complete = complete
         return found, searched_s
 
-    def _filtered(self, queries: Any, at: int, ranking: Ranking, job: _Job) -> tuple[Ranking, bool]:
+    def _filtered(
+        self, queries: Any, at: int, ranking: Ranking, job: _Waiting
+    ) -> tuple[Ranking, bool]:
         """Returns the part of a ranking that a filter keeps, searched deeper until k are found, and
         whether no others can be.
         """

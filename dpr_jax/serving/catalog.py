@@ -37,7 +37,7 @@ from dpr_jax.workdir import WorkDir
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class LiveSet:
     """The retrievers that are live at one time.
 
     Attributes:
@@ -78,8 +78,8 @@ class Catalog:
         metrics: Metrics,
     ) -> None:
         """Takes the names of retrievers to serve; without names the best on dev is served."""
-        self.live: Table | None = None
-        self.before: Table | None = None
+        self.live: LiveSet | None = None
+        self.before: LiveSet | None = None
         self._damaged: dict[tuple[str, Path], str] = {}
         self.last_error = ""
         self._workdir, self._names, self._settings = workdir, tuple(names), settings
@@ -97,7 +97,7 @@ class Catalog:
 
     # --- opening
 
-    def open(self) -> Table:
+    def open(self) -> LiveSet:
         """Opens the first table; files are compared by size, and hashed by `check`.
 
         Raises:
@@ -109,7 +109,7 @@ class Catalog:
             self.live, self._count = table, table.number
             return table
 
-    def reload(self, names: Sequence[str] | None = None) -> Table:
+    def reload(self, names: Sequence[str] | None = None) -> LiveSet:
         """Opens what the work directory holds now, and makes it live once all of it is checked.
 
         Args:
@@ -147,7 +147,7 @@ class Catalog:
             say(f"serve: table {table.number} is live: {', '.join(table.served)}")
             return table
 
-    def roll_back(self) -> Table:
+    def roll_back(self) -> LiveSet:
         """Swaps the live table and the one before it.
 
         Raises:
@@ -168,7 +168,7 @@ class Catalog:
             if table is not None:
                 table.ids.close()
 
-    def _opened(self, names: Sequence[str], *, strict: bool) -> Table:
+    def _opened(self, names: Sequence[str], *, strict: bool) -> LiveSet:
         """Opens a table; with `strict` a name that cannot be served is an error."""
         why = "as asked"
         if not names:
@@ -199,7 +199,7 @@ class Catalog:
             raise InputError("; ".join(refused.values()))
         newest = next((one for one in served.values() if one.corpus is corpus), None)
         ids = self.live.ids if newest is None and self.live else PassageIds(corpus)
-        return Table(self._count + 1, served, default, why, refused, ids, time.time())
+        return LiveSet(self._count + 1, served, default, why, refused, ids, time.time())
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
         """Returns the names with those of the parts of hybrids, which are opened anyway."""
@@ -328,7 +328,7 @@ class Catalog:
         return changed
 
 
-def _same(before: Table, after: Table) -> bool:
+def _same(before: LiveSet, after: LiveSet) -> bool:
     """Returns whether two tables give the same answers."""
     return (
         before.default == after.default

@@ -33,7 +33,7 @@ Text = Annotated[StrictStr, Field(max_length=1000)]
 Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
 
-class Bounds(Closed):
+class FieldBounds(Closed):
     """Bounds of a field: numbers, or texts, which are compared letter by letter."""
 
     gte: Text | Number | None = Field(None, description="Least value.")
@@ -43,7 +43,7 @@ class Bounds(Closed):
 
 
 Value = StrictBool | Number | Text
-Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=1000)] | Bounds
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=1000)] | FieldBounds
 
 
 class SearchRequest(Closed):

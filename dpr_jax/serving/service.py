@@ -15,7 +15,7 @@ from dpr_jax.data.raw import Passage
 from dpr_jax.data.store import Corpus
 from dpr_jax.errors import InputError
 from dpr_jax.serving.batches import Answer, Full, Hits, Workers
-from dpr_jax.serving.catalog import Catalog, Table
+from dpr_jax.serving.catalog import Catalog, LiveSet
 from dpr_jax.serving.live import Served
 from dpr_jax.serving.metrics import Metrics
 from dpr_jax.serving.passages import NotRead
@@ -36,7 +36,7 @@ class Refusal(Exception):
         self.status, self.retry_after_s = status, retry_after_s
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The answer to a search.
 
     Attributes:
@@ -46,7 +46,7 @@ class Found(NamedTuple):
       times_ms: milliseconds by stage, and in all.
     """
 
-    table: Table
+    table: LiveSet
     served: Served
     hits: list[Hits]
     times_ms: dict[str, float]
@@ -90,7 +90,7 @@ class Service:
     def _queues(self) -> dict[str, float]:
         return {name: float(one.batcher.waiting) for name, one in self._served().items()}
 
-    def table(self) -> Table:
+    def table(self) -> LiveSet:
         """Returns the live table."""
         if self.catalog.live is None:
             raise Refusal(503, "the server is starting", 1)
@@ -107,7 +107,7 @@ class Service:
         default = self.catalog.live.default
         return self.catalog.damaged.get(default, "")
 
-    def retriever(self, table: Table, name: str | None) -> Served:
+    def retriever(self, table: LiveSet, name: str | None) -> Served:
         """Returns a live retriever by name, or the default.
 
         Raises:
@@ -129,7 +129,7 @@ class Service:
         name: str | None = None,
         offset: int = 0,
         wanted: dict[str, Any] | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Returns the k best passages of every question, exactly as `Retriever.search` does.
 
         Args:
@@ -157,7 +157,7 @@ class Service:
         times_ms["total"] = (time.perf_counter() - begun_s) * 1000
         for hits in answer.hits:
             del hits[:offset]
-        return Found(table, served, answer.hits, times_ms)
+        return SearchResult(table, served, answer.hits, times_ms)
 
     async def _ask(
         self, served: Served, questions: Sequence[str], k: int, wanted: dict[str, Any] | None

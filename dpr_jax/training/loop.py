@@ -30,7 +30,7 @@ from dpr_jax.training.export import SIDES, Towers, export, write_towers
 from dpr_jax.training.progress import START
 from dpr_jax.training.record import Record
 from dpr_jax.training.step import Batch, temperature_of
-from dpr_jax.training.trace import Trace
+from dpr_jax.training.step_trace import Trace
 from dpr_jax.workdir import RetrieverDir
 
 FORECAST_AFTER = 3  # updates, of which the first warms up

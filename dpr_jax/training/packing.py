@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     chunk_size: int | None = None
 
 
-class Shape(NamedTuple):
+class RowCounts(NamedTuple):
     """Rows of one device."""
 
     question: int
@@ -68,7 +68,7 @@ def fill(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def shape_for(parts: Sequence[Batch], layout: Layout) -> Shape:
+def shape_for(parts: Sequence[Batch], layout: Layout) -> RowCounts:
     """Returns the most rows that any device needs, rounded up; the same on every process.
 
     Args:
@@ -85,13 +85,13 @@ def shape_for(parts: Sequence[Batch], layout: Layout) -> Shape:
             step = _round_up(step, math.gcd(layout.chunk_size, len(shares[0])))
         return _round_up(need, step)
 
-    return Shape(
+    return RowCounts(
         rows([part.question for part in parts], QUESTION_STEPS),
         rows([part.passages for part in parts], PASSAGE_STEPS),
     )
 
 
-def pack(batch: Batch, shape: Shape, layout: Layout) -> Batch:
+def pack(batch: Batch, shape: RowCounts, layout: Layout) -> Batch:
     """Packs the texts of this process's batch into rows, each device's into its own.
 
     Args:

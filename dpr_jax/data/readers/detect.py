@@ -17,7 +17,7 @@ from dpr_jax.data.readers.columns import Chosen, Naming
 from dpr_jax.data.readers.objects import Table
 from dpr_jax.data.readers.opened import OnRead
 from dpr_jax.data.readers.pieces import ByLines
-from dpr_jax.data.readers.tables import Shape
+from dpr_jax.data.readers.tables import Separated
 from dpr_jax.errors import InputError
 
 SPLIT_SHARDS = "passages-*-of-*.jsonl"
@@ -314,7 +314,7 @@ def _first_line(head: str) -> str:
     return head.lstrip("\r\n").partition("\n")[0].rstrip("\r")
 
 
-def _first_rows(path: Path, shape: Shape | None, what: str) -> list[dict[str, Any]]:
+def _first_rows(path: Path, shape: Separated | None, what: str) -> list[dict[str, Any]]:
     if tables.ending(path) not in TABLES and rows.head(path).lstrip()[0] not in "[{":
         raise InputError(
             f"{path}: not a known layout of {what}; a file is JSON, or its name ends in"

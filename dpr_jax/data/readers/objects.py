@@ -31,7 +31,7 @@ class Table(NamedTuple):
       positive_from: least label or score of a positive passage; None: labels of 1 or more.
     """
 
-    shape: tables.Shape | None
+    shape: tables.Separated | None
     chosen: Chosen
     naming: Naming
     positive_from: float | None = None

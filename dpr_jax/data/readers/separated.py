@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dpr_jax.data.raw import short
 from dpr_jax.data.readers import columns, labelled, rows, tables
 from dpr_jax.data.readers.columns import Chosen
-from dpr_jax.data.readers.tables import Shape
+from dpr_jax.data.readers.tables import Separated
 from dpr_jax.errors import InputError
 
 ROWS_TO_TELL_BY = 1000
@@ -31,7 +31,7 @@ class Written(NamedTuple):
       roles: of its columns by number, where they are known without names.
     """
 
-    shape: Shape
+    shape: Separated
     layout: str = ""
     roles: tuple[str, ...] = ()
 
@@ -45,12 +45,12 @@ def questions(path: Path, chosen: Chosen) -> Written:
     begin = _begin(path)
     delimiter, cells = _delimited(path, begin, chosen)
     if chosen.by_number():
-        return Written(Shape(delimiter, header=False))
+        return Written(Separated(delimiter, header=False))
     answers = [line.partition("\t")[2] for line in begin]
     if delimiter == "\t" and all(re.match(r'\s*"?\[', one) for one in answers):
-        return Written(Shape("\t"), "answers")
+        return Written(Separated("\t"), "answers")
     if _is_header(cells[0], chosen):
-        return Written(Shape(delimiter))
+        return Written(Separated(delimiter))
     _refuse_doubtful_header(path, cells)
     return _without_names(path, cells, delimiter)
 
@@ -64,13 +64,13 @@ def passages(path: Path, chosen: Chosen) -> Written:
     begin = _begin(path)
     delimiter, cells = _delimited(path, begin, chosen)
     if chosen.by_number():
-        return Written(Shape(delimiter, header=False))
+        return Written(Separated(delimiter, header=False))
     first = cells[0]
     if _is_header(first, chosen):
-        return Written(Shape(delimiter))
+        return Written(Separated(delimiter))
     if delimiter == "\t" and len(first) == 2:
         _refuse_doubtful_header(path, cells)
-        return Written(Shape(delimiter), "collection")
+        return Written(Separated(delimiter), "collection")
     raise InputError(
         f"{path}:1: the first line must be the header id, text, title (tab-separated), found"
         f" {short(first)}; if it is a passage, say what the columns are with --data.columns"
@@ -155,12 +155,14 @@ def _without_names(path: Path, cells: list[list[str]], delimiter: str) -> Writte
     ]
     if delimiter == "\t" and width == 2:
         if words[0] and not (ids[0] and ids[1]):
-            return Written(Shape(delimiter), "ids")
+            return Written(Separated(delimiter), "ids")
         if not words[0]:
             raise _ambiguous(path, ("id=1 question=2", "question=1 positive=2"), cells[0])
     if delimiter == "\t" and width == 3:
         if numbers[2] and not words[0] and not words[1]:
-            return Written(Shape(delimiter, header=False), roles=("question", "positive", "label"))
+            return Written(
+                Separated(delimiter, header=False), roles=("question", "positive", "label")
+            )
         if words[0] and words[1] and (numbers[2] or all(ids)):
             raise InputError(
                 f"{path}:1: the rows are ids and judgements ({short(cells[0])}), not questions;"
@@ -170,7 +172,7 @@ def _without_names(path: Path, cells: list[list[str]], delimiter: str) -> Writte
         if (words[0] and not words[1] and len(even) > 1) or any(numbers):
             ways = ("question=1 positive=2 negative=3", "id=1 question=2 positive=3")
             raise _ambiguous(path, ways, cells[0])
-        return Written(Shape(delimiter), "triples")
+        return Written(Separated(delimiter), "triples")
     ways = ("question=1 positive=2", "question=1 answers=2")
     raise _ambiguous(path, ways, cells[0])
 

@@ -17,7 +17,7 @@ from dpr_jax.errors import InputError
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-class Shape(NamedTuple):
+class Separated(NamedTuple):
     """The form of separated values.
 
     Attributes:
@@ -46,7 +46,7 @@ def ending(path: Path) -> str:
     return PurePath(inner_name(path)).suffix.lower()
 
 
-def read(path: Path, on_read: OnRead | None = None, shape: Shape | None = None) -> Rows:
+def read(path: Path, on_read: OnRead | None = None, shape: Separated | None = None) -> Rows:
     """The rows of a file: .csv, .tsv, .parquet by its name's ending; anything else is JSON, one
     list or one row a line.
 
@@ -60,7 +60,7 @@ def read(path: Path, on_read: OnRead | None = None, shape: Shape | None = None) 
         header.
     """
     if shape is not None or ending(path) in DELIMITERS:
-        return _separated(path, on_read, shape or Shape(DELIMITERS[ending(path)]))
+        return _separated(path, on_read, shape or Separated(DELIMITERS[ending(path)]))
     if ending(path) == ".parquet":
         return _parquet(path)
     if is_json_list(path):
@@ -101,7 +101,7 @@ def _json_lines(path: Path, on_read: OnRead | None) -> Rows:
         raise InputError(f"{path}: no row; the file is empty or truncated")
 
 
-def _separated(path: Path, on_read: OnRead | None, shape: Shape) -> Rows:
+def _separated(path: Path, on_read: OnRead | None, shape: Separated) -> Rows:
     table = rows.tsv(path, on_read, shape.delimiter)
     line, header, _ = next(table, (1, [], False))
     names = [name.strip() for name in header]
