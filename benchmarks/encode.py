@@ -1,9 +1,12 @@
-"""Times encoding with dpr_jax and with sentence-transformers: same model, same passages, in turns.
+"""Times encoding with dpr_jax and with other engines: same model, same passages, in turns.
 
   python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
+  python benchmarks/encode.py nq_natural/passages.tsv --passages 2000
+  --engines sentence-transformers onnxruntime openvino representax
 
-Needs the extra `bench`. Each engine first tries its batch sizes and precisions on some of the
-passages. The best setting of each then encodes all of them, in turns with the other's, and the best
+Needs the extra `bench`, and whatever of onnxruntime, onnx, openvino and representax is compared
+with (engines.py). Each engine first tries its batch sizes and precisions on some of the
+passages. The best setting of each then encodes all of them, in turns with the others', and the best
 turn counts. Settings under half as fast as the best on a few passages are not tried further, such
 as bfloat16 on a processor without instructions for it; the first line names the processor and its
 instructions. Ours gets a CPU device per core, as in `dpr encode`.
@@ -17,19 +20,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import sentence_transformers
-import torch
+from engines import ENGINES, Engine
 
 from dpr_jax import host
 from dpr_jax.config import ModelConfig
 from dpr_jax.data.readers.formats import read_passages
-from dpr_jax.model import hf
 from dpr_jax.model.embed import load_embedder
 from dpr_jax.model.tokenizer import Text
 
@@ -37,13 +38,6 @@ MODEL = "packaged:all-MiniLM-L6-v2"
 # least cosine with float32; in bfloat16 throughout, as PyTorch computes it, 0.996 was seen
 SAME = 0.99
 FEW = 16  # passages on which settings may drop out
-
-
-class Engine(NamedTuple):
-    """A way to encode: its name with its settings, and texts -> float32 vectors."""
-
-    name: str
-    encode: Callable[[list[Text]], np.ndarray]
 
 
 class Taken(NamedTuple):
@@ -58,8 +52,13 @@ def main() -> None:
     parser.add_argument("passages_file", type=Path)
     parser.add_argument("--passages", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=160, help="longest passage")
-    parser.add_argument("--tried-on", type=int, default=256, help="passages per trial")
+    parser.add_argument(
+        "--tried-on", type=int, default=256, help="passages per trial; 0 takes the first settings"
+    )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["sentence-transformers"])
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes)
     arguments = parser.parse_args()
     host.use_one_device_per_core()
     if devices := os.environ.get(host.CPU_DEVICES):  # JAX is imported already
@@ -68,22 +67,29 @@ def main() -> None:
     everything = [passage for _, passage in read_passages(arguments.passages_file)]
     step = max(1, len(everything) // arguments.passages)
     texts = [(one.title, one.text) for one in everything[::step]][: arguments.passages]
-    print(f"jax {jax.__version__}, torch {torch.__version__}, ", end="")
-    print(f"sentence-transformers {sentence_transformers.__version__}, ", end="")
-    print(f"{len(texts):,} passages, cut at {arguments.tokens} tokens; {_processor()}")
+    versions = [f"{name} {metadata.version(name)}" for name in ("jax", *arguments.engines)]
+    print(f"{', '.join(versions)}, {len(texts):,} passages, ", end="")
+    print(f"cut at {arguments.tokens} tokens; {_processor()}")
 
     ours = [
         _ours(arguments.tokens, dtype, batch_tokens)
-        for dtype in ("float32", "bfloat16")
+        for dtype in arguments.dtypes
         for batch_tokens in (1024, 2048, 4096)
     ]
     theirs = [
-        engine
-        for dtype in (torch.float32, torch.bfloat16)
-        for engine in _theirs(arguments.tokens, dtype, (8, 16, 32))
+        [
+            engine
+            for dtype in arguments.dtypes
+            for engine in ENGINES[name](MODEL, arguments.tokens, dtype)
+        ]
+        for name in arguments.engines
     ]
-    some = texts[:: max(1, len(texts) // arguments.tried_on)]
-    best = [_best(engines, some) for engines in (ours, theirs)]
+    engines = [settings for settings in (ours, *theirs) if settings]
+    if arguments.tried_on:
+        some = texts[:: max(1, len(texts) // arguments.tried_on)]
+        best = [_best(settings, some) for settings in engines]
+    else:
+        best = [settings[0] for settings in engines]
 
     model = ModelConfig(max_passage_tokens=arguments.tokens)
     tokenize = load_embedder(MODEL, "passage", model=model).tokenize
@@ -93,24 +99,25 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for engine in best:
             turns[engine.name].append(_taken(engine, texts))
-    exact = _ours(arguments.tokens, "float32", 2048).encode(texts)
-    ratios = []
+    exact = _ours(arguments.tokens, "float32", 1024).encode(texts)
+    least = []
     for engine, found in zip(best, vectors, strict=True):
         wall_s, cpu_s = map(min, zip(*turns[engine.name], strict=True))
-        ratios.append((wall_s, cpu_s))
+        least.append(Taken(wall_s, cpu_s))
         cosine = (found * exact).sum(axis=1).min()
         print(
             f"{engine.name}: {len(texts) / wall_s:.1f} passages/s, {tokens / wall_s:,.0f} real"
             f" tokens/s; {tokens / cpu_s:,.0f} per second of CPU time; least cosine with float32"
-            f" {cosine:.5f}"
+            f" {cosine:.5f}",
+            flush=True,
         )
         if cosine < SAME:
             sys.exit(f"least cosine {cosine:.5f}: these are not the same vectors")
-    (our_wall_s, our_cpu_s), (their_wall_s, their_cpu_s) = ratios
-    print(
-        f"ours is {their_wall_s / our_wall_s:.2f} times as fast, {their_cpu_s / our_cpu_s:.2f}"
-        " times by CPU time"
-    )
+    for engine, taken in zip(best[1:], least[1:], strict=True):
+        print(
+            f"ours is {taken.wall_s / least[0].wall_s:.2f} times as fast as {engine.name},"
+            f" {taken.cpu_s / least[0].cpu_s:.2f} times by CPU time"
+        )
 
 
 def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
@@ -118,26 +125,6 @@ def _ours(tokens: int, dtype: str, batch_tokens: int) -> Engine:
     embedder = load_embedder(MODEL, "passage", model=model, batch_tokens=batch_tokens, dtype=dtype)
     devices = f"{jax.local_device_count()} devices"
     return Engine(f"dpr_jax {dtype}, {devices} of {batch_tokens} tokens", embedder.encode)
-
-
-def _theirs(tokens: int, dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> list:
-    folder = str(hf.resolve(MODEL, "passage"))
-    model = sentence_transformers.SentenceTransformer(
-        folder, device="cpu", model_kwargs={"dtype": dtype}
-    )
-    model.max_seq_length = tokens
-
-    def encode(texts: list[Text], batch_size: int) -> np.ndarray:
-        joined = [" ".join(filter(None, text)) for text in texts]  # as its folder says
-        return model.encode(joined, batch_size=batch_size, convert_to_numpy=True)
-
-    return [
-        Engine(
-            f"sentence-transformers {dtype}, batches of {size}",
-            lambda texts, size=size: encode(texts, size).astype(np.float32),
-        )
-        for size in batch_sizes
-    ]
 
 
 def _best(engines: list[Engine], texts: list[Text]) -> Engine:

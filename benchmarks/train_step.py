@@ -1,15 +1,17 @@
-"""Times our training step and PyTorch's: same model, same real batches, same precision, in turns.
+"""Times our training step and others': same model, same real batches, same precision, in turns.
 
   python benchmarks/train_step.py FOLDER --model minilm --passage-tokens 160
   python benchmarks/train_step.py FOLDER --model bert-base --dtype bfloat16 --batch-size 256
   --passage-tokens 256     (a GPU)
+  python benchmarks/train_step.py FOLDER --pooling mean --representax
 
 FOLDER holds passages.tsv and train.json in DPR's layout, such as nq_natural in docs/log.md. Each
 question has one hard negative, mined by BM25. Ours is the mapped step of `dpr train` on all devices
 there are, padded to the greatest length (`--pack-rows 0`) and packed (`train.pack_rows`). PyTorch
 (torch_towers.py, extra `bench`) pads to the longest text of a batch, as its users do, with its own
 attention kernels and as many threads as XLA has. With [CLS] pooling it computes the whole last
-layer, and ours only what [CLS] needs.
+layer, and ours only what [CLS] needs. Representax (representax_towers.py, the package of that name)
+is given the padded batches, as it compiles a program per shape; it has mean pooling alone.
 
 Each side has a process of its own, so that neither meets the other's threads and memory. They take
 turns of some updates in a row, on the same batches, made as training makes them. An update in which
@@ -50,7 +52,7 @@ MODELS = {
     "tiny": {"layers": 1, "width": 32, "heads": 4},
 }
 RATE = 1e-5
-PYTORCH = "PyTorch"
+PYTORCH, REPRESENTAX = "PyTorch", "Representax, padded"
 
 
 class Side(NamedTuple):
@@ -126,11 +128,14 @@ def main(command: list[str] | None = None) -> None:
     parser.add_argument("--pack-rows", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--pooling", choices=["cls", "mean"], default="cls")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--representax", action="store_true", help="beside it too")
     parser.add_argument("--turns", type=int, default=4, help="of each side")
     parser.add_argument("--updates", type=int, default=5, help="in a turn")
     arguments = parser.parse_args(command)
     if arguments.updates < 2:
         parser.error("--updates: the first of a turn does not count; give 2 or more")
+    if arguments.representax and arguments.pooling != "mean":
+        parser.error("--representax: needs --pooling mean, the only one it has for BERT")
     jax.config.update("jax_platforms", "cpu")  # here; the sides find their devices
     threads = len(os.sched_getaffinity(0))
     train = TrainConfig(batch_size=arguments.batch_size, dtype=arguments.dtype)
@@ -147,10 +152,10 @@ def main(command: list[str] | None = None) -> None:
             f"dpr_jax, pack_rows {pack_rows}" if pack_rows else "dpr_jax, padded"
             for pack_rows in arguments.pack_rows
         ]
-        sides = [
-            start(task, name, pack_rows)
-            for name, pack_rows in zip(names, [0, *arguments.pack_rows], strict=True)
-        ]
+        rows = [0, *arguments.pack_rows]
+        if arguments.representax:
+            names, rows = [*names, REPRESENTAX], [*rows, 0]
+        sides = [start(task, name, pack_rows) for name, pack_rows in zip(names, rows, strict=True)]
         versions = [side.recv() for side in sides]
         measured: list[list[Measured]] = [[] for _ in sides]
         for _ in range(arguments.turns):
@@ -163,8 +168,8 @@ def main(command: list[str] | None = None) -> None:
         print(
             f"\n{arguments.model}, {arguments.pooling}, {arguments.dtype}, {train.batch_size}"
             f" questions (at most {lengths[0]} tokens), {2 * train.batch_size} passages"
-            f" ({lengths[1]}); {versions[1].device}, {threads} threads; {versions[1].package},"
-            f" {versions[0].package}"
+            f" ({lengths[1]}); {versions[1].device}, {threads} threads;"
+            f" {', '.join(sorted({one.package for one in versions}))}"
         )
         show(names, measured, task, turn=arguments.updates)
 
@@ -188,6 +193,8 @@ def serve(parent: Connection, task: Task, *, name: str, pack_rows: int) -> None:
     if name == PYTORCH:
         jax.config.update("jax_platforms", "cpu")  # it only reads the batches
         side, versions = torch_side(task)
+    elif name == REPRESENTAX:
+        side, versions = representax_side(task)
     else:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared
         side, versions = our_side(task)
@@ -288,6 +295,34 @@ def torch_side(task: Task) -> tuple[Side, Versions]:
 
     side = Side(lambda batch: False, lambda batch: trainer.update(batch, RATE), memory_bytes)
     return side, Versions(str(trainer.device), f"torch {torch.__version__}")
+
+
+def representax_side(task: Task) -> tuple[Side, Versions]:
+    """Returns Representax's side, which compiles once for each shape of batch."""
+    from importlib import metadata
+
+    import representax_towers
+
+    trainer = representax_towers.Trainer(
+        task.tower,
+        temperature=temperature(task),
+        clip_norm=task.train.clip_norm,
+        learning_rate=RATE,
+        dtype=task.train.dtype,
+        seed=real_data.SEED,
+    )
+    compiled = set()
+
+    def prepare(batch: Batch) -> bool:
+        shapes = batch.question.ids_BL.shape, batch.passages.ids_BL.shape
+        if shapes in compiled:
+            return False
+        compiled.add(shapes)
+        return True  # the update itself compiles, and does not count
+
+    side = Side(prepare, trainer.update, lambda: 0)
+    package = f"representax {metadata.version('representax')}"
+    return side, Versions(jax.devices()[0].device_kind, package)
 
 
 def temperature(task: Task) -> float:
