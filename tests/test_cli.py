@@ -28,7 +28,7 @@ def test_overrides_are_typed() -> None:
 
 def test_the_file_may_be_left_out() -> None:
     call = cli.parse("train", ["--workdir=w", "--data.passages=p.tsv"])
-    assert call.config.data.passages == "p.tsv"
+    assert call.config.data.passages == str(Path("p.tsv").absolute())
 
 
 @pytest.mark.parametrize(
