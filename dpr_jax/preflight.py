@@ -1,4 +1,4 @@
-"""What a pipeline makes sure of before its first stage: encoders, disk and memory."""
+"""Checks before the first stage of a pipeline: encoders, disk and memory."""
 
 import shutil
 from collections.abc import Sequence

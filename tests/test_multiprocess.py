@@ -15,7 +15,7 @@ import pytest
 import quick
 import tiny
 
-from dpr_jax import config_file, errors
+from dpr_jax import config_file, errors, recipes
 from dpr_jax.config import Config, ModelConfig, TrainConfig
 from dpr_jax.training import loop
 from dpr_jax.workdir import WorkDir, open_workdir
@@ -282,6 +282,7 @@ def test_an_error_of_process_0_ends_all_in_a_line(
     base, _ = nq_small_workdir
     file = write_config(tmp_path, base, "pmap")
     workdir = open_workdir(tmp_path / "empty")
+    recipes.store_workdir(workdir, base)  # begun, and nothing is prepared
     logs, start_s = tmp_path / "logs", time.monotonic()
     in_two_processes(file, workdir, logs, "index", status=errors.USER_ERROR)
     assert time.monotonic() - start_s < 200

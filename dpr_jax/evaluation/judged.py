@@ -151,7 +151,7 @@ def _warn_of_answers(questions: list[Question], match: Match) -> None:
 
 
 def _staleness(run_file: Path, corpus_print: str, found: list[np.ndarray], corpus: Corpus) -> str:
-    """Says why a run is older than the corpus; returns "" if it is not."""
+    """Returns why a run is older than the corpus; "" if it is not."""
     removed = sum(int(np.isin(rows, corpus.removed_R).sum()) for rows in found)
     if removed:
         return f"it holds {removed:,} hits that were removed from the corpus since"

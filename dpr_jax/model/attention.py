@@ -150,7 +150,7 @@ def _scale(q_HLK: jax.Array) -> float:
 def _keep(
     rate: float, key: jax.Array | None, number: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array | bool:
-    """Which weights of a row dropout leaves."""
+    """Returns the weights of a row that dropout keeps, bool."""
     if rate == 0:
         return True
     return dropout.keep(key, shape, rate=rate, start=number * math.prod(shape))

@@ -26,7 +26,7 @@ def generator(platform: str) -> str:
     return "threefry2x32" if platform == "cpu" else "rbg"
 
 
-def times_weights(platform: str) -> Callable[..., jax.Array]:
+def dense_dot_general(platform: str) -> Callable[..., jax.Array]:
     """Returns the `dot_general` of a flax.linen.Dense."""
     return product.on_cpu if platform == "cpu" else product.on_device
 
@@ -67,7 +67,7 @@ def attention(
 
 
 def _fits_cudnn(q_BLHK: jax.Array, k_BMHK: jax.Array, mask_BLM: jax.Array) -> bool:
-    """Whether cuDNN's fused attention, which writes no attention weights, computes this."""
+    """Returns whether cuDNN's fused attention, which writes no attention weights, computes this."""
     half = q_BLHK.dtype in (jnp.bfloat16, jnp.float16)
     whole_rows = q_BLHK.shape[1] == k_BMHK.shape[1]
     return half and whole_rows and mask_BLM.shape[1] == 1 and q_BLHK.shape[3] % 8 == 0

@@ -86,7 +86,7 @@ def beside(
     if adapters is None:
         return contextlib.nullcontext()
     flat = flatten_dict(adapters)
-    product = kernels.times_weights(platform)
+    product = kernels.dense_dot_general(platform)
 
     def times(x: jax.Array, matrix: jax.Array) -> jax.Array:
         dimensions = (((x.ndim - 1,), (0,)), ((), ()))

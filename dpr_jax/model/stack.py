@@ -115,7 +115,7 @@ class TowerPart(nn.Module):
             use_bias=bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
-            dot_general=kernels.times_weights(self.platform),
+            dot_general=kernels.dense_dot_general(self.platform),
             name=name,
         )
 

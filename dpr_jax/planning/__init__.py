@@ -1,1 +1,1 @@
-"""What a config takes on a machine that is not here: programs compiled for it, and read."""
+"""Plans a config on a machine that is not here: programs compiled for it, and read."""

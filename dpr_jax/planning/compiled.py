@@ -174,7 +174,7 @@ class Text:
         return found
 
     def is_free(self, one: Instruction) -> bool:
-        """Whether an instruction without an estimate computes nothing, or only uses the links."""
+        """Returns whether an instruction without an estimate computes nothing, or only sends."""
         if one.opcode == "custom-call":
             return one.target in NOTES
         opcodes = [one.opcode, *(inner.opcode for inner in self.within(one))]

@@ -1,4 +1,4 @@
-"""What a compiled program takes on a device: read from it, or foretold from shallower towers."""
+"""Memory and cycles of a program: read from it, or extrapolated from shallower towers."""
 
 import re
 from typing import Any, NamedTuple

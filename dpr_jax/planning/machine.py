@@ -51,7 +51,7 @@ class Chip(NamedTuple):
 
 
 class _Gpu(NamedTuple):
-    """What XLA's compiler wants to know of a GPU besides."""
+    """Other facts of a GPU that XLA's compiler needs."""
 
     capability: tuple[int, str]  # major version, feature extension
     cores: int

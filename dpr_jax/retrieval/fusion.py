@@ -27,7 +27,7 @@ def linear(bm25: Ranking, dense: Ranking, *, weight: float, k: int) -> Ranking:
       bm25: ranking by words.
       dense: ranking by vectors.
       weight: the paper's lambda, above 0.
-      k: hits a question.
+      k: passages per question.
 
     Returns:
       scores float32 [Q, k], rows int64 [Q, k].
@@ -51,7 +51,7 @@ def reciprocal_rank(rankings: Sequence[Ranking], *, k: int) -> Ranking:
 
     Args:
       rankings: of the same questions.
-      k: hits a question.
+      k: passages per question.
 
     Returns:
       scores float32 [Q, k], rows int64 [Q, k].

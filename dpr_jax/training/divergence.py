@@ -1,9 +1,9 @@
-"""Detects a run that is lost: its loss is no number, or stays far above all it was.
+"""Detects a diverged run: its loss is not finite, or stays far above its earlier losses.
 
-The rule for the second looks at the logged losses alone. A loss of log(candidates) is that of
-guessing; a run that was better, or began above it and came down, and then stands at several times
-the larger of the two for several logs in a row, does not come back. One bad batch is not enough,
-nor is a start with large scores, since both are measured against what the run itself has shown.
+The second rule uses the logged losses alone. Random scores have a loss of log(candidates). A run
+has diverged if several logged losses in a row are several times the larger of that and of its own
+median. A single bad batch is not enough. Nor is a start with large scores, which the median
+includes.
 """
 
 import math
@@ -14,12 +14,12 @@ from pathlib import Path
 from dpr_jax.errors import InputError
 
 IN_A_ROW = 5  # logged losses that must all be too high
-WINDOW = 50  # logged losses before them, whose median is what the run has shown
-FACTOR = 3.0  # what is too high, in multiples of the median and of guessing
+WINDOW = 50  # logged losses before them, of which the median is taken
+FACTOR = 3.0  # times the larger of the median and log(candidates) is too high
 
 
 def error(step: int, why: str, ids: str, folder: Path) -> InputError:
-    """Returns the error of a run that is lost at an update, whose questions have these ids."""
+    """Returns the error of a run that diverged at an update, whose questions have these ids."""
     return InputError(
         f"training diverged at step {step} ({why}) on the questions with ids {ids}; the"
         f" checkpoints before it are kept in {folder}; try a lower train.learning_rate or"
@@ -28,12 +28,10 @@ def error(step: int, why: str, ids: str, folder: Path) -> InputError:
 
 
 def losses_in_doubt(losses: Sequence[float], candidates: int) -> int:
-    """Counts the last logged losses in a row that are far too high; IN_A_ROW means that the run is
-    lost.
+    """Counts the last logged losses in a row that are too high; IN_A_ROW of them are divergence.
 
     Args:
-      losses: logged so far, oldest first, all finite; those of a run that was killed and goes on
-        included.
+      losses: logged so far, oldest first, all finite; with those before a kill.
       candidates: passages in the global batch.
     """
     before = losses[:-IN_A_ROW][-WINDOW:]

@@ -16,11 +16,11 @@ from dpr_jax.model.dual_encoder import Params
 
 
 def gather(parts: Params, whole: Params, axis: str, dtype: jnp.dtype) -> Params:
-    """Returns the whole weights, float32.
+    """Returns the whole weights, float32 [rows, ...].
 
     Args:
-      parts: this device's.
-      whole: trees of the same structure with the shapes of the whole arrays.
+      parts: this device's, float32 [rows / devices, ...], rounded up; scalars are whole.
+      whole: a tree of the same structure with the shapes of the whole arrays.
       axis: name of the mapped axis.
       dtype: compute precision. Matrices are rounded to it before they are sent: each product would
         round them anyway.
@@ -36,7 +36,15 @@ def gather(parts: Params, whole: Params, axis: str, dtype: jnp.dtype) -> Params:
 
 
 def mean(grads: Params, axis: str) -> Params:
-    """Returns this device's part of the gradients' mean over devices."""
+    """Returns this device's part of the gradients' mean over devices.
+
+    Args:
+      grads: of the whole arrays, float32 [rows, ...].
+      axis: name of the mapped axis.
+
+    Returns:
+      float32 [rows / devices, ...], rounded up; scalars are whole.
+    """
     devices = lax.psum(1, axis)
 
     def one(grad: jax.Array) -> jax.Array:
@@ -50,7 +58,7 @@ def mean(grads: Params, axis: str) -> Params:
 
 
 def norm(parts: Params, axis: str) -> jax.Array:
-    """Returns the global norm of arrays of which each device has a part."""
+    """Returns the global norm, a float32 scalar, of arrays of which each device has a part."""
     split = [part for part in jax.tree.leaves(parts) if part.ndim]
     whole = [part for part in jax.tree.leaves(parts) if not part.ndim]
     square = lax.psum(sum((jnp.sum(jnp.square(part)) for part in split), jnp.zeros(())), axis)
@@ -58,7 +66,7 @@ def norm(parts: Params, axis: str) -> jax.Array:
 
 
 def clip_by_global_norm(limit: float, axis: str) -> optax.GradientTransformation:
-    """Returns `optax.clip_by_global_norm` for such arrays."""
+    """Returns `optax.clip_by_global_norm` for arrays of which each device has a part."""
 
     def clipped(updates: Params, _: Any) -> Params:
         length = norm(updates, axis)
