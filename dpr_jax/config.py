@@ -64,12 +64,12 @@ class DataConfig:
     @property
     def train_files(self) -> tuple[str, ...]:
         """`train` as a tuple, empty where it names nothing."""
-        return (self.train,) if isinstance(self.train, str) else self.train
+        return (self.train,) if isinstance(self.train, str) else tuple(self.train or ())
 
     @property
     def test_files(self) -> tuple[str, ...]:
         """`test` as a tuple, empty where it names nothing."""
-        return (self.test,) if isinstance(self.test, str) else self.test
+        return (self.test,) if isinstance(self.test, str) else tuple(self.test or ())
 
 
 Language = Literal[

@@ -1,6 +1,6 @@
 """The prepared data sets on disk: TFDS folders of array_record files, read without TensorFlow.
 
-`corpus` holds the passages (row i is the i-th passage of the file). `questions` holds the questions,
+`corpus` holds the passages; row i is the i-th passage of the file. `questions` holds the questions,
 which name their passages by corpus row. Both are written record by record and described with TFDS's
 metadata. TFDS's own builders do not serve here. They hold a split in memory, or need TensorFlow
 above 1 GB, and 21 million passages have 14 GB. And the bytes that they write differ from run to

@@ -34,6 +34,6 @@ def measure(
     exact = ExactIndex(shards)
     k = min(RECALL_AT, exact.count - len(gone_R))
     exact_QK, _ = search_without(exact.search, gone_R, queries_QD, k, count=exact.count)
-    rows_QK, queries_per_s = worker.ask(folder, parts, queries_QD, k)
+    rows_QK, queries_per_s = worker.search_fresh(folder, parts, queries_QD, k)
     rows_QK[np.isin(rows_QK, gone_R)] = -1
     return float(recall(shards, queries_QD, exact_QK, rows_QK).mean()), queries_per_s

@@ -44,7 +44,9 @@ def build(kind: str, vectors: Path, folder: Path, config: dict[str, Any]) -> dic
     return _run({**job, "folder": str(folder), "config": config})
 
 
-def ask(folder: Path, parts: Parts, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, float]:
+def search_fresh(
+    folder: Path, parts: Parts, queries_QD: np.ndarray, k: int
+) -> tuple[np.ndarray, float]:
     """Loads an index in a fresh process and searches it there, on the CPU.
 
     Returns:
