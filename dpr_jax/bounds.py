@@ -11,12 +11,14 @@ class Bounds(NamedTuple):
       most: largest value allowed.
       above: values must be greater.
       below: values must be smaller.
+      unit: what the number is, for messages.
     """
 
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
+    unit: str = ""
 
 
 Count = Annotated[int, Bounds(least=0)]

@@ -29,6 +29,20 @@ from dpr_jax.errors import (
 )
 from dpr_jax.workdir import open_workdir
 
+_IN_WORDS = {  # what tyro and Python say, in words
+    r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)": (
+        r"\1 is \2; it must be a whole number"
+    ),
+    r"Error parsing (\S+): could not convert string to float: (.*)": (
+        r"\1 is \2; it must be a number"
+    ),
+    r"Error parsing (\S+): no type matching \S+ could be instantiated from \['(.*?)'\].*": (
+        r"\1 cannot be '\2'"
+    ),
+    r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.?": (
+        r"\2 is \1; it must be one of \3"
+    ),
+}
 CLOSED_OUTPUT = 141  # as of a program that SIGPIPE ends
 INTERRUPTED = 130
 
@@ -348,7 +362,9 @@ def _one_line(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     parts = re.split(r"[─-]{20,}", plain)
     text = " ".join(re.sub(r"[─╭╮╰╯│]", " ", parts[1] if len(parts) > 1 else plain).split())
-    return f"{text}; see --help-all"
+    for pattern, words in _IN_WORDS.items():
+        text = re.sub(pattern, words, text)
+    return f"{text.rstrip('.')}; see --help-all"
 
 
 def _near(word: str, known: list[str]) -> str:

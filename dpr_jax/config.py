@@ -182,7 +182,7 @@ class TrainConfig:
     1,000 updates."""
     learning_rate: Rate = 2e-5
     """Peak learning rate of AdamW."""
-    warmup: Annotated[float, Bounds(least=0, below=1)] = 0.1
+    warmup: Annotated[float, Bounds(least=0, below=1, unit="a share of the updates")] = 0.1
     """Share of the updates in which the rate rises linearly to its peak, before it decays to
     zero."""
     weight_decay: Annotated[float, Bounds(least=0)] = 0.0

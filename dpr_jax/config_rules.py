@@ -86,7 +86,7 @@ def bounds_in(hint: Any) -> list[Bounds]:
 
 
 def _holds(bounds: Bounds, value: float) -> bool:
-    least, most, above, below = bounds
+    least, most, above, below, _ = bounds
     return (
         math.isfinite(value)
         and (least is None or value >= least)
@@ -97,14 +97,14 @@ def _holds(bounds: Bounds, value: float) -> bool:
 
 
 def _in_words(bounds: Bounds) -> str:
-    least, most, above, below = bounds
+    least, most, above, below, unit = bounds
     parts = [
         f"{least:,} or more" if least is not None else "",
         f"greater than {above:,}" if above is not None else "",
         f"at most {most:,}" if most is not None else "",
         f"less than {below:,}" if below is not None else "",
     ]
-    return " and ".join(part for part in parts if part)
+    return " and ".join(part for part in parts if part) + (f", {unit}" if unit else "")
 
 
 def _refuse(key: str, value: Any, rule: str) -> None:

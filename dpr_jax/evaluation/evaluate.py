@@ -189,7 +189,8 @@ def _warn(left_out: dict[str, str]) -> None:
 def _warn_of_stale(stale: dict[str, str]) -> None:
     """Names the runs that are older than the corpus."""
     for name, why in stale.items():
-        say(f"evaluate: WARNING: run {name} is marked with *: {why}; run `dpr retrieve` again")
+        again = f"run `dpr retrieve --retriever {name}` with this --workdir again"
+        say(f"evaluate: WARNING: run {name} is marked with *: {why}; {again}")
 
 
 def _run_files(workdir: WorkDir, question_set: str) -> dict[str, Path]:
@@ -235,8 +236,9 @@ def _check_unchanged(run_file: Path, sha256: str) -> None:
     if entry and entry["sha256"] != sha256:
         raise InputError(
             f"{run_file} is damaged or was changed: its checksum is not the one in"
-            f" {run_file.stem}.manifest.json; delete that manifest and run `dpr retrieve` again, or"
-            " keep the file as a run of your own without a manifest"
+            f" {run_file.stem}.manifest.json; delete that manifest and run `dpr retrieve"
+            f" --retriever {run_file.stem}` with this --workdir again, or keep the file as a run of"
+            " your own without a manifest"
         )
 
 

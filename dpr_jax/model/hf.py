@@ -116,6 +116,8 @@ def _download(name: str) -> Path:
             folder = fetched(older)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set, and the hub's cache does not have it"
         raise InputError(
             f"model {name!r} is no folder in {Path.cwd()} and could not be fetched from the hub"
             f" ({type(error).__name__}: {reason}); check the name and the network, or give a folder"
