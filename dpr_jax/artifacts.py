@@ -78,6 +78,8 @@ def remedy_for(path: Path, delete: str = "its folder") -> str:
         return f"delete {delete} and run {command} again"
     if command:
         return f"run {command} first"
+    if path.name not in ("config.json", "retriever.json"):
+        return "run the stage again that makes it"
     root = path.parent if path.name == "config.json" else path.parent.parent.parent
     return (
         "restore it from a copy; or move it away and run `dpr pipeline CONFIG.py --workdir"

@@ -145,10 +145,7 @@ def run(args: list[str]) -> None:
     else:
         host.skip_absent_tpu()
     console.quiet_libraries()
-    call = parse(command, rest)._replace(options=beam_options)
-    if call.workdir and command not in ("pipeline", "prepare"):
-        call.workdir.check_begun()
-    dispatch.run(call)
+    dispatch.run(parse(command, rest)._replace(options=beam_options))
 
 
 def parse(command: str, args: list[str]) -> Call:

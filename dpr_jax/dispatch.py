@@ -36,6 +36,8 @@ class Call(NamedTuple):
 
 def run(call: Call) -> None:
     """Runs a command, alone or among several processes of one run."""
+    if call.workdir and call.command not in ("pipeline", "prepare"):
+        call.workdir.check_begun()
     if call.command in ALONE:
         if call.command != "plan":  # reads from a program what a stored one lacks
             compilation_cache.enable()

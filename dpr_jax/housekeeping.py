@@ -21,7 +21,12 @@ from dpr_jax.retrieval.searcher import open_corpus, open_retriever
 from dpr_jax.workdir import HASH_LENGTH, RetrieverDir, WorkDir
 
 ARTIFACT = re.compile(rf"(?P<stage>.+)-[0-9a-f]{{{HASH_LENGTH}}}(?P<ending>\.(partial|building))?")
-OWN_FILES = ("manifest.json", "settings.json", "chunk.json")  # one of which each artifact has
+OWN_FILES = (
+    "manifest.json",
+    "index.json",
+    "settings.json",
+    "chunk.json",
+)  # one of which each artifact has
 MEGABYTE = 1_000_000
 
 

@@ -202,4 +202,4 @@ def test_without_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_passages_that_are_cut_are_not_cut_again(tmp_path: Path) -> None:
     write_text(tmp_path, "passages-0-of-1.jsonl", "{}")
     with pytest.raises(InputError, match="holds what dpr split cut; set data.split_words"):
-        corpus(tmp_path, tmp_path / "work", split_words=2)
+        corpus(tmp_path, tmp_path.with_name(f"{tmp_path.name}-work"), split_words=2)

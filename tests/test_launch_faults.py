@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from dpr_jax import recipes
+from dpr_jax.config import Config
+from dpr_jax.workdir import open_workdir
+
 ROOT = Path(__file__).resolve().parents[1]
 MINUTE_S = 60
 # the time-outs of `dpr` are shorter than its own, but for tests that are slow
@@ -147,6 +151,7 @@ def test_an_error_of_one_ends_all_with_its_status(
 
 
 def test_other_settings_are_named(run: Run, tmp_path: Path) -> None:
+    recipes.store_workdir(open_workdir(tmp_path / "w"), Config())
     for index, rate in enumerate(("1e-5", "2e-5")):
         args = ("train", "--workdir", str(tmp_path / "w"), "--train.learning-rate", rate)
         run.start(index, DPR, *args)
@@ -204,12 +209,13 @@ def test_too_few_processes(run: Run, tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_shared(run: Run, tmp_path: Path) -> None:
-    """Each host has its own under the same path; process 0 has prepared data in its own."""
-    (tmp_path / "passages.tsv").write_text("id\ttext\ttitle\n1\tIron is a metal.\tIron\n")
+    """Each host has its own under the same path; those of the two hold other settings."""
     code = SHORT + "from dpr_jax import workdir; workdir.SEEN_S = 2\n" + DPR
-    passages = ("--data.passages", str(tmp_path / "passages.tsv"))
     for index in range(2):
-        run.start(index, code, "index", "--retriever", "bm25", "--workdir", f"w{index}", *passages)
+        root = tmp_path / f"w{index}"
+        recipes.store_workdir(open_workdir(root), Config(rounds=1 + index))
+        args = ("index", "--retriever", "bm25", "--rounds", "1", "--workdir", str(root))
+        run.start(index, code, *args)
     assert run.wait() == [2, 2]
     assert "process 1 ended with an error, which its log names" in run.lines(0)[-1]
     assert "this process does not see in" in run.lines(1)[-1]

@@ -241,7 +241,7 @@ def test_another_retriever_of_the_same_embeddings(copy: Path) -> None:
 def test_a_training_with_other_settings_is_another_retriever(copy: Path) -> None:
     rate = ("--retriever", "fast", "--workdir", copy, "--train.learning-rate", "2e-3")
     done = dpr("train", *rate, status=2)
-    assert "retriever fast has no mined yet; run `dpr mine" in done.stderr
+    assert "retriever fast has no mined hard negatives yet; run `dpr mine" in done.stderr
     dpr("mine", *rate)
     done = dpr("train", *rate)
     assert "retriever fast" not in done.stderr  # nothing of it was stored with another rate

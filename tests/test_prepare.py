@@ -377,7 +377,7 @@ def test_data_of_another_version_are_refused_and_prepared_anew(
     of_another = made_from if form is None else made_from | {"form": form}
     artifacts.restate(manifest, made_from=of_another)
     assert len(store.open_corpus(workdir)) == 4  # which is the same in both
-    with pytest.raises(InputError, match=f"in form {form or 1}; .*run `dpr prepare`"):
+    with pytest.raises(InputError, match=f"in form {form or 1}; .*run `dpr prepare --workdir"):
         store.open_questions(workdir, "train")
     said.clear()
     prepare.run(config, workdir)
@@ -430,7 +430,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path, raw: dict[str, Path
     with pytest.raises(InputError, match="run `dpr prepare --workdir"):
         store.open_corpus(workdir)
     prepare.run(config, workdir)
-    with pytest.raises(InputError, match="run `dpr mine` first"):
+    with pytest.raises(InputError, match="mined/manifest.json does not exist"):
         store.open_questions(workdir, "train", mined=tmp_path / "mined")
     (shard,) = (workdir.data / "corpus").glob("*array_record*")
     shard.write_bytes(shard.read_bytes()[:-100])

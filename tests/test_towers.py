@@ -161,7 +161,7 @@ def test_towers_that_training_did_not_write_together(target: RetrieverDir) -> No
 def test_towers_of_two_widths(target: RetrieverDir, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = BertShape(**{**tiny.SHAPE.__dict__, "hidden_size": 16})
     monkeypatch.setattr(tiny, "SHAPE", narrow)
-    monkeypatch.setattr(tiny, "params", lambda seed, params=tiny.params: params(narrow, seed))
+    monkeypatch.setattr(tiny, "params", lambda *_, params=tiny.params: params(narrow, 0))
     write_tower(target.root.parent, "question", seed=0)
     with pytest.raises(InputError, match="vectors of width 16, its passage encoder of"):
         pipeline.STAGES["retrieve"](CONFIG, target)

@@ -218,7 +218,7 @@ def test_steps_by_epochs_by_number_and_by_default() -> None:
     assert steps(95) == (95, 10)
     assert steps(10**6) == (1000, 100)
     assert steps(95, total_steps=1, warmup=0.9) == (1, 0)
-    with pytest.raises(InputError, match="train.epochs is 2; it must be None where"):
+    with pytest.raises(InputError, match="train.epochs is 2; it must be None beside"):
         validate(Config(train=TrainConfig(total_steps=3, epochs=2)))
 
 

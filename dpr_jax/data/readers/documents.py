@@ -40,7 +40,8 @@ def recognised(path: Path, count: Counter[str], chosen: Chosen | None = None) ->
         files = tuple(file for file in text if _is_known(file))
         count["documents"] += 0  # so that they are reported first
         count[NOT_TEXT] += there - len(text)
-        count[NOT_KNOWN] += len(text) - len(files)
+        if len(files) < len(text):
+            count[NOT_KNOWN] += len(text) - len(files)
         if not files:
             raise InputError(
                 f"{path}: none of its {there:,} files is a document; documents are .txt, .md,"
