@@ -4,9 +4,9 @@ Data:      data/quickstart/, a cut of MedQuAD (1,500 training, 200 dev, 400 test
            passages).
 Command:   dpr pipeline configs/quickstart.py --workdir runs/quickstart
 Hardware:  two CPU cores, 4 GB of memory (3.0 GB used).
-Time:      626 s of processor time beside other work, most of it training (AMD EPYC, jax 0.10.2).
+Time:      3.5 minutes, 368 s of processor time, most of it training (AMD EPYC, jax 0.10.2).
 Expected:  gold passage in the top 1/5/20, % of the 400 test questions: BM25 42.8/87.8/98.8, the
-           encoder as it came 73.5/95.5/100.0, trained 93.8/99.8/100.0, hybrid 95.2/99.8/100.0
+           encoder as it came 73.8/95.5/100.0, trained 93.8/99.8/100.0, hybrid 95.2/99.8/100.0
            (the last digits may differ between processors).
 """
 
