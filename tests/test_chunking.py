@@ -186,7 +186,7 @@ def losses(target: RetrieverDir) -> list[float]:
 
 
 @pytest.mark.usefixtures("own_programs")
-@pytest.mark.parametrize("pack_rows", ["None", "1"])
+@pytest.mark.parametrize("pack_rows", ["None", pytest.param("1", marks=pytest.mark.slow)])
 def test_little_memory_is_refused_or_chunked_and_resumed_with_the_same_chunks(
     tmp_path: Path,
     nq_small_workdir: tuple[Config, WorkDir],
