@@ -68,11 +68,15 @@ class _Lease:
             if holder is None:
                 continue  # it has just ended
             first_seen = first_seen or touched_s
-            if _is_gone(holder) or idle_s > STALE_S:
+            renewed, watched_s = touched_s != first_seen, time.monotonic() - began_s
+            # where the disk takes the time of a touch from the host that does it, two clocks may
+            # differ: a living holder is seen to renew its lease all the same
+            stale = idle_s > STALE_S and watched_s > 2 * RENEW_S
+            if _is_gone(holder) or (not renewed and (stale or watched_s > STALE_S)):
                 self._take_from(holder)
+                began_s, first_seen = time.monotonic(), None
                 continue
-            renewed = touched_s != first_seen
-            if renewed or time.monotonic() - began_s > STALE_S + RENEW_S:
+            if renewed:
                 raise Busy(
                     f"{self._path.parent} is being written by process {holder.get('process')} on"
                     f" {holder.get('host')} since {holder.get('since')}; run this again when that"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,13 +69,42 @@ def test_a_killed_writer_is_taken_over(folder: Path, holder: subprocess.Popen[st
     assert not (folder / lease.FILE).exists()
 
 
-def test_a_lease_of_another_host_is_taken_over_when_it_is_stale(tmp_path: Path) -> None:
+def test_a_lease_of_another_host_is_taken_over_when_it_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
     path = tmp_path / lease.FILE
     path.write_text(json.dumps({"process": 1, "host": "other", "boot": "other", "token": "x"}))
     before_s = time.time() - lease.STALE_S - 1
     os.utime(path, (before_s, before_s))
     with lease.held(tmp_path):
         assert json.loads(path.read_text())["host"] != "other"
+
+
+def test_a_living_holder_whose_clock_is_an_hour_behind_keeps_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some disks take the time of a touch from the host that does it."""
+    monkeypatch.setattr(lease, "RENEW_S", 1.0)
+    path = tmp_path / lease.FILE
+    path.write_text(json.dumps({"process": 1, "host": "other", "boot": "other", "token": "x"}))
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.2):
+            behind_s = time.time() - 3600
+            os.utime(path, (behind_s, behind_s))
+
+    os.utime(path, (time.time() - 3600,) * 2)
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        with pytest.raises(Busy, match="process 1 on other"), lease.held(tmp_path):
+            pass
+    finally:
+        ended.set()
+        holder.join()
+    assert json.loads(path.read_text())["token"] == "x"
 
 
 def test_a_lease_of_another_host_that_is_not_renewed_is_waited_for(
