@@ -1,4 +1,4 @@
-"""What a message proposes works as it is printed, and what is refused leaves nothing behind."""
+"""Messages propose what works as it is printed; what is refused leaves nothing behind."""
 
 import dataclasses
 import os
