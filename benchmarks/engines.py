@@ -101,6 +101,7 @@ def representax(source: str, tokens: int, dtype: str) -> Iterator[Engine]:
     model = load_sentence_transformer(
         str(hf.resolve(source, "passage")),
         local_files_only=True,
+        parameter_dtype=jnp.dtype(dtype),  # float32 weights fail with products in bfloat16
         compute_dtype=jnp.dtype(dtype),
         sequence_length_buckets=[*(one for one in lengths if one < tokens), tokens],
     )
