@@ -217,7 +217,7 @@ def test_rows_that_are_not_finite_are_refused(retriever: RetrieverDir, kind: str
 
 def test_an_engine_that_crashes_is_one_line(retriever: RetrieverDir) -> None:
     with pytest.raises(InputError, match="faiss engine failed .*--index.kind") as error:
-        worker.ask(retriever.root / "nothing", Parts("faiss", {}), np.ones((1, 4)), 3)
+        worker.search_fresh(retriever.root / "nothing", Parts("faiss", {}), np.ones((1, 4)), 3)
     assert "\n" not in str(error.value)
 
 
