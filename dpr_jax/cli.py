@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -78,10 +79,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a bug, or a user's function
         if is_refused_writing(error):
             place = Path(error.filename).parent if error.filename else "a file"
-            _complain(
-                f"cannot write in {place}: {error.strerror}; give a folder that this user can write"
-                " to, with room"
-            )
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "make room there and run this again" if full else "give another folder"
+            _complain(f"cannot write in {place}: {error.strerror}; {remedy}")
         else:
             if (joining := sys.modules.get("dpr_jax.joining")) is not None:
                 joining.await_end(error)

@@ -58,7 +58,7 @@ def test_prepare_says_so_and_goes_on_once_there_is_room(tmp_path: Path, passages
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         last = done.stderr.splitlines()[-1]
-        assert last.startswith("dpr: cannot write ") and last.endswith("No space left on device")
+        assert last.startswith("dpr: cannot write in ") and "No space left on device; make" in last
         assert not [*small.glob("w/data-*")]
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
         assert dpr({}, *args, code=DPR).returncode == 0
@@ -88,7 +88,7 @@ def test_a_full_disk_of_one_process_ends_both(
                 process.communicate()
         assert "dpr: process 1 ended with an error, which its log names" in run.lines(0)
         last = run.lines(1)[-1]
-        assert last.startswith("dpr: cannot write ") and last.endswith("No space left on device")
+        assert last.startswith("dpr: cannot write in ") and "No space left on device; make" in last
         assert "Traceback" not in "".join((*run.lines(0), *run.lines(1)))
 
         (tmp_path / "again").mkdir()
