@@ -83,7 +83,10 @@ parity: ## against sentence-transformers and transformers, in an environment wit
 constraints: ## renew constraints.txt (needs uv); then run the tests on Python 3.11 and 3.12
 	{ sed -n '/^#/p' constraints.txt; \
 	  "$(UV)" pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+	    --extra engines --extra storage --extra gcs \
 	    pyproject.toml --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-	    | sed -E "/ == '(win32|emscripten)'/d; s/( ;| and) (sys_platform|platform_machine|[(]).*//"; \
+	    | sed -E -e "/ == '(win32|emscripten)'/d" \
+	      -e "s/( ;| and) (sys_platform|platform_machine|[(]).*//" \
+	      -e "s/( ;| and) (platform_python_implementation|implementation_name).*//"; \
 	  echo "$(ENCODER)"; } > constraints.new
 	mv constraints.new constraints.txt
