@@ -28,9 +28,10 @@ def check_encoders(steps: Sequence[PlannedStep]) -> None:
     Raises:
       InputError: an encoder is missing, or is not one.
     """
-    for step in steps:
-        source = step.source or (step.config.model.init if step.stage == "train" else "retriever:")
-        if step.stage in ("train", "encode") and not source.startswith("retriever:"):
+    sources = [step.source for step in steps if step.stage == "encode"]
+    sources += [step.config.model.init for step in steps if step.stage == "train"]
+    for source in dict.fromkeys(filter(None, sources)):
+        if not source.startswith("retriever:"):  # which may be made on the way
             hf.resolve(source, "passage")
 
 

@@ -167,14 +167,20 @@ def _absolute(value: Any, *, always: bool = False) -> Any:
         return tuple(_absolute(one, always=always) for one in value)
     if not value or value in ("bm25", "untrained"):
         return value
-    name, equals, path = value.rpartition("=")
+    name, equals, path = value.partition("=")
+    if not equals or "/" in name or _is_there(value):  # a folder may be called date=2026
+        name, equals, path = "", "", value
     if path.startswith("tfds:") or "://" in path:
         return value
-    there = Path(path).expanduser()
-    with contextlib.suppress(OSError):  # no name that a disk could have
-        if always or there.exists():
-            return f"{name}{equals}{there.absolute()}"
+    if always or _is_there(path):
+        return f"{name}{equals}{Path(path).expanduser().absolute()}"
     return value
+
+
+def _is_there(path: str) -> bool:
+    with contextlib.suppress(OSError):  # no name that a disk could have
+        return Path(path).expanduser().exists()
+    return False
 
 
 def _say_differences(title: str, before: dict[str, Any] | None, after: dict[str, Any]) -> None:

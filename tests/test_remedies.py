@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_jax import cli, config_file, housekeeping, lease, pipeline
+from dpr_jax import cli, config_file, housekeeping, lease, pipeline, recipes
 from dpr_jax.config import Config
 from dpr_jax.errors import InputError
 from dpr_jax.retrieval.retriever import Retriever
@@ -103,6 +103,31 @@ def test_only_prepare_takes_other_data(
     message = refused("prepare", str(config), "--workdir", str(workdir.root))
     assert str(Path("no/such/file.tsv").absolute()) in message
     assert workdir.read()["config"]["data"] == stored
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("day=2026/p.tsv", "{here}/day=2026/p.tsv"),
+        ("runs/day=2026/p.tsv", "{here}/runs/day=2026/p.tsv"),
+        ("/data/day=2026/p.tsv", "/data/day=2026/p.tsv"),
+        ("mine=p.tsv", "mine={here}/p.tsv"),
+        ("mine=runs/day=1/p.tsv", "mine={here}/runs/day=1/p.tsv"),
+        ("s3://bucket/day=2026/p.tsv", "s3://bucket/day=2026/p.tsv"),
+        ("mine=s3://bucket/p.tsv", "mine=s3://bucket/p.tsv"),
+        ("tfds:nq#test", "tfds:nq#test"),
+    ],
+)
+def test_paths_are_stored_as_absolute_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, stored: str
+) -> None:
+    """A name before `=` has no slash; a folder that is there may be called so too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "day=2026").mkdir()
+    (tmp_path / "day=2026" / "p.tsv").write_text("")
+    data = dataclasses.replace(Config().data, test=(given,))
+    found = recipes.absolute(dataclasses.replace(Config(), data=data)).data.test
+    assert found == (stored.format(here=tmp_path),)
 
 
 @pytest.mark.parametrize("command", ["train", "mine", "encode", "evaluate", "index", "inspect"])
