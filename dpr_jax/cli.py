@@ -78,7 +78,8 @@ def main() -> None:
         _leave(exit_status(error))
     except Exception as error:  # noqa: BLE001 - a bug, or a user's function
         if is_refused_writing(error):
-            place = Path(error.filename).parent if error.filename else "a file"
+            named = isinstance(error.filename, str)
+            place = Path(error.filename).parent if named else "a folder"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = "make room there and run this again" if full else "give another folder"
             _complain(f"cannot write in {place}: {error.strerror}; {remedy}")
@@ -205,12 +206,12 @@ def _before_dashes(args: list[str]) -> tuple[list[str], list[str]]:
 def _one_length(config: Config, args: list[str]) -> Config:
     """Lets a flag for the epochs take the place of other settings' updates, and the reverse."""
     given = {_setting(arg)[0] for arg in args if arg.startswith("--")}
-    names = {"train.epochs", "train.total_steps"}
-    if len(names & given) != 1:
-        return config
-    (other,) = names - given
-    train = dataclasses.replace(config.train, **{other.removeprefix("train."): None})
-    return dataclasses.replace(config, train=train)
+    for one, other in (("epochs", "total_steps"), ("total_steps", "epochs")):
+        is_asked = f"train.{one}" in given and getattr(config.train, one) is not None
+        if is_asked and f"train.{other}" not in given:
+            train = dataclasses.replace(config.train, **{other: None})
+            return dataclasses.replace(config, train=train)
+    return config
 
 
 def _operands(command: str, args: list[str]) -> tuple[list[str], list[str]]:

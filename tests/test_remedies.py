@@ -207,6 +207,8 @@ def test_epochs_take_the_place_of_stored_updates(workdir: WorkDir) -> None:
     config = cli.parse("train", ["--train.epochs", "2", *flags]).config
     assert (config.train.epochs, config.train.total_steps) == (2, None)
     assert cli.parse("train", flags).config.train.total_steps == 7
+    same = cli.parse("train", ["--train.epochs", "None", *flags]).config.train
+    assert (same.epochs, same.total_steps) == (None, 7)
     both = ["--train.epochs", "2", "--train.total-steps", "3", *flags]
     assert "set one of the two" in refused("train", *both)
 
